@@ -1,0 +1,116 @@
+"""Fold BatchNormalization at inference into the layer before it.
+
+    y = gamma (W x + b - mean) / sqrt(var + eps) + beta  =  (s W) x + (s (b - mean) + beta),
+    s = gamma / sqrt(var + eps)
+
+The rules of onnxscript do the same but give the folded node a new name, and ours are what the per-layer
+map and every later report go by. We also fold inside subgraphs and compute in float64.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnx_ir as ir
+
+logger = logging.getLogger(__name__)
+
+
+class FoldBatchNormPass(ir.passes.InPlacePass):
+    """BatchNormalization(Conv | ConvTranspose | Gemm) -> the layer alone, under its own name."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run; a BatchNormalization that stays is logged with its reason."""
+        count = 0
+        for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+            if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
+                continue
+            reason = _obstacle(node)
+            if reason:
+                logger.debug("BatchNormalization '%s' stays: %s", node.name, reason)
+                continue
+            _fold(model, node)
+            count += 1
+        return ir.passes.PassResult(model, modified=count > 0)
+
+
+def _obstacle(norm: ir.Node) -> str | None:
+    """Why this BatchNormalization cannot be folded, or None."""
+    source = norm.inputs[0]
+    layer = source.producer() if source is not None else None
+    if layer is None or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return "no Conv, ConvTranspose or Gemm before it"
+    if source is None or len(source.uses()) > 1 or source.is_graph_output():
+        return f"'{layer.name}' feeds other nodes too"
+    if norm.attributes.get_int("training_mode", 0) or any(value.uses() for value in norm.outputs[1:]):
+        return "it is in training mode"
+    constants = [*norm.inputs[1:5], *layer.inputs[1:3]]
+    for value in constants:
+        if value is not None and value.const_value is None:
+            return f"'{value.name}' is not constant"
+    weight = layer.inputs[1]
+    if weight is None or len(weight.uses()) > 1:
+        return f"the weight of '{layer.name}' is shared"
+    return None
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None and value.const_value is not None
+    return np.asarray(value.const_value.numpy(), dtype=np.float64)
+
+
+def _fold(model: ir.Model, norm: ir.Node) -> None:
+    source = norm.inputs[0]
+    assert source is not None
+    layer = source.producer()
+    assert layer is not None
+    gamma, beta, mean, variance = (_array(value) for value in norm.inputs[1:5])
+    scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+
+    weight_value = layer.inputs[1]
+    assert weight_value is not None and weight_value.const_value is not None
+    dtype = weight_value.const_value.dtype
+    weight = _scale_outputs(layer, _array(weight_value), scale)
+    bias_value = layer.inputs[2] if len(layer.inputs) > 2 else None
+    bias = _array(bias_value) if bias_value is not None else np.zeros_like(mean)
+    gemm_beta = layer.attributes.get_float("beta", 1.0) if layer.op_type == "Gemm" else 1.0
+    bias = (gemm_beta * bias - mean) * scale + beta
+    if gemm_beta != 1.0:
+        del layer.attributes["beta"]
+
+    name = layer.name or norm.outputs[0].name or "layer"
+    new_weight = _initializer(model, f"{name}/folded.weight", weight, dtype)
+    new_bias = _initializer(model, f"{name}/folded.bias", bias, dtype)
+    layer.replace_input_with(1, new_weight)
+    if len(layer.inputs) < 3:
+        layer.resize_inputs(3)
+    layer.replace_input_with(2, new_bias)
+
+    # The layer now computes what the normalisation did; readers keep the name they know.
+    old = norm.outputs[0]
+    name_of_output, shape, type_ = old.name, old.shape, old.type
+    graph = norm.graph
+    assert graph is not None
+    old.replace_all_uses_with(source, replace_graph_outputs=True)
+    graph.remove(norm, safe=True)
+    source.name, source.shape, source.type = name_of_output, shape, type_
+
+
+def _scale_outputs(layer: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Multiply each output channel of a stored weight by its scale."""
+    if layer.op_type == "Conv":
+        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    if layer.op_type == "ConvTranspose":  # stored (G C, N, *k)
+        groups = layer.attributes.get_int("group", 1)
+        grouped = weight.reshape(groups, -1, *weight.shape[1:])
+        per_group = scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+        return (grouped * per_group).reshape(weight.shape)
+    return weight * (scale[:, None] if layer.attributes.get_int("transB", 0) else scale)
+
+
+def _initializer(model: ir.Model, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
+    tensor = ir.tensor(array.astype(dtype.numpy()), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value

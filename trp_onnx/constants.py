@@ -1,0 +1,100 @@
+"""Constants behind a value: an initializer, or an expression of initializers that never changes.
+
+Exporters hide weights behind Reshape, Transpose, Cast, Identity or DequantizeLinear. Such a chain is
+evaluated by onnx's own reference implementation, and only when the weight is asked for: a layer that is
+kept keeps its chain (and its int8 bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.shapes import Shape
+
+# Nodes whose result is not the same every time.
+_RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that is the same in every run.
+
+    Attributes:
+        value: The value in the graph.
+        nodes: The nodes that compute it from initializers, in running order; empty for an initializer.
+        opset: Version of the default opset that the nodes mean.
+    """
+
+    value: ir.Value
+    nodes: tuple[ir.Node, ...] = ()
+    opset: int = 17
+
+    @property
+    def dtype(self) -> ir.DataType | None:
+        """Element type; evaluates the chain where the graph does not say."""
+        if self.value.const_value is not None:
+            return self.value.const_value.dtype
+        return self.value.dtype or ir.DataType.from_numpy(self.array().dtype)
+
+    def shape(self, shapes: Mapping[ir.Value, Shape]) -> tuple[int, ...]:
+        """Shape; evaluates the chain where shape inference does not know it."""
+        if self.value.const_value is not None:
+            return tuple(int(d) for d in self.value.const_value.shape.numpy())
+        known = shapes.get(self.value)
+        if known is not None and None not in known:
+            return tuple(d for d in known if d is not None)
+        return tuple(self.array().shape)
+
+    def array(self) -> np.ndarray:
+        """The constant itself, in its own type."""
+        if self.value.const_value is not None:
+            return self.value.const_value.numpy()
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        feeds = {
+            value.name: value.const_value.numpy()
+            for node in self.nodes
+            for value in node.inputs
+            if value is not None and value.const_value is not None
+        }
+        undefined = onnx.TensorProto.UNDEFINED
+        graph = onnx.helper.make_graph(
+            [ir.to_proto(node) for node in self.nodes],
+            "constant",
+            [onnx.helper.make_tensor_value_info(name, undefined, None) for name in feeds],
+            [onnx.helper.make_tensor_value_info(self.value.name, undefined, None)],
+        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", self.opset)])
+        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+
+
+def resolve_constant(value: ir.Value | None, opset: int) -> Constant | str:
+    """The constant behind a value, or one clause that says why there is none."""
+    if value is None:
+        return "its weight is missing"
+    nodes: dict[ir.Node, None] = {}
+    reason = _collect(value, nodes)
+    return reason or Constant(value, tuple(nodes), opset)
+
+
+def _collect(value: ir.Value, nodes: dict[ir.Node, None]) -> str | None:
+    if value.const_value is not None:
+        return None
+    node = value.producer()
+    if node is None:
+        return f"weight '{value.name}' is an input of the graph: make it an initializer"
+    computed = f"weight '{value.name}' is computed at run time by {node.op_type} '{node.name}'"
+    if node.op_type in _RANDOM or node.domain not in ("", "ai.onnx") or not node.inputs:
+        return computed
+    if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+        return computed
+    for source in node.inputs:
+        if source is not None and _collect(source, nodes) is not None:
+            return computed
+    nodes[node] = None
+    return None

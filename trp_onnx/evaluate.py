@@ -1,0 +1,116 @@
+"""Accuracy of a file on data: the number that counts is measured on what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from trp_onnx.data import Dataset, Preprocessing, open_data
+from trp_onnx.errors import DataError
+from trp_onnx.progress import track
+from trp_onnx.runtime import open_session, run_session
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy.
+
+    Attributes:
+        correct: Samples whose largest output is their label.
+        samples: Samples that were run.
+    """
+
+    correct: int
+    samples: int
+
+    @property
+    def top1(self) -> float:
+        """The part that is correct, 0 to 1."""
+        return self.correct / self.samples
+
+
+def evaluate(
+    model: str | PathLike[str],
+    data: str | PathLike[str] | Dataset,
+    *,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+) -> Accuracy:
+    """Measure the top-1 accuracy of an ONNX file.
+
+    The first input of the model takes the samples, its first output that has one score a class for each
+    sample is read; both may have further dimensions of size 1.
+
+    Args:
+        model: The file.
+        data: An `.npz` file, an image folder, or an open `Dataset`.
+        preprocessing: How samples become inputs; not with a `Dataset`, which has its own.
+        limit: Only the first so many samples.
+
+    Raises:
+        ModelError: The model cannot be loaded or run.
+        DataError: The data cannot be read, has no labels, or does not fit the model.
+    """
+    dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
+    if dataset.labels is None:
+        raise DataError(f"'{dataset.source}' has no labels: accuracy cannot be measured")
+    session = open_session(check_is_model(Path(model)))
+    shape = session.get_inputs()[0].shape
+    batch = shape[0] if shape and isinstance(shape[0], int) else BATCH
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    offset = dataset.preprocessing.label_offset
+    correct = 0
+    for x, y in track(dataset.batches(batch, limit), f"evaluating {Path(model).name}", -(-count // batch)):
+        assert y is not None
+        scores = _scores(run_session(session, _feed(session, x)), len(x), str(model))[:, offset:]
+        if y.min() < 0 or y.max() >= scores.shape[1]:
+            wrong = int(y.min() if y.min() < 0 else y.max())
+            raise DataError(f"'{dataset.source}' has label {wrong}, but the model has {scores.shape[1]} classes (0 to {scores.shape[1] - 1}): see --label-offset")
+        correct += int((scores.argmax(axis=1) == y).sum())
+    return Accuracy(correct, count)
+
+
+def check_is_model(path: Path) -> Path:
+    """The path itself, once it is known to be an ONNX file that may be opened (see `open_model`)."""
+    from trp_onnx.model import open_model
+
+    open_model(path)
+    return path
+
+
+_TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8,
+          "tensor(int64)": np.int64, "tensor(int32)": np.int32}  # fmt: skip
+
+
+def _feed(session: object, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Samples in the type and size of the model's first input; a short last batch is filled up."""
+    first, *others = session.get_inputs()  # type: ignore[attr-defined]
+    if others:
+        raise DataError(f"the model has {len(others) + 1} inputs; only models with one can be evaluated")
+    expected: Sequence[int | str | None] = first.shape
+    fits = len(expected) == x.ndim and all(
+        not isinstance(want, int) or want == have for want, have in zip(expected[1:], x.shape[1:], strict=True)
+    )
+    if not fits:
+        want = "x".join(str(d) if isinstance(d, int) else "?" for d in expected[1:])
+        have = "x".join(map(str, x.shape[1:]))
+        raise DataError(f"the model takes samples of {want} at input '{first.name}', the data gives {have}: see --crop, --resize and --layout")
+    if isinstance(expected[0], int) and len(x) < expected[0]:
+        x = np.concatenate([x, np.repeat(x[-1:], expected[0] - len(x), axis=0)])
+    return {first.name: x.astype(_TYPES.get(first.type, np.float32))}
+
+
+def _scores(outputs: Mapping[str, np.ndarray], count: int, model: str) -> np.ndarray:
+    for output in outputs.values():
+        if not isinstance(output, np.ndarray) or output.ndim < 2 or output.shape[0] < count:
+            continue
+        scores = output.reshape(output.shape[0], -1)
+        if scores.shape[1] == max(output.shape[1:]):
+            return scores[:count]
+    raise DataError(f"'{model}' has no output with one score a class for each sample: its accuracy cannot be measured")

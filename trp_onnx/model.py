@@ -1,0 +1,242 @@
+"""Open and save models: weights stay on disk until somebody asks, and what is written appears whole.
+
+A result is built in a folder of its own beside the target (`Staging`) and moved into place by rename once
+it has been verified; whatever ends the work before that, the folder is removed and nothing has changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.errors import ModelError, OutputError, UsageError
+
+EXTERNAL_FROM = 1536 * 2**20
+"""Bytes of weights from which they go into a file of their own; protobuf ends at 2 GiB."""
+
+
+def open_model(path: Path) -> ir.Model:
+    """Open an ONNX file; external data is mapped when it is used, not read.
+
+    Raises:
+        ModelError: Not a file, not ONNX, truncated, or external data that is missing, too short or
+            outside the model's folder.
+    """
+    from google.protobuf.message import DecodeError
+
+    if not path.exists():
+        raise ModelError(f"'{path}' does not exist")
+    if not path.is_file():
+        raise ModelError(f"'{path}' is not a file")
+    try:
+        model = ir.load(path.resolve(), format="protobuf")
+    except DecodeError as error:
+        raise ModelError(f"'{path}' is not an ONNX file, or it is truncated") from error
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror}") from error
+    except Exception as error:  # onnx_ir wraps whatever a malformed graph trips over
+        cause = error.__cause__ or error
+        raise ModelError(f"'{path}' is not a valid ONNX model: {_first_line(cause)}") from error
+    if not len(model.graph) or not model.opset_imports:
+        raise ModelError(f"'{path}' is not an ONNX model: it holds no graph")
+    _check_external_data(path, model)
+    return model
+
+
+def _check_external_data(path: Path, model: ir.Model) -> None:
+    folder = path.resolve().parent
+    sizes: dict[str, int] = {}
+    for tensor in tensors(model):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        location = os.fspath(tensor.location)
+        target = (folder / location).resolve()
+        if Path(location).is_absolute() or not target.is_relative_to(folder):
+            raise ModelError(
+                f"'{path}' is refused: tensor '{tensor.name}' points to '{location}', outside the model's folder"
+            )
+        if location not in sizes:
+            if not target.is_file():
+                raise ModelError(
+                    f"'{path}' keeps its weights in '{location}', which is missing: put that file beside it"
+                )
+            sizes[location] = target.stat().st_size
+        if (tensor.offset or 0) + tensor.nbytes > sizes[location]:
+            raise ModelError(f"'{location}', the weights of '{path}', is too short for tensor '{tensor.name}': it is truncated")
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor that a model stores: initializers and Constant nodes, subgraphs and functions too."""
+    graphs: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+    for graph in graphs:
+        if isinstance(graph, ir.Graph):
+            for value in graph.initializers.values():
+                if value.const_value is not None:
+                    yield value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield attribute.as_tensor()
+
+
+def count_parameters(model: ir.Model) -> int:
+    """Entries of all float tensors that a model stores."""
+    return sum(tensor.size for tensor in tensors(model) if tensor.dtype.is_floating_point())
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all tensors that a model stores."""
+    return sum(tensor.nbytes for tensor in tensors(model))
+
+
+def has_external_data(model: ir.Model) -> bool:
+    """Whether any tensor lives outside the ONNX file."""
+    return any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model))
+
+
+def file_bytes(path: Path) -> int:
+    """Size of an ONNX file and the external data that belongs to it."""
+    locations = {
+        os.fspath(tensor.location)
+        for tensor in tensors(open_model(path))
+        if isinstance(tensor, ir.ExternalTensor)
+    }
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in locations)
+
+
+class Staging:
+    """A hidden folder beside the target, in which the result is built; a context manager.
+
+        with Staging(out, source) as staging:
+            staging.save(model)     # staging.path now holds the model, under its final name
+            ...                     # verify it
+            staging.publish()       # rename into place
+
+    Attributes:
+        path: The model inside the folder.
+    """
+
+    def __init__(self, out: Path, source: Path, model: ir.Model) -> None:
+        """Create the folder.
+
+        Args:
+            out: Where the result shall be.
+            source: The input file, which must stay untouched.
+            model: The opened input; its external files must stay untouched too.
+
+        Raises:
+            UsageError: `out` is the input, or its data file would be one that the input uses.
+            OutputError: The folder of `out` does not exist or cannot be written to.
+        """
+        self.out = out
+        data = out.with_name(out.name + ".data")
+        if out.exists() and out.samefile(source):
+            raise UsageError(f"the output '{out}' is the input: choose another name, inputs are never modified")
+        for tensor in tensors(model):
+            if isinstance(tensor, ir.ExternalTensor) and data.exists() and data.samefile(tensor.path):
+                raise UsageError(f"the output's data file '{data}' belongs to the input: choose another name")
+        if out.is_dir():
+            raise OutputError(f"cannot write '{out}': it is a folder")
+        if not out.parent.is_dir():
+            raise OutputError(f"cannot write '{out}': the folder '{out.parent}' does not exist")
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        except OSError as error:
+            raise OutputError(f"cannot write '{out}': {error.strerror}") from error
+        self.path = self.folder / out.name
+        self.external = has_external_data(model)
+        self._spool = self.folder / "factors.bin"
+
+    def keep(self, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
+        """A tensor for the new model: in memory, or on disk where the input keeps its weights there.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        array = np.ascontiguousarray(array, dtype=dtype.numpy())
+        if not self.external:
+            return ir.tensor(array, name=name)
+        try:
+            with self._spool.open("ab") as file:
+                offset = file.tell()
+                file.write(array.tobytes())
+        except OSError as error:
+            raise _cannot_write(self.out, error) from error
+        return ir.ExternalTensor(
+            self._spool.name, offset, array.nbytes, dtype,
+            shape=ir.Shape(array.shape), name=name, base_dir=self.folder,
+        )  # fmt: skip
+
+    def save(self, model: ir.Model) -> None:
+        """Write the model into the folder; weights in `<name>.data` where the input had such a file.
+
+        Raises:
+            OutputError: The disk is full, or any other failure to write.
+        """
+        external = self.external or weight_bytes(model) > EXTERNAL_FROM
+        try:
+            ir.save(model, self.path, format="protobuf", external_data=f"{self.out.name}.data" if external else None)
+            self._spool.unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.out, error) from error
+
+    def publish(self) -> None:
+        """Move the result into place.
+
+        Raises:
+            OutputError: A rename failed.
+        """
+        data = self.path.with_name(self.path.name + ".data")
+        try:
+            if data.exists():
+                data.replace(self.out.with_name(data.name))
+            self.path.replace(self.out)
+        except OSError as error:
+            raise _cannot_write(self.out, error) from error
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8") as file:
+            temporary = Path(file.name)
+            try:
+                file.write(text)
+                file.flush()
+                temporary.chmod(0o644)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    why = "no space is left for it" if full else (error.strerror or str(error))
+    return OutputError(f"cannot write '{path}': {why}; nothing was left behind")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

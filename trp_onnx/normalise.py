@@ -1,0 +1,39 @@
+"""Bring a model into the one form that everything later understands.
+
+Inline functions and lift constants, simplify, fold BatchNormalization, drop what is unused. The result
+computes the same function under the same inputs, outputs, opset imports and metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from trp_onnx.passes import CleanUpPass, FoldBatchNormPass, LiftConstantsPass, SimplifyPass
+
+
+def normalise(
+    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, *, simplify: bool = True
+) -> tuple[ir.Model, list[str]]:
+    """Normalise a model that was just opened; it is changed in place where that is possible.
+
+    Args:
+        model: From `open_model`.
+        input_shapes: Shapes for inputs with dynamic sizes, for the numerical check of the simplifier.
+        simplify: Whether to run onnx-simplifier.
+
+    Returns:
+        The normalised model, and notes that its owner should see.
+    """
+    notes: list[str] = []
+    LiftConstantsPass()(model)
+    if simplify:
+        simplifier = SimplifyPass(input_shapes)
+        model = simplifier(model).model
+        LiftConstantsPass()(model)
+        if simplifier.note:
+            notes.append(simplifier.note)
+    FoldBatchNormPass()(model)
+    CleanUpPass()(model)
+    return model, notes

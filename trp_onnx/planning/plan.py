@@ -1,0 +1,305 @@
+"""The plan: a decision for every layer, the kept ones included.
+
+Each layer's options come from its spectrum; one rule picks among them:
+
+    energy E    the cheapest option whose squared relative error is at most E
+    macs R      all layers together at most R of the network's MACs, with the least sum of squared
+                relative errors (see `allocate`)
+    vbmf        the rank that variational Bayes takes for signal, under the cheapest scheme
+
+No option is dearer than the dense layer, none has a rank below 1, all ranks are multiples of the
+alignment. A map of per-layer rules goes before the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+
+from trp_onnx.errors import ModelError, TargetError, UsageError
+from trp_onnx.layers import Layer
+from trp_onnx.planning.allocate import allocate
+from trp_onnx.planning.options import Option, Site, exact_option, sites_of, survey
+from trp_onnx.planning.rules import LayerRule, check_all_match, first_match
+from trp_onnx.schemes import SCHEMES, Rank, candidates
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one layer, and why.
+
+    Attributes:
+        name: The layer.
+        op: Its operator.
+        scheme: The scheme, or None for a layer that is kept.
+        rank: Its rank, or None.
+        reason: Why it is kept, or what its rank followed from.
+        macs_before: Multiply-accumulates of the dense layer; None when unknown.
+        macs_after: The same after factorisation.
+        parameters_before: Entries of the dense weight; None for a layer without a constant weight.
+        parameters_after: The same after factorisation.
+        relative_error: `|W - W'| / |W|` in the Frobenius norm; 0 for a kept layer.
+        role: "stem", "last" or "".
+    """
+
+    name: str
+    op: str
+    scheme: str | None
+    rank: Rank | None
+    reason: str
+    macs_before: int | None
+    macs_after: int | None
+    parameters_before: int | None
+    parameters_after: int | None
+    relative_error: float
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions in graph order, and notes on what the plan could not take into account."""
+
+    decisions: tuple[Decision, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def chosen(self) -> dict[str, tuple[str, Rank]]:
+        """Scheme and rank of the layers that are factorised, by name."""
+        return {d.name: (d.scheme, d.rank) for d in self.decisions if d.scheme and d.rank}
+
+    @property
+    def macs_before(self) -> int:
+        """Whole-network MACs before, over the layers whose MACs are known."""
+        return sum(d.macs_before or 0 for d in self.decisions)
+
+    @property
+    def macs_after(self) -> int:
+        """Whole-network MACs after, over the same layers."""
+        return sum(d.macs_after or 0 for d in self.decisions)
+
+
+Progress = Callable[[Sequence[tuple[Layer, ...]]], Sequence[tuple[Layer, ...]]]
+
+
+def make_plan(
+    layers: Sequence[Layer],
+    *,
+    energy: float | None = None,
+    macs: float | None = None,
+    vbmf: bool = False,
+    rules: Sequence[LayerRule] = (),
+    scheme: str = "auto",
+    align: int = 1,
+    progress: Progress = lambda groups: groups,
+) -> Plan:
+    """Decide on every layer.
+
+    Args:
+        layers: From `find_layers`.
+        energy: Discard at most this part of the squared singular values of each layer (0 <= E < 1).
+        macs: Keep at most this part of the network's MACs (0 < R < 1).
+        vbmf: Take ranks from variational Bayes.
+        rules: The per-layer map. Of `energy`, `macs` and `vbmf` at most one may be given, none if the
+            map says all.
+        scheme: A scheme name or "auto", which lets every layer choose.
+        align: Ranks are multiples of this many channels.
+        progress: Wraps the list of weights whose spectra are computed, to show a bar.
+
+    Raises:
+        UsageError: More than one rule, no rule at all, a value out of range, or a map entry that matches
+            no layer or asks for what its layer cannot be.
+        ModelError: No layer can be factorised, or a weight holds NaN or infinity.
+        TargetError: The MACs target is out of reach, or nothing gets cheaper under the rule.
+    """
+    _check_rule(energy, macs, vbmf, rules, scheme)
+    check_all_match(rules, [layer.name for layer in layers])
+    groups = sites_of(layers)
+    if not groups:
+        raise ModelError(_nothing_to_do(layers))
+
+    fixed: dict[int, tuple[Option, str]] = {}
+    free: list[tuple[int, Site]] = []
+    sites: list[Site] = []
+    for group in progress(groups):
+        index = len(sites)
+        rule = first_match(rules, group[0].name)
+        choice = rule.scheme if rule is not None and rule.scheme else scheme
+        wants_vbmf = vbmf or (rule is not None and rule.vbmf)
+        site = survey(group, choice, align, vbmf=wants_vbmf)
+        sites.append(site)
+        verdict = _by_rule(site, rule, choice) if rule is not None else None
+        if verdict is not None:
+            fixed[index] = verdict
+        elif energy is not None:
+            fixed[index] = _by_energy(site, energy)
+        elif vbmf:
+            fixed[index] = _by_vbmf(site)
+        elif macs is None:
+            fixed[index] = (site.dense, "no rule speaks of it")
+        elif not all(layer.sized for layer in group):
+            fixed[index] = (site.dense, "its MACs are unknown: its size is dynamic, give --input-shape")
+        else:
+            free.append((index, site))
+    if macs is not None:
+        fixed |= _by_budget(layers, sites, fixed, free, macs)
+
+    verdicts = {
+        layer.name: (site, *fixed[index]) for index, site in enumerate(sites) for layer in site.layers
+    }
+    decisions = tuple(_decision(layer, verdicts.get(layer.name)) for layer in layers)
+    if not any(decision.scheme for decision in decisions):
+        raise TargetError(
+            "no layer gets cheaper under this rule, so nothing was written; the first reason: "
+            + next(f"'{d.name}': {d.reason}" for d in decisions if d.name in verdicts)
+        )
+    return Plan(decisions, _notes(layers))
+
+
+def _check_rule(
+    energy: float | None, macs: float | None, vbmf: bool, rules: Sequence[LayerRule], scheme: str
+) -> None:
+    given = (energy is not None) + (macs is not None) + vbmf
+    if given > 1:
+        raise UsageError("give only one of --energy, --macs and --vbmf")
+    if given == 0 and not rules:
+        raise UsageError("say how far to go: --macs 0.5, --energy 0.02, --vbmf or --config FILE")
+    if energy is not None and not 0 <= energy < 1:
+        raise UsageError(f"--energy is the part of the energy to discard, from 0 to below 1, not {energy}")
+    if macs is not None and not 0 < macs < 1:
+        raise UsageError(f"--macs is the part of the MACs to keep, between 0 and 1, not {macs}")
+    if scheme != "auto" and scheme not in SCHEMES:
+        raise UsageError(f"unknown scheme '{scheme}'; there are auto, {', '.join(SCHEMES)}")
+
+
+def _nothing_to_do(layers: Sequence[Layer]) -> str:
+    if not layers:
+        return "the model has no Conv, ConvTranspose, Gemm or MatMul: there is nothing to factorise"
+    first = layers[0]
+    return f"none of the {len(layers)} layers can be factorised; the first, {first.op} '{first.name}': {first.reason}"
+
+
+def _by_rule(site: Site, rule: LayerRule, choice: str) -> tuple[Option, str] | None:
+    """What the map asks for; None where it only restricts the scheme."""
+    name = site.layers[0].name
+    if rule.keep:
+        return site.dense, "the configuration keeps it"
+    if rule.energy is not None:
+        return _by_energy(site, rule.energy)
+    if rule.vbmf:
+        return _by_vbmf(site)
+    if rule.ratio is not None:
+        within = [option for option in site.options if option.macs <= rule.ratio * site.dense.macs]
+        if not within:
+            raise UsageError(f"'{name}' cannot be brought to {rule.ratio:g} of its MACs: {_cheapest(site)}")
+        best = min(within, key=lambda option: (option.error, option.macs))
+        return best, f"the configuration asks for at most {rule.ratio:g} of its MACs"
+    if rule.rank is None:
+        return None
+    geometry = site.layers[0].geometry
+    assert geometry is not None
+    fitting = [s for s in candidates(choice, geometry.kernel) if len(s.full_rank(geometry)) == len(rule.rank)]
+    if not fitting:
+        raise UsageError(f"'{name}': rank {list(rule.rank)} does not fit scheme {choice} and kernel {list(geometry.kernel)}")
+    options = []
+    for scheme in fitting:
+        full = scheme.full_rank(geometry)
+        if all(r <= f for r, f in zip(rule.rank, full, strict=True)):
+            options.append(exact_option(site.layers, scheme, rule.rank))
+    if not options:
+        raise UsageError(f"'{name}': rank {list(rule.rank)} exceeds its full rank {list(fitting[0].full_rank(geometry))}")
+    best = min(options, key=lambda option: (option.error, option.macs))
+    return best, "the configuration gives the rank"
+
+
+def _by_energy(site: Site, energy: float) -> tuple[Option, str]:
+    if not site.options:
+        return site.dense, f"no rank pays: {_cheapest(site)}"
+    within = [option for option in site.options if option.error <= energy]
+    if not within:
+        best = min(site.options, key=lambda option: option.error)
+        return site.dense, f"no rank that pays discards at most {energy:g} of the energy; the best, {best.scheme} at rank {show_rank(best.rank)}, discards {best.error:.3f}"
+    best = min(within, key=lambda option: (option.macs, option.error))
+    return best, f"discards {best.error:.4f} of the energy"
+
+
+def _by_vbmf(site: Site) -> tuple[Option, str]:
+    options = [option for option in site.options if site.vbmf.get(option.scheme or "") == option.rank]
+    if not options:
+        found = ", ".join(f"{name} {show_rank(rank)}" for name, rank in site.vbmf.items())
+        return site.dense, f"no rank that variational Bayes finds pays ({found})"
+    return min(options, key=lambda option: (option.macs, option.error)), "the rank that variational Bayes finds"
+
+
+def _by_budget(
+    layers: Sequence[Layer],
+    sites: Sequence[Site],
+    fixed: dict[int, tuple[Option, str]],
+    free: Sequence[tuple[int, Site]],
+    macs: float,
+) -> dict[int, tuple[Option, str]]:
+    total = sum(layer.macs or 0 for layer in layers)
+    if total == 0:
+        raise ModelError("no layer's MACs are known: the input size is dynamic, give --input-shape NAME:1,3,224,224")
+    known = [layer.macs for layer in layers if layer.macs is not None and layer.reason is not None]
+    settled = sum(known) + sum(
+        option.macs for index, (option, _) in fixed.items() if all(l.sized for l in sites[index].layers)
+    )
+    choices = [(site.dense, *site.options) for _, site in free]
+    chosen = allocate(choices, int(macs * total) - settled)
+    if chosen is None:
+        least = settled + sum(min(option.macs for option in options) for options in choices)
+        raise TargetError(
+            f"--macs {macs:g} is out of reach: with every layer at its cheapest {least / total:.3f} of the MACs remain"
+        )
+    return {
+        index: (option, f"discards {option.error:.4f} of the energy" if option.scheme else _why_dense(site))
+        for (index, site), option in zip(free, chosen, strict=True)
+    }
+
+
+def _why_dense(site: Site) -> str:
+    if not site.options:
+        return f"no rank pays: {_cheapest(site)}"
+    return "the budget is better spent here than elsewhere"
+
+
+def _cheapest(site: Site) -> str:
+    option = site.cheapest
+    if option is None:
+        geometry = site.layers[0].geometry
+        assert geometry is not None
+        return f"no chosen scheme fits its kernel {list(geometry.kernel)}"
+    return f"{option.scheme} at rank {show_rank(option.rank)} costs {option.macs / max(1, site.dense.macs):.2f} of the dense layer"
+
+
+def show_rank(rank: Sequence[int] | None) -> str:
+    """A rank for people: 16, or 16,24 for Tucker-2."""
+    return ",".join(map(str, rank or ()))
+
+
+def _decision(layer: Layer, verdict: tuple[Site, Option, str] | None) -> Decision:
+    common = (layer.macs, layer.parameters)
+    if verdict is None or verdict[1].scheme is None:
+        reason = layer.reason or (verdict[2] if verdict else "kept")
+        return Decision(
+            layer.name, layer.op, None, None, reason, layer.macs, layer.macs, layer.parameters, layer.parameters, 0.0, layer.role
+        )
+    _, option, reason = verdict
+    assert layer.geometry is not None and option.scheme is not None
+    after = int(SCHEMES[option.scheme].macs(layer.geometry, option.rank)) if layer.sized else None
+    return Decision(
+        layer.name, layer.op, option.scheme, option.rank, reason, common[0], after, common[1], option.parameters,
+        sqrt(option.error), layer.role,
+    )  # fmt: skip
+
+
+def _notes(layers: Sequence[Layer]) -> tuple[str, ...]:
+    notes = []
+    unknown = [layer.name for layer in layers if layer.macs is None and layer.geometry is not None]
+    if unknown:
+        notes.append(f"the MACs of {len(unknown)} layers are unknown ('{unknown[0]}', ...): give --input-shape to count them")
+    loops = [layer.name for layer in layers if layer.place.startswith("body of")]
+    if loops:
+        notes.append(f"{len(loops)} layers stand in loop bodies ('{loops[0]}', ...): the MACs of one iteration are counted")
+    return tuple(notes)

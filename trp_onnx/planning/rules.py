@@ -1,0 +1,142 @@
+"""The per-layer map: a TOML file that says what some layers shall become.
+
+    [[layer]]
+    name = "layer3/*"          # a glob on layer names, or
+    regex = "^conv[12]$"       # a regular expression, searched in them
+    scheme = "tucker2"         # optional; any name of --scheme
+    rank = [16, 24]            # one of: rank (a number; [r_in, r_out] for tucker2),
+    ratio = 0.5                #   ratio (MACs of the layer, at most that part of before),
+    energy = 0.05              #   energy (discard at most that part of the squared singular values),
+    vbmf = true                #   vbmf,
+    keep = true                #   keep (leave it dense)
+
+The first entry that matches a layer counts. Layers that no entry matches follow the rule of the command
+line, or are kept when it gives none. An entry with a scheme alone restricts that rule to the scheme.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trp_onnx.errors import UsageError
+from trp_onnx.schemes import SCHEME_CHOICES, Rank
+
+_TARGETS = ("rank", "ratio", "energy", "vbmf", "keep")
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """What one entry of the map asks for; at most one of the targets is set."""
+
+    pattern: str
+    regex: bool = False
+    scheme: str | None = None
+    rank: Rank | None = None
+    ratio: float | None = None
+    energy: float | None = None
+    vbmf: bool = False
+    keep: bool = False
+
+    def matches(self, name: str) -> bool:
+        """Whether the entry speaks of the layer of this name."""
+        return bool(re.search(self.pattern, name)) if self.regex else fnmatch.fnmatchcase(name, self.pattern)
+
+
+def read_rules(path: Path) -> tuple[LayerRule, ...]:
+    """Read a map.
+
+    Raises:
+        UsageError: No such file, not TOML, an unknown key, or a value that makes no sense.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration '{path}' cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the configuration '{path}' is not TOML: {error}") from error
+    unknown = set(document) - {"layer"}
+    if unknown or not isinstance(document.get("layer", []), list):
+        raise UsageError(f"the configuration '{path}' holds [[layer]] entries and nothing else, but has {sorted(unknown) or 'a single layer'}")
+    return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(document.get("layer", []), 1))
+
+
+def first_match(rules: Iterable[LayerRule], name: str) -> LayerRule | None:
+    """The entry that counts for a layer."""
+    return next((rule for rule in rules if rule.matches(name)), None)
+
+
+def check_all_match(rules: Iterable[LayerRule], names: Iterable[str]) -> None:
+    """Refuse an entry that matches no layer: it is a typing error more often than a wish.
+
+    Raises:
+        UsageError: Such an entry exists.
+    """
+    names = list(names)
+    for rule in rules:
+        if not any(rule.matches(name) for name in names):
+            shown = ", ".join(names[:3])
+            raise UsageError(f"the configuration's '{rule.pattern}' matches no layer; the model has {shown}, ... (see trp-onnx inspect)")
+
+
+def _rule(entry: Mapping[str, Any], where: str) -> LayerRule:
+    unknown = set(entry) - {"name", "regex", "scheme", *_TARGETS}
+    if unknown:
+        raise UsageError(f"{where}: unknown key '{sorted(unknown)[0]}'")
+    if ("name" in entry) == ("regex" in entry):
+        raise UsageError(f"{where}: give either name (a glob) or regex")
+    given = [key for key in _TARGETS if key in entry]
+    if len(given) > 1:
+        raise UsageError(f"{where}: give only one of {', '.join(_TARGETS)}, not {' and '.join(given)}")
+    pattern = entry.get("name", entry.get("regex"))
+    if not isinstance(pattern, str):
+        raise UsageError(f"{where}: name and regex are strings")
+    if "regex" in entry:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"{where}: '{pattern}' is not a regular expression: {error}") from error
+    scheme = entry.get("scheme")
+    if scheme is not None and scheme not in SCHEME_CHOICES:
+        raise UsageError(f"{where}: unknown scheme '{scheme}'; there are {', '.join(SCHEME_CHOICES)}")
+    return LayerRule(
+        pattern,
+        "regex" in entry,
+        scheme,
+        _rank(entry, where),
+        _fraction(entry, "ratio", where),
+        _fraction(entry, "energy", where),
+        _flag(entry, "vbmf", where),
+        _flag(entry, "keep", where),
+    )
+
+
+def _rank(entry: Mapping[str, Any], where: str) -> Rank | None:
+    value = entry.get("rank")
+    if value is None:
+        return None
+    ranks = value if isinstance(value, list) else [value]
+    if not 1 <= len(ranks) <= 2 or not all(type(r) is int and r >= 1 for r in ranks):
+        raise UsageError(f"{where}: rank is a whole number from 1, or [r_in, r_out] for tucker2")
+    return tuple(ranks)
+
+
+def _fraction(entry: Mapping[str, Any], key: str, where: str) -> float | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise UsageError(f"{where}: {key} is a number from 0 to below 1")
+    return float(value)
+
+
+def _flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
+    value = entry.get(key, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{where}: {key} is true or false")
+    return value

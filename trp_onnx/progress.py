@@ -1,0 +1,65 @@
+"""Progress on anything that may take over two seconds, shown by the CLI and silent in a library.
+
+The API wraps its loops in `track`; the CLI sets a rich `Progress` for the time of a command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+T = TypeVar("T")
+
+_current: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+
+@contextmanager
+def shown_on(console: Console) -> Iterator[None]:
+    """Show the progress of everything inside on a console; bars vanish when they are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        token = _current.set(progress)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+
+def track(items: Iterable[T], description: str, total: int | None = None, *, weight: int = 1) -> Iterator[T]:
+    """Iterate, and show how far it is, the rate and the time left.
+
+    Args:
+        items: What to iterate over.
+        description: What is being done.
+        total: Number of items; `len(items)` where it has one.
+        weight: How much each item counts (images in a batch).
+    """
+    progress = _current.get()
+    if progress is None:
+        yield from items
+        return
+    if total is None and isinstance(items, Sequence):
+        total = len(items)
+    task = progress.add_task(description, total=total, rate="")
+    try:
+        for item in items:
+            yield item
+            progress.advance(task, weight)
+            speed = progress.tasks[progress.task_ids.index(task)].speed
+            progress.update(task, rate=f"{speed:.1f}/s" if speed else "")
+    finally:
+        progress.remove_task(task)

@@ -1,0 +1,102 @@
+"""`report.json`: the schema, and the numbers it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from trp_onnx._version import __version__
+from trp_onnx.evaluate import Accuracy
+from trp_onnx.planning import Decision
+from trp_onnx.verify import OutputError
+
+
+@dataclass(frozen=True)
+class Size:
+    """One quantity before and after."""
+
+    before: int
+    after: int
+
+    @property
+    def ratio(self) -> float:
+        """What remains: after / before."""
+        return self.after / self.before if self.before else 1.0
+
+    def to_dict(self) -> dict[str, float]:
+        """As it stands in the report."""
+        return {"before": self.before, "after": self.after, "ratio": self.ratio}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of one compression; `to_dict` is `report.json`.
+
+    Attributes:
+        model: The input file.
+        output: The written file.
+        macs: Whole-network multiply-accumulates, over layers whose MACs are known.
+        parameters: Entries of all float tensors.
+        file_bytes: Size of the file with its external data.
+        outputs: Relative error of each output on the verification inputs.
+        verified_on: What those inputs were.
+        layers: A decision for every layer.
+        accuracy_before: Of the input file, when data was given.
+        accuracy_after: Of the written file.
+        align: Ranks are multiples of this.
+        notes: What the owner should know.
+        seconds: Wall time of each phase.
+    """
+
+    model: str
+    output: str
+    macs: Size
+    parameters: Size
+    file_bytes: Size
+    outputs: tuple[OutputError, ...]
+    verified_on: str
+    layers: tuple[Decision, ...]
+    accuracy_before: Accuracy | None = None
+    accuracy_after: Accuracy | None = None
+    align: int = 1
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, numbers and strings."""
+        document: dict[str, Any] = {
+            "tool": {"trp-onnx": __version__} | {n: metadata.version(n) for n in ("onnx", "onnxruntime", "numpy")},
+            "model": self.model,
+            "output": self.output,
+            "macs": self.macs.to_dict(),
+            "parameters": self.parameters.to_dict(),
+            "file_bytes": self.file_bytes.to_dict(),
+            "verified_on": self.verified_on,
+            "outputs": [dataclasses.asdict(error) for error in self.outputs],
+            "align": self.align,
+            "layers": [_layer(decision) for decision in self.layers],
+            "notes": list(self.notes),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+        if self.accuracy_before is not None and self.accuracy_after is not None:
+            document["accuracy"] = {
+                "before": self.accuracy_before.top1,
+                "after": self.accuracy_after.top1,
+                "samples": self.accuracy_after.samples,
+            }
+        return document
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+def _layer(decision: Decision) -> dict[str, Any]:
+    """A decision; the rank is a number for a pair and [r_in, r_out] for Tucker-2."""
+    entry = dataclasses.asdict(decision)
+    if decision.rank is not None:
+        entry["rank"] = decision.rank[0] if len(decision.rank) == 1 else list(decision.rank)
+    return entry

@@ -1,0 +1,151 @@
+"""Run a model in ONNX Runtime, quietly, and compare what comes out.
+
+With `mapped`, external weights are mapped, not read: optimisation and prepacking would copy every one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.errors import ModelError
+from trp_onnx.shapes import input_dims, real_inputs
+
+if TYPE_CHECKING:
+    import onnx
+
+Arrays = dict[str, np.ndarray]
+
+_QUIET = 4  # only fatal messages: what goes wrong is raised as well
+
+
+def feeds_for(
+    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
+) -> Arrays:
+    """Generated inputs: standard normal floats, zeros for integers, True for booleans.
+
+    A dynamic size that `input_shapes` does not give is 64 for the spatial sizes of a 4-d or 5-d input and
+    16 elsewhere.
+
+    Raises:
+        ModelError: An input is no tensor, or has a type that cannot be generated.
+    """
+    rng = np.random.default_rng(seed)
+    feeds: Arrays = {}
+    for value in real_inputs(model):
+        name = value.name or ""
+        dims = input_dims(model, input_shapes)[name]
+        if dims is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
+            raise ModelError(f"cannot generate values for input '{name}': its type or rank is not declared; give --inputs")
+        unknown = 64 if len(dims) >= 4 else 16
+        shape = tuple(unknown if d is None else d for d in dims)
+        if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
+            feeds[name] = rng.standard_normal(shape).astype(value.dtype.numpy())
+        elif value.dtype == ir.DataType.STRING:
+            feeds[name] = np.full(shape, "", dtype=object)
+        else:
+            fill = 1 if value.dtype == ir.DataType.BOOL else 0
+            feeds[name] = np.full(shape, fill, dtype=value.dtype.numpy())
+    return feeds
+
+
+def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
+    """An InferenceSession on the CPU provider.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+    """
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(_QUIET)
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    if mapped:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    name = f"'{model}'" if isinstance(model, Path) else "the model"
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise ModelError(
+            f"ONNX Runtime {ort.__version__} cannot load {name}: {_reason(error)}"
+        ) from error
+
+
+def run_session(session: Any, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    """Run once; outputs by name. Inputs that the session does not have are left out.
+
+    Raises:
+        ModelError: The run failed.
+    """
+    wanted = {value.name for value in session.get_inputs()}
+    names = [value.name for value in session.get_outputs()]
+    try:
+        results = session.run(names, {name: array for name, array in feeds.items() if name in wanted})
+    except Exception as error:
+        shapes = ", ".join(f"{n}: {list(a.shape)}" for n, a in feeds.items() if n in wanted)
+        raise ModelError(f"the model does not run on inputs of shape {shapes}: {_reason(error)}") from error
+    return dict(zip(names, results, strict=True))
+
+
+def run_model(
+    model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, mapped: bool = False
+) -> Arrays:
+    """Load, run once and let go of a model; outputs by name.
+
+    A model of types that the CPU provider has no kernel for (bfloat16) runs in onnx's reference
+    implementation instead.
+
+    Raises:
+        ModelError: It cannot be loaded or run.
+    """
+    try:
+        session = open_session(model, mapped=mapped)
+    except ModelError as error:
+        if "NOT_IMPLEMENTED" not in str(error):
+            raise
+        return _run_reference(model, feeds, error)
+    return run_session(session, feeds)
+
+
+def _run_reference(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], why: ModelError) -> Arrays:
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        evaluator = ReferenceEvaluator(str(model) if isinstance(model, Path) else model)
+        results = evaluator.run(None, {n: a for n, a in feeds.items() if n in evaluator.input_names})
+    except Exception:
+        raise why from None
+    return dict(zip(evaluator.output_names, results, strict=True))
+
+
+def relative_error(expected: Any, actual: Any) -> float:
+    """`|a - b|_2 / |a|_2` of two outputs; inf when shapes or the places of NaN differ."""
+    if isinstance(expected, (list, dict)) or isinstance(actual, (list, dict)):
+        return 0.0 if repr(expected) == repr(actual) else float("inf")
+    a, b = np.asarray(expected), np.asarray(actual)
+    if a.shape != b.shape:
+        return float("inf")
+    if a.dtype.kind in "OSU":
+        return 0.0 if np.array_equal(a, b) else float("inf")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)):
+        return float("inf")
+    norm = float(np.linalg.norm(a[finite]))
+    difference = float(np.linalg.norm(a[finite] - b[finite]))
+    return difference / norm if norm > 0 else float(difference > 0)
+
+
+def _reason(error: Exception) -> str:
+    """onnxruntime's message without its prefixes and line breaks, code kept."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
+    return text[:300] + ("..." if len(text) > 300 else "")

@@ -1,0 +1,74 @@
+"""Verification: the written file is opened again, checked, and run beside the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.errors import VerificationError
+from trp_onnx.model import open_model, weight_bytes
+from trp_onnx.runtime import Arrays, relative_error, run_model
+from trp_onnx.shapes import real_inputs
+
+MAPPED_FROM = 512 * 2**20
+"""Bytes of weights from which they are mapped while the model runs, not read."""
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output moved: `|y - y'|_2 / |y|_2`."""
+
+    name: str
+    relative_error: float
+
+
+def reference_outputs(path: Path, model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    """Outputs of the original file.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load or run it.
+    """
+    return run_model(path, feeds, mapped=weight_bytes(model) > MAPPED_FROM)
+
+
+def verify(
+    written: Path, original: ir.Model, feeds: Mapping[str, np.ndarray], expected: Arrays
+) -> tuple[ir.Model, list[OutputError]]:
+    """Open a written file again and hold it against the original.
+
+    Args:
+        written: The file.
+        original: The model as it was opened.
+        feeds: Inputs, from which `expected` was computed.
+        expected: The original's outputs.
+
+    Returns:
+        The model as read from the file, and the error of each output.
+
+    Raises:
+        VerificationError: It does not pass onnx's checker, has another interface, does not run, or gives
+            NaN, infinity or another shape where the original does not.
+    """
+    import onnx
+
+    reopened = open_model(written)
+    try:
+        onnx.checker.check_model(str(written))
+    except onnx.checker.ValidationError as error:
+        raise VerificationError(f"the written file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
+    for kind, before, after in (
+        ("inputs", real_inputs(original), real_inputs(reopened)),
+        ("outputs", original.graph.outputs, reopened.graph.outputs),
+    ):
+        if [v.name for v in before] != [v.name for v in after]:
+            raise VerificationError(f"the written file has other {kind} than the original")
+    actual = run_model(written, feeds, mapped=weight_bytes(reopened) > MAPPED_FROM)
+    errors = [OutputError(name, relative_error(value, actual[name])) for name, value in expected.items()]
+    for error in errors:
+        if not np.isfinite(error.relative_error):
+            raise VerificationError(f"output '{error.name}' of the written file has NaN, infinity or another shape where the original does not")
+    return reopened, errors
