@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from trp_onnx._version import __version__
-from trp_onnx.evaluate import Accuracy
+from trp_onnx.accuracy import Accuracy
 from trp_onnx.planning import Decision
 from trp_onnx.verify import OutputError
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError
+from trp_onnx.model import open_model
 from trp_onnx.progress import track
 from trp_onnx.runtime import open_session, run_session
+from trp_onnx.shapes import real_inputs
 
 BATCH = 64
 
@@ -60,15 +63,16 @@ def evaluate(
     dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
     if dataset.labels is None:
         raise DataError(f"'{dataset.source}' has no labels: accuracy cannot be measured")
-    session = open_session(check_is_model(Path(model)))
-    shape = session.get_inputs()[0].shape
-    batch = shape[0] if shape and isinstance(shape[0], int) else BATCH
+    opened = open_model(Path(model))
+    declared = real_inputs(opened)[0].shape if real_inputs(opened) else None
+    batch = declared[0] if declared is not None and len(declared) and isinstance(declared[0], int) else BATCH
+    session = open_session(Path(model))
     count = len(dataset) if limit is None else min(limit, len(dataset))
     offset = dataset.preprocessing.label_offset
     correct = 0
     for x, y in track(dataset.batches(batch, limit), f"evaluating {Path(model).name}", -(-count // batch)):
         assert y is not None
-        scores = _scores(run_session(session, _feed(session, x)), len(x), str(model))[:, offset:]
+        scores = _scores(run_session(session, as_feed(opened, x)), len(x), str(model))[:, offset:]
         if y.min() < 0 or y.max() >= scores.shape[1]:
             wrong = int(y.min() if y.min() < 0 else y.max())
             raise DataError(f"'{dataset.source}' has label {wrong}, but the model has {scores.shape[1]} classes (0 to {scores.shape[1] - 1}): see --label-offset")
@@ -76,34 +80,31 @@ def evaluate(
     return Accuracy(correct, count)
 
 
-def check_is_model(path: Path) -> Path:
-    """The path itself, once it is known to be an ONNX file that may be opened (see `open_model`)."""
-    from trp_onnx.model import open_model
+def as_feed(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Samples in the type and size of the model's one input; a short batch is filled up.
 
-    open_model(path)
-    return path
-
-
-_TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8,
-          "tensor(int64)": np.int64, "tensor(int32)": np.int32}  # fmt: skip
-
-
-def _feed(session: object, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Samples in the type and size of the model's first input; a short last batch is filled up."""
-    first, *others = session.get_inputs()  # type: ignore[attr-defined]
+    Raises:
+        DataError: The model has several inputs, or takes samples of another shape.
+    """
+    first, *others = real_inputs(model)
     if others:
-        raise DataError(f"the model has {len(others) + 1} inputs; only models with one can be evaluated")
-    expected: Sequence[int | str | None] = first.shape
-    fits = len(expected) == x.ndim and all(
-        not isinstance(want, int) or want == have for want, have in zip(expected[1:], x.shape[1:], strict=True)
+        raise DataError(f"the model has {len(others) + 1} inputs; only models with one can take such data")
+    expected = [d if isinstance(d, int) else None for d in first.shape or ()]
+    fits = first.shape is None or (
+        len(expected) == x.ndim
+        and all(want in (None, have) for want, have in zip(expected[1:], x.shape[1:], strict=True))
     )
     if not fits:
-        want = "x".join(str(d) if isinstance(d, int) else "?" for d in expected[1:])
+        want = "x".join("?" if d is None else str(d) for d in expected[1:])
         have = "x".join(map(str, x.shape[1:]))
-        raise DataError(f"the model takes samples of {want} at input '{first.name}', the data gives {have}: see --crop, --resize and --layout")
-    if isinstance(expected[0], int) and len(x) < expected[0]:
+        raise DataError(
+            f"the model takes samples of {want} at input '{first.name}', the data gives {have}: "
+            "see --crop, --resize and --layout"
+        )
+    if expected and expected[0] is not None and len(x) < expected[0]:
         x = np.concatenate([x, np.repeat(x[-1:], expected[0] - len(x), axis=0)])
-    return {first.name: x.astype(_TYPES.get(first.type, np.float32))}
+    dtype = first.dtype.numpy() if first.dtype is not None else np.float32
+    return {first.name or "": x.astype(dtype)}
 
 
 def _scores(outputs: Mapping[str, np.ndarray], count: int, model: str) -> np.ndarray:

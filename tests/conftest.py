@@ -1,0 +1,20 @@
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def shared_data() -> Path | None:
+    """The measuring data beside the checkout, or wherever TRP_ONNX_DATA points; None where absent."""
+    candidates = [os.environ.get("TRP_ONNX_DATA"), REPO.parent / "shared" / "data"]
+    return next((Path(c) for c in candidates if c and Path(c).is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    folder = shared_data()
+    if folder is None:
+        pytest.skip("shared/data is absent: set TRP_ONNX_DATA to the folder with the real models")
+    return folder / "models"

@@ -1,0 +1,96 @@
+"""Small real graphs for the tests: one layer with everything ONNX lets it have, and how to run them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT = TensorProto.FLOAT
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def info(name: str, shape: list[int | str | None] | None, dtype: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
+    return numpy_helper.from_array(array, name)
+
+
+def weights(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
+    """A weight whose outputs stay near 1."""
+    fan_in = max(1, int(np.prod(shape[1:])))
+    return (rng(seed).standard_normal(shape) / np.sqrt(fan_in)).astype(dtype)
+
+
+def model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    initializers: dict[str, np.ndarray] | None = None,
+    *,
+    opset: int = 17,
+    ir_version: int = 8,
+    **more: object,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes, "g", inputs, outputs, [tensor(name, array) for name, array in (initializers or {}).items()]
+    )
+    built = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version, **more
+    )
+    helper.set_model_props(built, {"owner": "tests", "trained": "no"})
+    return built
+
+
+def save(built: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(built, path)
+    return path
+
+
+def conv_net(path: Path, channels: int = 16, **attributes: object) -> Path:
+    """conv1 -> relu -> conv2 -> global pool -> fc: enough to have a stem, a middle and a last layer."""
+    w = {
+        "w1": weights(channels, 3, 3, 3, seed=1),
+        "b1": weights(channels, 1, seed=2)[:, 0],
+        "w2": weights(channels, channels, 3, 3, seed=3),
+        "wf": weights(10, channels, seed=4),
+        "bf": weights(10, 1, seed=5)[:, 0],
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="conv2", pads=[1, 1, 1, 1], **attributes),
+        helper.make_node("Relu", ["c2"], ["r2"], name="relu2"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "wf", "bf"], ["logits"], name="fc", transB=1),
+    ]
+    return save(model(nodes, [info("x", ["N", 3, 12, 12])], [info("logits", ["N", 10])], w), path)
+
+
+def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def initializers(path: Path) -> dict[str, np.ndarray]:
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+def nodes_of(path: Path) -> list[onnx.NodeProto]:
+    return list(onnx.load(path).graph.node)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30))

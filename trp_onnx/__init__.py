@@ -1,0 +1,84 @@
+"""trp-onnx: low-rank compression of trained ONNX networks.
+
+    import trp_onnx
+
+    report = trp_onnx.compress("model.onnx", "small.onnx", macs=0.5)
+    print(report.macs.ratio, [output.relative_error for output in report.outputs])
+
+Names are loaded when they are first used: importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trp_onnx._version import __version__
+from trp_onnx.errors import (
+    DataError,
+    ModelError,
+    OutputError,
+    TargetError,
+    TrpOnnxError,
+    UsageError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from trp_onnx.compression import compress
+    from trp_onnx.data import Dataset, Preprocessing, open_data
+    from trp_onnx.demonstration import demo
+    from trp_onnx.diagnosis import Diagnosis, doctor
+    from trp_onnx.accuracy import Accuracy, evaluate
+    from trp_onnx.inspection import Inspection, inspect
+    from trp_onnx.planning import Decision, LayerRule
+    from trp_onnx.report import Report
+
+_HOMES = {
+    "Accuracy": "accuracy",
+    "Dataset": "data",
+    "Decision": "planning",
+    "Diagnosis": "diagnosis",
+    "Inspection": "inspection",
+    "LayerRule": "planning",
+    "Preprocessing": "data",
+    "Report": "report",
+    "compress": "compression",
+    "demo": "demonstration",
+    "doctor": "diagnosis",
+    "evaluate": "accuracy",
+    "inspect": "inspection",
+    "open_data": "data",
+}
+
+__all__ = [
+    "Accuracy",
+    "DataError",
+    "Dataset",
+    "Decision",
+    "Diagnosis",
+    "Inspection",
+    "LayerRule",
+    "ModelError",
+    "OutputError",
+    "Preprocessing",
+    "Report",
+    "TargetError",
+    "TrpOnnxError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "compress",
+    "demo",
+    "doctor",
+    "evaluate",
+    "inspect",
+    "open_data",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'trp_onnx' has no attribute '{name}'")
+    value = getattr(import_module(f"trp_onnx.{home}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,210 @@
+"""The main job: open -> normalise -> find layers -> plan -> factorise -> verify -> save -> report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.data import Dataset, Preprocessing, open_data
+from trp_onnx.errors import DataError, OutputError
+from trp_onnx.accuracy import Accuracy, as_feed, evaluate
+from trp_onnx.layers import find_layers
+from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
+from trp_onnx.normalise import normalise
+from trp_onnx.passes import CleanUpPass, FactorisePass
+from trp_onnx.planning import LayerRule, Plan, make_plan, read_rules, resolve_alignment
+from trp_onnx.progress import track
+from trp_onnx.report import Report, Size
+from trp_onnx.runtime import Arrays, feeds_for
+from trp_onnx.shapes import real_inputs
+from trp_onnx.verify import reference_outputs, verify
+
+logger = logging.getLogger(__name__)
+
+VERIFY_SAMPLES = 16
+"""Samples of the data on which outputs are compared, when there is data."""
+
+
+def compress(
+    model: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    energy: float | None = None,
+    macs: float | None = None,
+    vbmf: bool = False,
+    config: str | PathLike[str] | Sequence[LayerRule] | None = None,
+    scheme: str = "auto",
+    align: int | str = "auto",
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: str | PathLike[str] | None = None,
+    data: str | PathLike[str] | Dataset | None = None,
+    preprocessing: Preprocessing | None = None,
+    simplify: bool = True,
+    report_dir: str | PathLike[str] | None = None,
+) -> Report:
+    """Factorise the layers of an ONNX file and write the result, verified, to another.
+
+    Nothing appears at `out` before the written file has been opened again, checked and run beside the
+    original; the input is never modified.
+
+    Args:
+        model: The trained network.
+        out: Where the compressed one goes; weights of a large model into `<out>.data` beside it.
+        energy: Discard at most this part of each layer's squared singular values.
+        macs: Keep at most this part of the network's MACs.
+        vbmf: Take ranks from variational Bayes.
+        config: The per-layer map, a TOML file (see `planning.rules`) or rules.
+        scheme: "auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2" or "svd".
+        align: Ranks are multiples of this many channels; "auto" takes the SIMD block of this CPU.
+        input_shapes: Shapes for inputs with dynamic sizes, by name. A symbolic batch counts as 1.
+        inputs: An `.npz` with one array for each input, to verify on; generated otherwise.
+        data: Labelled samples: the accuracy of both files is measured, and outputs are compared on them.
+        preprocessing: How samples of `data` become inputs.
+        simplify: Whether to run onnx-simplifier first.
+        report_dir: Where `report.json` goes; made if it does not exist.
+
+    Returns:
+        What was gained and lost.
+
+    Raises:
+        ModelError: The model cannot be read, run or factorised.
+        DataError: The data cannot be read or does not fit.
+        OutputError: The result cannot be written.
+        VerificationError: The written file failed its check; it was removed.
+        UsageError: The options contradict each other or the model.
+        TargetError: The target is out of reach; nothing was written.
+    """
+    source, out = Path(model), Path(out)
+    clock = _Clock()
+    rules = () if config is None else read_rules(Path(config)) if isinstance(config, (str, PathLike)) else config
+    step = resolve_alignment(align)
+    dataset = open_data(Path(data), preprocessing) if isinstance(data, (str, PathLike)) else data
+
+    original = open_model(source)
+    feeds, verified_on = _feeds(original, input_shapes, inputs, dataset)
+    with Staging(out, source, original) as staging:
+        expected = reference_outputs(source, original, feeds)
+        clock.lap("open")
+
+        normal, notes = normalise(original.clone(), input_shapes, simplify=simplify)
+        layers = find_layers(normal, input_shapes)
+        clock.lap("normalise")
+
+        plan = make_plan(
+            layers, energy=energy, macs=macs, vbmf=vbmf, rules=rules, scheme=scheme, align=step,
+            progress=lambda groups: track(groups, "spectra"),
+        )  # fmt: skip
+        clock.lap("plan")
+
+        FactorisePass(layers, plan.chosen, staging.keep, lambda layers: track(layers, "factorising"))(normal)
+        CleanUpPass()(normal)
+        clock.lap("factorise")
+
+        staging.save(normal)
+        clock.lap("save")
+
+        written, errors = verify(staging.path, source, original, feeds, expected)
+        clock.lap("verify")
+
+        accuracy = _accuracy(source, staging.path, dataset)
+        clock.lap("evaluate")
+        report = Report(
+            model=str(source),
+            output=str(out),
+            macs=Size(plan.macs_before, plan.macs_after),
+            parameters=Size(count_parameters(original), count_parameters(written)),
+            file_bytes=Size(file_bytes(source), file_bytes(staging.path)),
+            outputs=tuple(errors),
+            verified_on=verified_on,
+            layers=plan.decisions,
+            accuracy_before=accuracy[0] if accuracy else None,
+            accuracy_after=accuracy[1] if accuracy else None,
+            align=step,
+            notes=(*notes, *plan.notes, *_notes_on_ends(plan)),
+            seconds=clock.laps,
+        )
+        del written
+        staging.publish()
+    if report_dir is not None:
+        _write_report(Path(report_dir), report)
+    return report
+
+
+class _Clock:
+    """Wall seconds of each phase."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+        logger.info("%s: %.2f s", name, self.laps[name])
+
+
+def _feeds(
+    model: ir.Model,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    inputs: str | PathLike[str] | None,
+    dataset: Dataset | None,
+) -> tuple[Arrays, str]:
+    """Inputs for the comparison: given ones, else samples of the data, else generated."""
+    if inputs is not None:
+        return _given_inputs(model, Path(inputs)), f"the inputs in {Path(inputs).name}"
+    if dataset is not None:
+        first = real_inputs(model)[0]
+        batch = first.shape[0] if first.shape is not None and len(first.shape) else None
+        count = batch if isinstance(batch, int) else min(VERIFY_SAMPLES, len(dataset))
+        x, _ = next(dataset.batches(count))
+        return as_feed(model, x), f"{len(x)} samples of {Path(dataset.source).name}"
+    return feeds_for(model, input_shapes), "generated inputs (standard normal)"
+
+
+def _given_inputs(model: ir.Model, path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            feeds = {name: archive[name] for name in archive}
+    except Exception as error:  # numpy raises whatever zip and format code trips over
+        raise DataError(f"'{path}' is not an .npz file of plain arrays") from error
+    missing = [value.name for value in real_inputs(model) if value.name not in feeds]
+    if missing:
+        raise DataError(f"'{path}' has no array for input '{missing[0]}'")
+    return feeds
+
+
+def _accuracy(before: Path, after: Path, dataset: Dataset | None) -> tuple[Accuracy, Accuracy] | None:
+    if dataset is None or dataset.labels is None:
+        return None
+    return evaluate(before, dataset), evaluate(after, dataset)
+
+
+def _notes_on_ends(plan: Plan) -> list[str]:
+    """What the first and the last layer cost: they carry little of the MACs and much of the accuracy."""
+    notes = []
+    for decision in plan.decisions:
+        if not decision.role or decision.scheme is None or not decision.macs_before:
+            continue
+        end = "first" if decision.role == "stem" else "last"
+        saved = (decision.macs_before - (decision.macs_after or 0)) / max(1, plan.macs_before)
+        notes.append(
+            f"the {end} layer '{decision.name}' was factorised: it saves {saved:.1%} of the network's MACs for a "
+            f"weight error of {decision.relative_error:.1%}; keep = true in --config leaves it as it is"
+        )
+    return notes
+
+
+def _write_report(folder: Path, report: Report) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the report folder '{folder}': {error.strerror}") from error
+    write_text(folder / "report.json", report.to_json())
+
+

@@ -1,0 +1,108 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Console
+from rich.table import Table
+
+from trp_onnx.inspection import ENERGIES, Inspection
+from trp_onnx.planning import Decision
+from trp_onnx.report.document import Report
+
+
+def si(value: float | None) -> str:
+    """A count for people: 1.23 M; a dash for the unknown."""
+    if value is None:
+        return "-"
+    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.2f}{suffix}"
+    return f"{value:.0f}"
+
+
+def show_report(console: Console, report: Report, *, layers: bool = True) -> None:
+    """Print what was gained and lost, layer by layer and in all."""
+    if layers:
+        console.print(_layer_table(report.layers))
+    console.print(_summary_table(report))
+    for note in report.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+
+
+def _layer_table(decisions: tuple[Decision, ...]) -> Table:
+    table = Table(title=None, header_style="bold", box=None, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("scheme", no_wrap=True)
+    for heading in ("rank", "MACs before", "after", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold", style="dim")
+    for d in decisions:
+        name = f"{d.name} ({d.role})" if d.role else d.name
+        rank = ",".join(map(str, d.rank)) if d.rank else ""
+        error = f"{d.relative_error:.3f}" if d.scheme else ""
+        after = si(d.macs_after) if d.scheme else "="
+        table.add_row(_plain(name), d.scheme or "kept", rank, si(d.macs_before), after, error, _plain(d.reason))
+    return table
+
+
+def _summary_table(report: Report) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for heading in ("", "before", "after", "ratio"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    for name, size in (("MACs", report.macs), ("parameters", report.parameters), ("file bytes", report.file_bytes)):
+        table.add_row(name, si(size.before), si(size.after), f"{size.ratio:.3f}")
+    if report.accuracy_before is not None and report.accuracy_after is not None:
+        before, after = report.accuracy_before.top1, report.accuracy_after.top1
+        table.add_row(
+            f"top-1 of {report.accuracy_after.samples}", f"{before:.2%}", f"{after:.2%}", f"{(after - before) * 100:+.2f} points"
+        )
+    for output in report.outputs:
+        table.add_row(f"output '{_plain(output.name)}'", "", f"{output.relative_error:.2e}", "relative error")
+    kept = Counter("factorised" if d.scheme else "kept" for d in report.layers)
+    table.add_row("layers", str(len(report.layers)), f"{kept['factorised']} factorised", f"{kept['kept']} kept")
+    table.caption = f"verified on {_plain(report.verified_on)}; {sum(report.seconds.values()):.1f} s"
+    table.caption_justify = "left"
+    return table
+
+
+def inspection_table(inspection: Inspection) -> Table:
+    """The layers of a model: cost, spectrum, schemes."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("op", no_wrap=True)
+    for heading in ("in>out", "kernel", "MACs", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for energy in ENERGIES:
+        table.add_column(f"{energy:.0%}", justify="right", no_wrap=True)
+    table.add_column("full", justify="right", no_wrap=True)
+    table.add_column("spectrum of, or why not", overflow="fold")
+    for view in inspection.layers:
+        name = f"{view.name} ({view.role})" if view.role else view.name
+        channels = f"{view.channels[0]}>{view.channels[1]}" if view.channels else "-"
+        if view.groups > 1:
+            channels += f"/{view.groups}"
+        ranks = [f"{rank}" if pays else f"[dim]{rank}[/]" for rank, pays in zip(view.ranks, view.pays, strict=True)]
+        table.add_row(
+            _plain(name),
+            view.op,
+            channels,
+            "x".join(map(str, view.kernel)) or "-",
+            si(view.macs),
+            f"{view.share:.1%}" if view.share is not None else "-",
+            *(ranks or ["", "", ""]),
+            str(view.full_rank or ""),
+            _plain(view.reason or view.scheme or ""),
+        )
+    table.caption = (
+        f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers; 90 %, 95 %, 99 %: the rank that keeps so "
+        "much of the energy, dim where that rank costs more than the dense layer; /g: groups"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _plain(text: str) -> str:
+    """Names come from files: brackets in them are no markup."""
+    return text.replace("[", "\\[")
