@@ -57,21 +57,29 @@ def _command() -> Iterator[None]:
     """Progress on stderr; errors as one sentence and an exit code."""
     from trp_onnx.progress import shown_on
 
+    interrupted = False
+
     def stop(*_: object) -> NoReturn:
+        nonlocal interrupted
+        interrupted = True
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with shown_on(_consoles()[1]):
             yield
-    except TrpOnnxError as error:
+    except BaseException as error:
+        # C extensions turn an interrupt at import into errors of their own: the flag tells.
+        if interrupted:
+            click.echo("trp-onnx: interrupted; nothing was written", err=True)
+            sys.exit(_INTERRUPTED)
+        if not isinstance(error, TrpOnnxError):
+            raise
         click.echo(f"trp-onnx: error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("trp-onnx: interrupted; nothing was written", err=True)
-        sys.exit(_INTERRUPTED)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _write_json(document: dict[str, Any], target: str | None) -> None:

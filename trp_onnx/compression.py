@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.data import Dataset, Preprocessing, open_data
+from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
 from trp_onnx.errors import DataError, OutputError
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.layers import find_layers
@@ -168,11 +167,7 @@ def _feeds(
 
 
 def _given_inputs(model: ir.Model, path: Path) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            feeds = {name: archive[name] for name in archive}
-    except Exception as error:  # numpy raises whatever zip and format code trips over
-        raise DataError(f"'{path}' is not an .npz file of plain arrays") from error
+    feeds = read_npz(path)
     missing = [value.name for value in real_inputs(model) if value.name not in feeds]
     if missing:
         raise DataError(f"'{path}' has no array for input '{missing[0]}'")

@@ -1,7 +1,7 @@
 """Constants behind a value: an initializer, or an expression of initializers that never changes.
 
 Exporters hide weights behind Reshape, Transpose, Cast, Identity or DequantizeLinear. Such a chain is
-evaluated by onnx's own reference implementation, and only when the weight is asked for: a layer that is
+evaluated by ONNX Runtime, and only when the weight is asked for: a layer that is
 kept keeps its chain (and its int8 bytes).
 """
 
@@ -13,7 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.runtime import run_model
 from trp_onnx.shapes import Shape
+
+_IR_VERSION = 10
+"""Old enough for every supported runtime, new enough for every type a weight is stored in."""
 
 # Nodes whose result is not the same every time.
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -54,23 +58,25 @@ class Constant:
         if self.value.const_value is not None:
             return self.value.const_value.numpy()
         import onnx
-        from onnx.reference import ReferenceEvaluator
 
-        feeds = {
-            value.name: value.const_value.numpy()
+        stored = {
+            value.name: ir.to_proto(value.const_value)
             for node in self.nodes
             for value in node.inputs
             if value is not None and value.const_value is not None
         }
-        undefined = onnx.TensorProto.UNDEFINED
+        for name, proto in stored.items():
+            proto.name = name
         graph = onnx.helper.make_graph(
             [ir.to_proto(node) for node in self.nodes],
             "constant",
-            [onnx.helper.make_tensor_value_info(name, undefined, None) for name in feeds],
-            [onnx.helper.make_tensor_value_info(self.value.name, undefined, None)],
+            [],
+            [onnx.helper.make_empty_tensor_value_info(self.value.name)],
+            list(stored.values()),
         )
-        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", self.opset)])
-        return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+        opsets = [onnx.helper.make_opsetid("", self.opset)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+        return np.asarray(run_model(model, {})[self.value.name])
 
 
 def resolve_constant(value: ir.Value | None, opset: int) -> Constant | str:

@@ -145,7 +145,13 @@ def relative_error(expected: Any, actual: Any) -> float:
 
 
 def _reason(error: Exception) -> str:
-    """onnxruntime's message without its prefixes and line breaks, code kept."""
+    """What onnxruntime means, without its prefixes, source lines and function signatures."""
     text = re.sub(r"\s+", " ", str(error)).strip()
+    opset = re.search(r"Opset (\d+) is under development.*domain (\S+) is till opset (\d+)", text)
+    if opset:
+        wanted, domain, newest = opset.groups()
+        return f"it is of opset {wanted} of {domain}, this runtime knows up to {newest}; export it with an older opset"
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", text)
+    text = re.sub(r"Load model from .*? failed: ?", "", text)
+    text = re.sub(r"/\S+\.(?:cc|h):\d+ [^()]*\(.*?\)(?: const)? ", "", text)
     return text[:300] + ("..." if len(text) > 300 else "")

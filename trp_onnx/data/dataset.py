@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,19 +79,27 @@ def open_data(path: Path, preprocessing: Preprocessing | None = None) -> Dataset
     return _open_npz(path, preprocessing)
 
 
-def _open_npz(path: Path, preprocessing: Preprocessing) -> Dataset:
-    arrays = {}
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, all or those of some names; never unpickles anything.
+
+    Raises:
+        DataError: Not there, not an .npz file, damaged, or an array of objects.
+    """
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        raise DataError(f"'{path}' is not an .npz file")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile) or "x" not in archive:
-                raise DataError(f"'{path}' is not an .npz file with an array 'x' (and 'y' for labels)")
-            arrays = {name: archive[name] for name in ("x", "y") if name in archive}
-    except DataError:
-        raise
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        if "pickle" in str(error).lower():
+            return {name: archive[name] for name in archive if names is None or name in names}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "pickle" in str(error).lower() or "Object arrays" in str(error):
             raise DataError(f"'{path}' holds pickled objects, which are never loaded: save plain arrays") from error
-        raise DataError(f"'{path}' is not an .npz file with an array 'x' (and 'y' for labels)") from error
+        raise DataError(f"'{path}' is a damaged .npz file") from error
+
+
+def _open_npz(path: Path, preprocessing: Preprocessing) -> Dataset:
+    arrays = read_npz(path, ("x", "y"))
+    if "x" not in arrays:
+        raise DataError(f"'{path}' is not an .npz file with an array 'x' (and 'y' for labels)")
     x, y = arrays["x"], arrays.get("y")
     if x.ndim == 0 or len(x) == 0:
         raise DataError(f"'{path}' holds no samples")

@@ -209,7 +209,8 @@ def _by_rule(site: Site, rule: LayerRule, choice: str) -> tuple[Option, str] | N
     if not options:
         raise UsageError(f"'{name}': rank {list(rule.rank)} exceeds its full rank {list(fitting[0].full_rank(geometry))}")
     best = min(options, key=lambda option: (option.error, option.macs))
-    return best, "the configuration gives the rank"
+    dearer = "" if best.macs < site.dense.macs else ", dearer than the dense layer"
+    return best, f"the configuration gives the rank{dearer}"
 
 
 def _by_energy(site: Site, energy: float) -> tuple[Option, str]:
