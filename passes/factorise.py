@@ -6,7 +6,7 @@ Bias, alpha and beta go to the last factor. The factors take their names from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +28,7 @@ class FactorisePass(ir.passes.InPlacePass):
         layers: Sequence[Layer],
         chosen: Mapping[str, tuple[str, Rank]],
         keep: Keep | None = None,
-        progress: Callable[[Sequence[Layer]], Sequence[Layer]] | None = None,
+        progress: Callable[[Sequence[Layer]], Iterable[Layer]] | None = None,
     ) -> None:
         """Say what to do.
 
@@ -47,7 +47,9 @@ class FactorisePass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run; the factors' weights become initializers of the main graph."""
-        self._taken = {value.name for node in ir.traversal.RecursiveGraphIterator(model.graph) for value in node.outputs}
+        self._taken = {
+            value.name for node in ir.traversal.RecursiveGraphIterator(model.graph) for value in node.outputs
+        }
         self._taken.update(model.graph.initializers)
         shared: dict[object, list[ir.Value]] = {}
         for layer in self.progress(self.layers):
@@ -108,7 +110,9 @@ class FactorisePass(ir.passes.InPlacePass):
             if part == last:
                 inputs += node.inputs[2:3]
             elif layer.op == "Gemm" and model.opset_imports.get("", 0) < _GEMM_OPTIONAL_C:
-                inputs.append(self._initializer(model, f"{layer.name}/{scheme.parts[part]}.bias", np.zeros(1), weight.dtype))
+                inputs.append(
+                    self._initializer(model, f"{layer.name}/{scheme.parts[part]}.bias", np.zeros(1), weight.dtype)
+                )
             name = f"{layer.name}/{scheme.parts[part]}"
             factor = ir.Node(node.domain, layer.op, inputs, attributes, num_outputs=1, name=name)
             output = factor.outputs[0]
@@ -169,10 +173,7 @@ def _explicit_pads(layer: Layer) -> list[int]:
     begin, end = [], []
     for axis in range(count):
         natural = (
-            stride[axis] * (geometry.in_size[axis] - 1)
-            + extra[axis]
-            + (geometry.kernel[axis] - 1) * dilation[axis]
-            + 1
+            stride[axis] * (geometry.in_size[axis] - 1) + extra[axis] + (geometry.kernel[axis] - 1) * dilation[axis] + 1
         )
         total = max(0, natural - geometry.out_size[axis])
         half = total // 2
@@ -182,7 +183,7 @@ def _explicit_pads(layer: Layer) -> list[int]:
 
 
 def _product_attributes(layer: Layer, part: int, last: int) -> list[ir.Attr]:
-    """transA or transB follow the operand they belong to; alpha and beta go to the last factor."""
+    """TransA or transB follow the operand they belong to; alpha and beta go to the last factor."""
     if layer.op != "Gemm":
         return []
     assert layer.layout is not None

@@ -100,13 +100,13 @@ def _fold(model: ir.Model, norm: ir.Node) -> None:
 def _scale_outputs(layer: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Multiply each output channel of a stored weight by its scale."""
     if layer.op_type == "Conv":
-        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        return np.asarray(weight * scale.reshape(-1, *[1] * (weight.ndim - 1)))
     if layer.op_type == "ConvTranspose":  # stored (G C, N, *k)
         groups = layer.attributes.get_int("group", 1)
         grouped = weight.reshape(groups, -1, *weight.shape[1:])
         per_group = scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
-        return (grouped * per_group).reshape(weight.shape)
-    return weight * (scale[:, None] if layer.attributes.get_int("transB", 0) else scale)
+        return np.asarray(grouped * per_group).reshape(weight.shape)
+    return np.asarray(weight * (scale[:, None] if layer.attributes.get_int("transB", 0) else scale))
 
 
 def _initializer(model: ir.Model, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:

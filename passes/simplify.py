@@ -77,7 +77,7 @@ def _take_out(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         if tensor is None or tensor.nbytes < BIG_TENSOR:
             continue
         weights[name] = tensor
-        value.shape, value.dtype = ir.Shape(tensor.shape), tensor.dtype
+        value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
         del model.graph.initializers[name]
         value.const_value = None
         model.graph.inputs.append(value)
@@ -113,5 +113,3 @@ def _restore_face(model: ir.Model, original: ir.Model) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-

@@ -43,9 +43,7 @@ def model(
     graph = helper.make_graph(
         nodes, "g", inputs, outputs, [tensor(name, array) for name, array in (initializers or {}).items()]
     )
-    built = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version, **more
-    )
+    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version, **more)
     helper.set_model_props(built, {"owner": "tests", "trained": "no"})
     return built
 

@@ -16,7 +16,9 @@ OUT = [1, 32, 8, 8]
 W2 = weights(48, 40)
 
 
-def _single(node: onnx.NodeProto, x: list[int], y: list[int] | None, arrays: dict[str, np.ndarray], **more: object) -> onnx.ModelProto:
+def _single(
+    node: onnx.NodeProto, x: list[int], y: list[int] | None, arrays: dict[str, np.ndarray], **more: object
+) -> onnx.ModelProto:
     return model([node], [info("x", x)], [info("y", y)], arrays, **more)
 
 
@@ -99,7 +101,9 @@ def behind_transpose_and_cast() -> onnx.ModelProto:
 def behind_bfloat16_cast() -> onnx.ModelProto:
     import ml_dtypes
 
-    return _behind([helper.make_node("Cast", ["w0"], ["w"], to=TensorProto.FLOAT)], {"w0": W2.astype(ml_dtypes.bfloat16)})
+    return _behind(
+        [helper.make_node("Cast", ["w0"], ["w"], to=TensorProto.FLOAT)], {"w0": W2.astype(ml_dtypes.bfloat16)}
+    )
 
 
 def behind_dequantize() -> onnx.ModelProto:

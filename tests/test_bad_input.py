@@ -54,7 +54,9 @@ def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
     assert "is not a file" in refused(tmp_path, tmp_path, 1)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, I am a text file\n", b"\x89PNG\r\n\x1a\n" + bytes(200), os.urandom(4096)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, I am a text file\n", b"\x89PNG\r\n\x1a\n" + bytes(200), os.urandom(4096)]
+)
 def test_a_file_that_is_not_onnx(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
@@ -88,7 +90,9 @@ def test_an_opset_too_new_for_the_runtime(tmp_path: Path, net: Path) -> None:
 
 def test_a_model_without_layers(tmp_path: Path) -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
-    path = graphs.save(graphs.model([node], [graphs.info("x", [1, 3])], [graphs.info("y", [1, 3])]), tmp_path / "m.onnx")
+    path = graphs.save(
+        graphs.model([node], [graphs.info("x", [1, 3])], [graphs.info("y", [1, 3])]), tmp_path / "m.onnx"
+    )
     assert "nothing to factorise" in refused(tmp_path, path, 1)
 
 
@@ -217,7 +221,10 @@ def test_images_of_the_wrong_size(tmp_path: Path, net: Path) -> None:
     data = save_npz(tmp_path / "d.npz", x=np.zeros((4, 20, 20, 3), np.uint8), y=np.arange(4))
     message = refused(tmp_path, net, 1, "--macs", 0.6, "--data", data)
     assert "takes samples of 3x12x12" in message and "3x20x20" in message and "--crop" in message
-    assert cli("compress", net, "-o", tmp_path / "out.onnx", "--macs", 0.6, "--align", 1, "--data", data, "--crop", 12)[0] == 0
+    assert (
+        cli("compress", net, "-o", tmp_path / "out.onnx", "--macs", 0.6, "--align", 1, "--data", data, "--crop", 12)[0]
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -323,7 +330,9 @@ def test_names_with_markup_are_printed_as_they_are(tmp_path: Path) -> None:
     built = CASES["conv_1d"]()
     built.graph.node[0].name = "[red]layer[/red] [/]"
     path = graphs.save(built, tmp_path / "m.onnx")
-    result = CliRunner().invoke(main, ["compress", str(path), "-o", str(tmp_path / "o.onnx"), "--macs", "0.6", "--align", "1"])
+    result = CliRunner().invoke(
+        main, ["compress", str(path), "-o", str(tmp_path / "o.onnx"), "--macs", "0.6", "--align", "1"]
+    )
     assert result.exit_code == 0, result.output
     assert "[red]layer[/red]" in result.stdout
 

@@ -122,7 +122,9 @@ def test_external_data_stays_external(tmp_path: Path) -> None:
 
 def test_dynamic_size_is_unknown_until_it_is_given(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="layer")
-    built = graphs.model([node], [graphs.info("x", ["N", 24, "H", "W"])], [graphs.info("y", ["N", 32, None, None])], {"w": W4})
+    built = graphs.model(
+        [node], [graphs.info("x", ["N", 24, "H", "W"])], [graphs.info("y", ["N", 32, None, None])], {"w": W4}
+    )
     path = graphs.save(built, tmp_path / "m.onnx")
     assert trp_onnx.inspect(path).layers[0].macs is None
     with pytest.raises(trp_onnx.ModelError, match="--input-shape"):
@@ -136,7 +138,9 @@ def test_dynamic_size_is_unknown_until_it_is_given(tmp_path: Path) -> None:
     assert "--input-shape" in report.notes[0]
 
 
-def _reason(tmp_path: Path, nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray], inputs: list[onnx.ValueInfoProto]) -> str:
+def _reason(
+    tmp_path: Path, nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray], inputs: list[onnx.ValueInfoProto]
+) -> str:
     path = graphs.save(graphs.model(nodes, inputs, [graphs.info("y", None)], arrays), tmp_path / "m.onnx")
     reason = trp_onnx.inspect(path).layers[-1].reason
     assert reason is not None
@@ -152,7 +156,9 @@ def test_a_weight_that_is_computed_has_a_reason(tmp_path: Path) -> None:
         onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="layer"),
     ]
     inputs = [graphs.info("x", [2, 48]), graphs.info("gate", [1])]
-    assert "'w' is computed at run time by Mul 'modulate'" in _reason(tmp_path, nodes, {"w0": graphs.weights(48, 40)}, inputs)
+    assert "'w' is computed at run time by Mul 'modulate'" in _reason(
+        tmp_path, nodes, {"w0": graphs.weights(48, 40)}, inputs
+    )
 
 
 def test_a_weight_that_is_an_input_has_a_reason(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def conv_model(g: dict[str, object], path: Path) -> Path:
         attributes["auto_pad"] = g["auto_pad"]
     if g["output_padding"] and g["auto_pad"] == "NOTSET":
         attributes["output_padding"] = g["output_padding"]
-    node = helper.make_node("ConvTranspose" if transposed else "Conv", ["x", *arrays], ["y"], name="layer", **attributes)
+    node = helper.make_node(
+        "ConvTranspose" if transposed else "Conv", ["x", *arrays], ["y"], name="layer", **attributes
+    )
     kind = ONNX_TYPE[dtype]
     x = graphs.info("x", [g["batch"], groups * c, *g["size"]], kind)
     y = graphs.info("y", [None] * (len(kernel) + 2), kind)
@@ -136,7 +138,9 @@ def test_full_rank_float64_convolution_is_the_identity(tmp_path: Path, scheme: s
     node = helper.make_node(op, ["x", "w"], ["y"], name="layer", strides=[2, 1], pads=[1, 0, 0, 1])
     kind = TensorProto.DOUBLE
     x, y = graphs.info("x", [1, 4, 7, 6], kind), graphs.info("y", [None] * 4, kind)
-    path = graphs.save(graphs.model([node], [x], [y], {"w": graphs.weights(4, 4, 3, 3, dtype=np.float64)}), tmp_path / "m.onnx")
+    path = graphs.save(
+        graphs.model([node], [x], [y], {"w": graphs.weights(4, 4, 3, 3, dtype=np.float64)}), tmp_path / "m.onnx"
+    )
     check_identity(path, scheme, full_rank(scheme, 4, 4, (3, 3)), 1e-12)
 
 
@@ -261,12 +265,17 @@ def test_the_error_at_every_rank_is_the_tail_of_the_spectrum(
 
 @SLOW
 @given(n=st.integers(1, 7), c=st.integers(1, 7), k=st.integers(2, 4), groups=st.integers(1, 3), seed=st.integers(0, 99))
-def test_tucker_errors_are_those_of_its_factors_at_every_pair_of_ranks(n: int, c: int, k: int, groups: int, seed: int) -> None:
+def test_tucker_errors_are_those_of_its_factors_at_every_pair_of_ranks(
+    n: int, c: int, k: int, groups: int, seed: int
+) -> None:
     weight = graphs.rng(seed).standard_normal((groups, n, c, k, k))
     scheme = SCHEMES["tucker2"]
     claimed = scheme.errors(weight)
     by_input, by_output = scheme.unfold(weight)
-    tails = [np.append(np.cumsum((np.linalg.svd(m, compute_uv=False) ** 2).sum(0)[::-1])[::-1], 0) for m in (by_input, by_output)]
+    tails = [
+        np.append(np.cumsum((np.linalg.svd(m, compute_uv=False) ** 2).sum(0)[::-1])[::-1], 0)
+        for m in (by_input, by_output)
+    ]
     total = np.sum(weight**2)
     for rank in np.ndindex(*claimed.shape):
         if 0 in rank:

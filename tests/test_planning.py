@@ -48,7 +48,9 @@ def test_energy_discards_at_most_that_part_and_no_rank_is_wasted(net: Path, ener
 def test_energy_rank_is_the_papers_rule(rows: int, cols: int, energy: float, seed: int) -> None:
     s = np.linalg.svd(graphs.rng(seed).standard_normal((rows, cols)), compute_uv=False)
     kept = next(k for k in range(1, len(s) + 1) if np.sum(s[k:] ** 2) <= energy * np.sum(s**2) + 1e-12)
-    assert abs(linalg.energy_rank(s, energy) - kept) <= (1 if abs(np.sum(s[kept:] ** 2) / np.sum(s**2) - energy) < 1e-9 else 0)
+    assert abs(linalg.energy_rank(s, energy) - kept) <= (
+        1 if abs(np.sum(s[kept:] ** 2) / np.sum(s**2) - energy) < 1e-9 else 0
+    )
 
 
 option_lists = st.lists(
@@ -61,9 +63,7 @@ option_lists = st.lists(
 def test_the_budget_is_spent_optimally(lists: list[list[tuple[int, float]]], budget: int) -> None:
     choices = [[Option("svd", (1,), macs, 0, error) for macs, error in options] for options in lists]
     feasible = [
-        sum(o.error for o in plan)
-        for plan in itertools.product(*choices)
-        if sum(o.macs for o in plan) <= budget
+        sum(o.error for o in plan) for plan in itertools.product(*choices) if sum(o.macs for o in plan) <= budget
     ]
     found = allocate(choices, budget)
     if not feasible:
@@ -131,7 +131,9 @@ def test_alignment_counts_the_channels_of_all_groups_together(tmp_path: Path) ->
     from onnx import helper
 
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="layer", group=8)
-    built = graphs.model([node], [graphs.info("x", [1, 64, 9, 9])], [graphs.info("y", [1, 64, 7, 7])], {"w": graphs.weights(64, 8, 3, 3)})
+    built = graphs.model(
+        [node], [graphs.info("x", [1, 64, 9, 9])], [graphs.info("y", [1, 64, 7, 7])], {"w": graphs.weights(64, 8, 3, 3)}
+    )
     path = graphs.save(built, tmp_path / "m.onnx")
     rank = compress(path, energy=0.5, scheme="spatial", align=16).layers[0].rank[0]
     assert rank % 2 == 0  # 8 groups of 2 fill a block of 16
@@ -171,7 +173,9 @@ def test_vbmf_compresses_a_low_rank_layer_to_its_rank(tmp_path: Path) -> None:
 
     built = onnx.load(path)
     generator = graphs.rng(9)
-    matrix = generator.standard_normal((96, 6)) @ generator.standard_normal((6, 96)) + 0.05 * generator.standard_normal((96, 96))
+    matrix = generator.standard_normal((96, 6)) @ generator.standard_normal((6, 96)) + 0.05 * generator.standard_normal(
+        (96, 96)
+    )
     w = SCHEMES["spatial"].fold(matrix[None], (1, 32, 32, 3, 3))[0].astype(np.float32)
     next(t for t in built.graph.initializer if t.name == "w2").CopyFrom(graphs.tensor("w2", w))
     onnx.save(built, path)

@@ -23,11 +23,11 @@ from trp_onnx.errors import (
 )
 
 if TYPE_CHECKING:
+    from trp_onnx.accuracy import Accuracy, evaluate
     from trp_onnx.compression import compress
     from trp_onnx.data import Dataset, Preprocessing, open_data
     from trp_onnx.demonstration import demo
     from trp_onnx.diagnosis import Diagnosis, doctor
-    from trp_onnx.accuracy import Accuracy, evaluate
     from trp_onnx.inspection import Inspection, inspect
     from trp_onnx.planning import Decision, LayerRule
     from trp_onnx.report import Report

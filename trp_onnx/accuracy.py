@@ -75,7 +75,10 @@ def evaluate(
         scores = _scores(run_session(session, as_feed(opened, x)), len(x), str(model))[:, offset:]
         if y.min() < 0 or y.max() >= scores.shape[1]:
             wrong = int(y.min() if y.min() < 0 else y.max())
-            raise DataError(f"'{dataset.source}' has label {wrong}, but the model has {scores.shape[1]} classes (0 to {scores.shape[1] - 1}): see --label-offset")
+            raise DataError(
+                f"'{dataset.source}' has label {wrong}, but the model has {scores.shape[1]} classes "
+                f"(0 to {scores.shape[1] - 1}): see --label-offset"
+            )
         correct += int((scores.argmax(axis=1) == y).sum())
     return Accuracy(correct, count)
 

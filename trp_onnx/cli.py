@@ -28,7 +28,7 @@ _SCHEMES = ("auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "t
 _FILE = click.Path(path_type=Path)
 
 
-class _Shape(click.ParamType):
+class _Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     """`name:1,3,224,224`."""
 
     name = "NAME:D,D,..."
@@ -124,8 +124,8 @@ def _data_options(required: bool) -> Callable[[F], F]:
             return command(*args, preprocessing=preprocessing, **kwargs)
 
         for option in reversed((
-            click.option("--data", type=_FILE, required=required, help="Labelled samples: an .npz with x and y, or a folder of images with one subfolder a class."),
-            click.option("--preprocess", type=_FILE, metavar="TOML", help="Preprocessing as a file, instead of the flags below."),
+            click.option("--data", type=_FILE, required=required, help="Labelled samples: an .npz (x, y) or a folder of images, one subfolder a class."),
+            click.option("--preprocess", type=_FILE, metavar="TOML", help="Preprocessing as a file; flags go before it."),
             click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout that the model takes."),
             click.option("--scale", metavar="X", help="Factor on the stored values, e.g. 1/255."),
             click.option("--mean", metavar="X[,X,X]", help="Subtracted after scaling."),
@@ -133,7 +133,7 @@ def _data_options(required: bool) -> Callable[[F], F]:
             click.option("--color", type=click.Choice(["rgb", "bgr"]), help="Colour order that the model takes."),
             click.option("--resize", type=int, metavar="PX", help="Resize the shorter side first."),
             click.option("--crop", type=int, metavar="PX", help="Cut out the centre."),
-            click.option("--label-offset", type=int, metavar="N", help="Outputs before the first class (1 for a background class)."),
+            click.option("--label-offset", type=int, metavar="N", help="Outputs before the first class."),
         )):  # fmt: skip
             wrapped = option(wrapped)
         return wrapped
@@ -146,7 +146,6 @@ def _data_options(required: bool) -> Callable[[F], F]:
 def main() -> None:
     """Make a trained ONNX network smaller and faster by low rank, and prove it on the written file.
 
-    \b
     Exit codes: 0 done, 1 cannot (one sentence says why), 2 wrong usage, 3 target out of reach.
     """
 
@@ -155,11 +154,19 @@ def main() -> None:
 @click.argument("model", type=_FILE)
 @click.option("-o", "--output", "out", type=_FILE, required=True, help="Where the compressed model goes.")
 @click.option("--macs", type=float, metavar="R", help="Keep at most this part of the network's MACs.")
-@click.option("--energy", type=float, metavar="E", help="Discard at most this part of each layer's squared singular values.")
+@click.option(
+    "--energy", type=float, metavar="E", help="Discard at most this part of each layer's squared singular values."
+)
 @click.option("--vbmf", is_flag=True, help="Ranks by variational Bayesian matrix factorisation.")
 @click.option("--config", type=_FILE, metavar="TOML", help="Per-layer map; goes before the rule above.")
 @click.option("--scheme", type=click.Choice(_SCHEMES), default="auto", show_default=True, help="How layers are split.")
-@click.option("--align", default="auto", metavar="N|auto", show_default=True, help="Ranks are multiples of N channels; auto: the SIMD block of this CPU.")
+@click.option(
+    "--align",
+    default="auto",
+    metavar="N|auto",
+    show_default=True,
+    help="Ranks are multiples of N channels; auto: the SIMD block of this CPU.",
+)
 @click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to verify on, one array a name; generated otherwise.")
 @_data_options(required=False)
 @_model_options
@@ -228,7 +235,12 @@ def evaluate(
         from trp_onnx.accuracy import evaluate as run
 
         accuracy = run(model, data, preprocessing=preprocessing(), limit=limit)
-        document = {"model": str(model), "accuracy": accuracy.top1, "correct": accuracy.correct, "samples": accuracy.samples}
+        document = {
+            "model": str(model),
+            "accuracy": accuracy.top1,
+            "correct": accuracy.correct,
+            "samples": accuracy.samples,
+        }
         _write_json(document, json_to)
     if json_to != "-":
         click.echo(f"{accuracy.top1:.2%} top-1 ({accuracy.correct} of {accuracy.samples})")
@@ -258,7 +270,15 @@ def doctor(json_to: str | None) -> None:
 
 
 @main.command()
-@click.option("-o", "--output", "folder", type=_FILE, default=Path("trp-onnx-demo"), show_default=True, help="Folder for the demo's files.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=_FILE,
+    default=Path("trp-onnx-demo"),
+    show_default=True,
+    help="Folder for the demo's files.",
+)
 def demo(folder: Path) -> None:
     """Train a small network on scikit-learn's digits, compress it and show what that gained and lost."""
     with _command():
@@ -270,5 +290,3 @@ def demo(folder: Path) -> None:
 
     show_report(_consoles()[0], report)
     click.echo(f"the files are in {folder}; look at one: trp-onnx inspect {folder / 'digits.onnx'}")
-
-

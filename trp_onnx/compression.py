@@ -10,9 +10,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
 from trp_onnx.errors import DataError, OutputError
-from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.layers import find_layers
 from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
 from trp_onnx.normalise import normalise
@@ -201,5 +201,3 @@ def _write_report(folder: Path, report: Report) -> None:
     except OSError as error:
         raise OutputError(f"cannot make the report folder '{folder}': {error.strerror}") from error
     write_text(folder / "report.json", report.to_json())
-
-

@@ -59,24 +59,25 @@ class Constant:
             return self.value.const_value.numpy()
         import onnx
 
+        name = self.value.name or ""
         stored = {
-            value.name: ir.to_proto(value.const_value)
+            value.name or "": ir.to_proto(value.const_value)
             for node in self.nodes
             for value in node.inputs
             if value is not None and value.const_value is not None
         }
-        for name, proto in stored.items():
-            proto.name = name
+        for key, proto in stored.items():
+            proto.name = key
         graph = onnx.helper.make_graph(
             [ir.to_proto(node) for node in self.nodes],
             "constant",
             [],
-            [onnx.helper.make_empty_tensor_value_info(self.value.name)],
+            [onnx.helper.make_empty_tensor_value_info(name)],
             list(stored.values()),
         )
         opsets = [onnx.helper.make_opsetid("", self.opset)]
         model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
-        return np.asarray(run_model(model, {})[self.value.name])
+        return np.asarray(run_model(model, {})[name])
 
 
 def resolve_constant(value: ir.Value | None, opset: int) -> Constant | str:

@@ -46,7 +46,8 @@ def doctor() -> Diagnosis:
     runtimes = tuple(sorted({d.name for d in metadata.distributions() if _is_runtime(d)}))
     if len(runtimes) > 1:
         problems.append(
-            f"{' and '.join(runtimes)} are installed together and overwrite each other: uninstall them all, then install one"
+            f"{' and '.join(runtimes)} are installed together and overwrite each other: "
+            "uninstall them all, then install one"
         )
     providers: tuple[str, ...] = ()
     try:

@@ -1,12 +1,12 @@
 """Everything that trp-onnx raises on purpose: one tree, each leaf one clear sentence and one exit code.
 
-    TrpOnnxError                 exit 1   the job cannot be done
-    ├── ModelError                        the model cannot be read, run or factorised
-    ├── DataError                         the data cannot be read or does not fit the model
-    ├── OutputError                       the result cannot be written
-    ├── VerificationError                 the written file does not do what it must; it was not kept
-    ├── UsageError               exit 2   the options or the configuration are wrong
-    └── TargetError              exit 3   the target is out of reach; nothing was written
+TrpOnnxError                 exit 1   the job cannot be done
+├── ModelError                        the model cannot be read, run or factorised
+├── DataError                         the data cannot be read or does not fit the model
+├── OutputError                       the result cannot be written
+├── VerificationError                 the written file does not do what it must; it was not kept
+├── UsageError               exit 2   the options or the configuration are wrong
+└── TargetError              exit 3   the target is out of reach; nothing was written
 """
 
 

@@ -148,7 +148,9 @@ def _view(layer: Layer, total: int, spectrum: _Spectrum | None) -> LayerView:
         op=layer.op,
         role=layer.role,
         kernel=geometry.kernel if geometry else (),
-        channels=(geometry.groups * geometry.in_channels, geometry.groups * geometry.out_channels) if geometry else None,
+        channels=(geometry.groups * geometry.in_channels, geometry.groups * geometry.out_channels)
+        if geometry
+        else None,
         groups=geometry.groups if geometry else 1,
         macs=layer.macs,
         share=layer.macs / total if layer.macs is not None and total else None,

@@ -224,9 +224,7 @@ def _ends(model: ir.Model) -> tuple[set[ir.Node], set[ir.Node]]:
     return search(list(inputs), True), search([node for node in outputs if node is not None], False)
 
 
-def _read(
-    node: ir.Node, name: str, role: str, place: str, shapes: Mapping[ir.Value, Shape], opset: int
-) -> Layer:
+def _read(node: ir.Node, name: str, role: str, place: str, shapes: Mapping[ir.Value, Shape], opset: int) -> Layer:
     """A Conv, ConvTranspose, Gemm or MatMul as a layer, with a reason where it cannot be split."""
 
     def kept(reason: str) -> Layer:
@@ -265,7 +263,7 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 _Reading = tuple[Layout, Geometry, bool, str | None]
 
 
-def _read_conv(node: ir.Node, weight_shape: Shape, shapes: Mapping[ir.Value, Shape]) -> _Reading:
+def _read_conv(node: ir.Node, weight_shape: tuple[int, ...], shapes: Mapping[ir.Value, Shape]) -> _Reading:
     transposed = node.op_type == "ConvTranspose"
     groups = node.attributes.get_int("group", 1)
     kernel = tuple(weight_shape[2:])
@@ -273,8 +271,8 @@ def _read_conv(node: ir.Node, weight_shape: Shape, shapes: Mapping[ir.Value, Sha
         c, n = weight_shape[0] // groups, weight_shape[1]
     else:
         c, n = weight_shape[1], weight_shape[0] // groups
-    in_shape, out_shape = shapes.get(node.inputs[0], ()), shapes.get(node.outputs[0], ())
-    sized = len(in_shape) == len(out_shape) == len(kernel) + 2 and None not in (*in_shape[2:], *out_shape)
+    in_shape, out_shape = _known(shapes, node.inputs[0], skip=2), _known(shapes, node.outputs[0])
+    sized = in_shape is not None and out_shape is not None
     reason = None
     if "output_shape" in node.attributes and not sized:
         reason = "it has an output_shape but its input size is dynamic: give --input-shape"
@@ -283,22 +281,29 @@ def _read_conv(node: ir.Node, weight_shape: Shape, shapes: Mapping[ir.Value, Sha
         n,
         c,
         kernel,
-        in_shape[2:] if sized else (1,) * len(kernel),
-        out_shape[2:] if sized else (1,) * len(kernel),
-        out_shape[0] if sized else 1,
+        in_shape if in_shape and out_shape else (1,) * len(kernel),
+        out_shape[2:] if in_shape and out_shape else (1,) * len(kernel),
+        out_shape[0] if in_shape and out_shape else 1,
         transposed,
     )
     return Layout(node.op_type, groups), geometry, sized, reason
 
 
 def _read_product(
-    node: ir.Node, index: int, weight_shape: Shape, shapes: Mapping[ir.Value, Shape]
+    node: ir.Node, index: int, weight_shape: tuple[int, ...], shapes: Mapping[ir.Value, Shape]
 ) -> _Reading:
     batch = tuple(weight_shape[:-2])
     trans = bool(node.attributes.get_int("transB" if index else "transA", 0))
     layout = Layout(node.op_type, prod(batch), batch, index, trans)
     n, c = weight_shape[-2:] if layout.on_left != trans else reversed(weight_shape[-2:])
-    out_shape = shapes.get(node.outputs[0])
-    sized = out_shape is not None and None not in out_shape
-    repeats = max(1, prod(out_shape) // (prod(batch) * n)) if sized else 1
-    return layout, Geometry(prod(batch), n, c, repeats=repeats), sized, None
+    out_shape = _known(shapes, node.outputs[0])
+    repeats = max(1, prod(out_shape) // (prod(batch) * n)) if out_shape is not None else 1
+    return layout, Geometry(prod(batch), n, c, repeats=repeats), out_shape is not None, None
+
+
+def _known(shapes: Mapping[ir.Value, Shape], value: ir.Value | None, skip: int = 0) -> tuple[int, ...] | None:
+    """A shape without its first `skip` dimensions, or None when any of the others is unknown."""
+    shape = shapes.get(value) if value is not None else None
+    if shape is None or None in shape[skip:]:
+        return None
+    return tuple(d for d in shape[skip:] if d is not None)

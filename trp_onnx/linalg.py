@@ -125,9 +125,8 @@ def vbmf_rank(values: Array, rows: int, cols: int) -> int:
         upper = square.sum() / (L * M)
         rest = square[first_noise + 1 :] if first_noise + 1 < L else square[-1:]
         lower = max(rest[0] / (M * x_bar), rest.mean() / M)
-        if lower >= upper:
-            variance = upper
-        else:
+        variance = upper
+        if lower < upper:
             variance = minimize_scalar(free_energy, bounds=(lower, upper), method="bounded").x
         return int(np.sum(square > M * variance * x_bar))
 

@@ -70,7 +70,9 @@ def _check_external_data(path: Path, model: ir.Model) -> None:
                 )
             sizes[location] = target.stat().st_size
         if (tensor.offset or 0) + tensor.nbytes > sizes[location]:
-            raise ModelError(f"'{location}', the weights of '{path}', is too short for tensor '{tensor.name}': it is truncated")
+            raise ModelError(
+                f"'{location}', the weights of '{path}', is too short for tensor '{tensor.name}': it is truncated"
+            )
 
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -105,9 +107,7 @@ def has_external_data(model: ir.Model) -> bool:
 def file_bytes(path: Path) -> int:
     """Size of an ONNX file and the external data that belongs to it."""
     locations = {
-        os.fspath(tensor.location)
-        for tensor in tensors(open_model(path))
-        if isinstance(tensor, ir.ExternalTensor)
+        os.fspath(tensor.location) for tensor in tensors(open_model(path)) if isinstance(tensor, ir.ExternalTensor)
     }
     return path.stat().st_size + sum((path.parent / name).stat().st_size for name in locations)
 
@@ -218,7 +218,9 @@ def write_text(path: Path, text: str) -> None:
         OutputError: It cannot be written.
     """
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8"
+        ) as file:
             temporary = Path(file.name)
             try:
                 file.write(text)

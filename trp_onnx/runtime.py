@@ -24,9 +24,7 @@ Arrays = dict[str, np.ndarray]
 _QUIET = 4  # only fatal messages: what goes wrong is raised as well
 
 
-def feeds_for(
-    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
-) -> Arrays:
+def feeds_for(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0) -> Arrays:
     """Generated inputs: standard normal floats, zeros for integers, True for booleans.
 
     A dynamic size that `input_shapes` does not give is 64 for the spatial sizes of a 4-d or 5-d input and
@@ -41,7 +39,9 @@ def feeds_for(
         name = value.name or ""
         dims = input_dims(model, input_shapes)[name]
         if dims is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
-            raise ModelError(f"cannot generate values for input '{name}': its type or rank is not declared; give --inputs")
+            raise ModelError(
+                f"cannot generate values for input '{name}': its type or rank is not declared; give --inputs"
+            )
         unknown = 64 if len(dims) >= 4 else 16
         shape = tuple(unknown if d is None else d for d in dims)
         if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
@@ -74,9 +74,7 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
-        raise ModelError(
-            f"ONNX Runtime {ort.__version__} cannot load {name}: {_reason(error)}"
-        ) from error
+        raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name}: {_reason(error)}") from error
 
 
 def run_session(session: Any, feeds: Mapping[str, np.ndarray]) -> Arrays:
@@ -95,9 +93,7 @@ def run_session(session: Any, feeds: Mapping[str, np.ndarray]) -> Arrays:
     return dict(zip(names, results, strict=True))
 
 
-def run_model(
-    model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, mapped: bool = False
-) -> Arrays:
+def run_model(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, mapped: bool = False) -> Arrays:
     """Load, run once and let go of a model; outputs by name.
 
     A model of types that the CPU provider has no kernel for (bfloat16) runs in onnx's reference

@@ -149,8 +149,7 @@ class Scheme(ABC):
     def vbmf_rank(self, weight: Array) -> Rank:
         """The rank that variational Bayes finds in each unfolding, at least 1."""
         return tuple(
-            max(1, linalg.vbmf_rank(linalg.singular_values(m), m.shape[-2], m.shape[-1]))
-            for m in self.unfold(weight)
+            max(1, linalg.vbmf_rank(linalg.singular_values(m), m.shape[-2], m.shape[-1])) for m in self.unfold(weight)
         )
 
 
@@ -179,9 +178,7 @@ class PairScheme(Scheme):
         first = {"none": [], "all": wide, "head": wide[:1], "rest": wide[1:]}[self._axes]
         second = set(wide) - set(first)
         cheap_end = 1 if transposed else 0
-        return tuple(
-            0 if axis in first else 1 if axis in second else cheap_end for axis in range(len(kernel))
-        )
+        return tuple(0 if axis in first else 1 if axis in second else cheap_end for axis in range(len(kernel)))
 
     def _order(self, kernel: Sequence[int]) -> tuple[list[int], int]:
         """Permutation of W's axes to (G, C, k1..., N, k2...) and where N stands in it."""
@@ -207,9 +204,7 @@ class PairScheme(Scheme):
         place = self.place(kernel)
         left, right = linalg.factor_pair(self.unfold(weight)[0], rank[0])
         first = np.swapaxes(left, 1, 2).reshape(groups, rank[0], in_channels, *_unit(kernel, place, 0))
-        second = np.swapaxes(
-            right.reshape(groups, rank[0], out_channels, *_unit(kernel, place, 1)), 1, 2
-        )
+        second = np.swapaxes(right.reshape(groups, rank[0], out_channels, *_unit(kernel, place, 1)), 1, 2)
         return first, second
 
 
@@ -251,7 +246,7 @@ class Tucker2Scheme(Scheme):
         return basis_in, basis_out, core
 
     def errors(self, weight: Array) -> Array:  # noqa: D102
-        groups, n, c, *kernel = weight.shape
+        n, c, *kernel = weight.shape[1:]
         taps = prod(kernel)
         _, _, core = self._bases(weight, (min(c, n * taps), min(n, c * taps)))
         energy = np.square(core).sum(axis=(0, 3)).T  # (r_in, r_out)

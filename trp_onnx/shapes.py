@@ -16,9 +16,7 @@ from trp_onnx.errors import ModelError
 Shape = tuple[int | None, ...]
 
 
-def input_dims(
-    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, Shape | None]:
+def input_dims(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Shape | None]:
     """The shape with which each input is counted: given, else declared with batch 1; None = no rank known.
 
     Raises:
@@ -32,8 +30,7 @@ def input_dims(
         chosen = given.pop(name, None)
         if chosen is not None:
             fits = declared is None or (
-                len(chosen) == len(declared)
-                and all(d is None or d == c for d, c in zip(declared, chosen, strict=True))
+                len(chosen) == len(declared) and all(d is None or d == c for d, c in zip(declared, chosen, strict=True))
             )
             if not fits:
                 text = ",".join("?" if d is None else str(d) for d in declared or ())
@@ -57,9 +54,7 @@ def real_inputs(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.inputs if not value.is_initializer()]
 
 
-def infer_shapes(
-    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None
-) -> dict[ir.Value, Shape]:
+def infer_shapes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[ir.Value, Shape]:
     """Inferred shapes of the values of a model, subgraphs included; the model itself is not changed.
 
     Raises:

@@ -68,7 +68,10 @@ def verify(
     errors = [OutputError(name, relative_error(value, actual[name])) for name, value in expected.items()]
     for error in errors:
         if not np.isfinite(error.relative_error):
-            raise VerificationError(f"output '{error.name}' of the written file has NaN, infinity or another shape where the original does not")
+            raise VerificationError(
+                f"output '{error.name}' of the written file has NaN, infinity or another shape "
+                "where the original does not"
+            )
     return reopened, errors
 
 

@@ -1,7 +1,7 @@
 """Data sets: an .npz file, or a folder of images with one subfolder a class.
 
-    npz      `x`: samples (uint8 images NHWC or NCHW, or any array the model takes), `y`: labels (optional)
-    folder   root/<class>/<image>; classes are numbered in the order of their sorted names
+npz      `x`: samples (uint8 images NHWC or NCHW, or any array the model takes), `y`: labels (optional)
+folder   root/<class>/<image>; classes are numbered in the order of their sorted names
 """
 
 from __future__ import annotations

@@ -88,7 +88,9 @@ class Preprocessing:
         channels = batch.shape[-1]
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, channels):
-                raise DataError(f"preprocessing: {name} has {len(getattr(self, name))} values, the data {channels} channels")
+                raise DataError(
+                    f"preprocessing: {name} has {len(getattr(self, name))} values, the data {channels} channels"
+                )
         x = batch.astype(np.float32) * np.float32(self.scale)
         return (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 

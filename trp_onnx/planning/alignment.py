@@ -31,7 +31,7 @@ def simd_block() -> int:
     """Channels in one block of ONNX Runtime's convolution kernels on this CPU: 16, 8 or 4."""
     import numpy as np
 
-    simd = np.show_config(mode="dicts")["SIMD Extensions"]  # type: ignore[index]
+    simd = np.show_config(mode="dicts")["SIMD Extensions"]
     found = {*simd.get("baseline", ()), *simd.get("found", ())}
     # NumPy names feature groups after the x86-64 levels since 2.4, and after the instruction sets before.
     if found & {"X86_V4", "AVX512F", "AVX512_SKX"}:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.schemes import Rank, Scheme, candidates
@@ -155,8 +154,5 @@ def _round_up(rank: Rank, scheme: Scheme, layers: tuple[Layer, ...], align: int)
     assert geometry is not None
     step = _step(layers, align)
     return tuple(
-        min(size, math.ceil(r / step) * step)
-        for r, size in zip(rank, scheme.full_rank(geometry), strict=True)
+        min(size, math.ceil(r / step) * step) for r, size in zip(rank, scheme.full_rank(geometry), strict=True)
     )
-
-

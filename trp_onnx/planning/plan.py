@@ -13,7 +13,7 @@ alignment. A map of per-layer rules goes before the rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
@@ -79,7 +79,7 @@ class Plan:
         return sum(d.macs_after or 0 for d in self.decisions)
 
 
-Progress = Callable[[Sequence[tuple[Layer, ...]]], Sequence[tuple[Layer, ...]]]
+Progress = Callable[[Sequence[tuple[Layer, ...]]], Iterable[tuple[Layer, ...]]]
 
 
 def make_plan(
@@ -144,9 +144,7 @@ def make_plan(
     if macs is not None:
         fixed |= _by_budget(layers, sites, fixed, free, macs)
 
-    verdicts = {
-        layer.name: (site, *fixed[index]) for index, site in enumerate(sites) for layer in site.layers
-    }
+    verdicts = {layer.name: (site, *fixed[index]) for index, site in enumerate(sites) for layer in site.layers}
     decisions = tuple(_decision(layer, verdicts.get(layer.name)) for layer in layers)
     if not any(decision.scheme for decision in decisions):
         raise TargetError(
@@ -156,9 +154,7 @@ def make_plan(
     return Plan(decisions, _notes(layers))
 
 
-def _check_rule(
-    energy: float | None, macs: float | None, vbmf: bool, rules: Sequence[LayerRule], scheme: str
-) -> None:
+def _check_rule(energy: float | None, macs: float | None, vbmf: bool, rules: Sequence[LayerRule], scheme: str) -> None:
     given = (energy is not None) + (macs is not None) + vbmf
     if given > 1:
         raise UsageError("give only one of --energy, --macs and --vbmf")
@@ -200,14 +196,18 @@ def _by_rule(site: Site, rule: LayerRule, choice: str) -> tuple[Option, str] | N
     assert geometry is not None
     fitting = [s for s in candidates(choice, geometry.kernel) if len(s.full_rank(geometry)) == len(rule.rank)]
     if not fitting:
-        raise UsageError(f"'{name}': rank {list(rule.rank)} does not fit scheme {choice} and kernel {list(geometry.kernel)}")
+        raise UsageError(
+            f"'{name}': rank {list(rule.rank)} does not fit scheme {choice} and kernel {list(geometry.kernel)}"
+        )
     options = []
     for scheme in fitting:
         full = scheme.full_rank(geometry)
         if all(r <= f for r, f in zip(rule.rank, full, strict=True)):
             options.append(exact_option(site.layers, scheme, rule.rank))
     if not options:
-        raise UsageError(f"'{name}': rank {list(rule.rank)} exceeds its full rank {list(fitting[0].full_rank(geometry))}")
+        raise UsageError(
+            f"'{name}': rank {list(rule.rank)} exceeds its full rank {list(fitting[0].full_rank(geometry))}"
+        )
     best = min(options, key=lambda option: (option.error, option.macs))
     dearer = "" if best.macs < site.dense.macs else ", dearer than the dense layer"
     return best, f"the configuration gives the rank{dearer}"
@@ -219,7 +219,11 @@ def _by_energy(site: Site, energy: float) -> tuple[Option, str]:
     within = [option for option in site.options if option.error <= energy]
     if not within:
         best = min(site.options, key=lambda option: option.error)
-        return site.dense, f"no rank that pays discards at most {energy:g} of the energy; the best, {best.scheme} at rank {show_rank(best.rank)}, discards {best.error:.3f}"
+        return (
+            site.dense,
+            f"no rank that pays discards at most {energy:g} of the energy; the best, {best.scheme} at rank "
+            f"{show_rank(best.rank)}, discards {best.error:.3f}",
+        )
     best = min(within, key=lambda option: (option.macs, option.error))
     return best, f"discards {best.error:.4f} of the energy"
 
@@ -244,7 +248,7 @@ def _by_budget(
         raise ModelError("no layer's MACs are known: the input size is dynamic, give --input-shape NAME:1,3,224,224")
     known = [layer.macs for layer in layers if layer.macs is not None and layer.reason is not None]
     settled = sum(known) + sum(
-        option.macs for index, (option, _) in fixed.items() if all(l.sized for l in sites[index].layers)
+        option.macs for index, (option, _) in fixed.items() if all(layer.sized for layer in sites[index].layers)
     )
     choices = [(site.dense, *site.options) for _, site in free]
     chosen = allocate(choices, int(macs * total) - settled)
@@ -271,7 +275,8 @@ def _cheapest(site: Site) -> str:
         geometry = site.layers[0].geometry
         assert geometry is not None
         return f"no chosen scheme fits its kernel {list(geometry.kernel)}"
-    return f"{option.scheme} at rank {show_rank(option.rank)} costs {option.macs / max(1, site.dense.macs):.2f} of the dense layer"
+    part = option.macs / max(1, site.dense.macs)
+    return f"{option.scheme} at rank {show_rank(option.rank)} costs {part:.2f} of the dense layer"
 
 
 def show_rank(rank: Sequence[int] | None) -> str:
@@ -284,7 +289,17 @@ def _decision(layer: Layer, verdict: tuple[Site, Option, str] | None) -> Decisio
     if verdict is None or verdict[1].scheme is None:
         reason = layer.reason or (verdict[2] if verdict else "kept")
         return Decision(
-            layer.name, layer.op, None, None, reason, layer.macs, layer.macs, layer.parameters, layer.parameters, 0.0, layer.role
+            layer.name,
+            layer.op,
+            None,
+            None,
+            reason,
+            layer.macs,
+            layer.macs,
+            layer.parameters,
+            layer.parameters,
+            0.0,
+            layer.role,
         )
     _, option, reason = verdict
     assert layer.geometry is not None and option.scheme is not None
@@ -299,8 +314,12 @@ def _notes(layers: Sequence[Layer]) -> tuple[str, ...]:
     notes = []
     unknown = [layer.name for layer in layers if layer.macs is None and layer.geometry is not None]
     if unknown:
-        notes.append(f"the MACs of {len(unknown)} layers are unknown ('{unknown[0]}', ...): give --input-shape to count them")
+        notes.append(
+            f"the MACs of {len(unknown)} layers are unknown ('{unknown[0]}', ...): give --input-shape to count them"
+        )
     loops = [layer.name for layer in layers if layer.place.startswith("body of")]
     if loops:
-        notes.append(f"{len(loops)} layers stand in loop bodies ('{loops[0]}', ...): the MACs of one iteration are counted")
+        notes.append(
+            f"{len(loops)} layers stand in loop bodies ('{loops[0]}', ...): the MACs of one iteration are counted"
+        )
     return tuple(notes)

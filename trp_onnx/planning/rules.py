@@ -62,7 +62,10 @@ def read_rules(path: Path) -> tuple[LayerRule, ...]:
         raise UsageError(f"the configuration '{path}' is not TOML: {error}") from error
     unknown = set(document) - {"layer"}
     if unknown or not isinstance(document.get("layer", []), list):
-        raise UsageError(f"the configuration '{path}' holds [[layer]] entries and nothing else, but has {sorted(unknown) or 'a single layer'}")
+        raise UsageError(
+            f"the configuration '{path}' holds [[layer]] entries and nothing else, "
+            f"but has {sorted(unknown) or 'a single layer'}"
+        )
     return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(document.get("layer", []), 1))
 
 
@@ -81,7 +84,10 @@ def check_all_match(rules: Iterable[LayerRule], names: Iterable[str]) -> None:
     for rule in rules:
         if not any(rule.matches(name) for name in names):
             shown = ", ".join(names[:3])
-            raise UsageError(f"the configuration's '{rule.pattern}' matches no layer; the model has {shown}, ... (see trp-onnx inspect)")
+            raise UsageError(
+                f"the configuration's '{rule.pattern}' matches no layer; the model has {shown}, ... "
+                "(see trp-onnx inspect)"
+            )
 
 
 def _rule(entry: Mapping[str, Any], where: str) -> LayerRule:

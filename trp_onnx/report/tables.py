@@ -56,7 +56,10 @@ def _summary_table(report: Report) -> Table:
     if report.accuracy_before is not None and report.accuracy_after is not None:
         before, after = report.accuracy_before.top1, report.accuracy_after.top1
         table.add_row(
-            f"top-1 of {report.accuracy_after.samples}", f"{before:.2%}", f"{after:.2%}", f"{(after - before) * 100:+.2f} points"
+            f"top-1 of {report.accuracy_after.samples}",
+            f"{before:.2%}",
+            f"{after:.2%}",
+            f"{(after - before) * 100:+.2f} points",
         )
     for output in report.outputs:
         table.add_row(f"output '{_plain(output.name)}'", "", f"{output.relative_error:.2e}", "relative error")
