@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from trp_onnx.constants import let_go
 from trp_onnx.runtime import feeds_for, relative_error, run_model
 from trp_onnx.shapes import real_inputs
 
@@ -54,6 +55,9 @@ class SimplifyPass(ir.passes.FunctionalPass):
         try:
             expected = run_model(before, {**feeds, **lent})
             actual = run_model(after, {**feeds, **lent})
+            lent.clear()
+            for tensor in weights.values():
+                let_go(tensor)
         except Exception as error:
             self.note = f"not simplified: its check could not run ({_first_line(error)})"
             return ir.passes.PassResult(model.clone(), modified=False)

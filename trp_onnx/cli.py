@@ -123,18 +123,21 @@ def _data_options(required: bool) -> Callable[[F], F]:
 
             return command(*args, preprocessing=preprocessing, **kwargs)
 
-        for option in reversed((
-            click.option("--data", type=_FILE, required=required, help="Labelled samples: an .npz (x, y) or a folder of images, one subfolder a class."),
-            click.option("--preprocess", type=_FILE, metavar="TOML", help="Preprocessing as a file; flags go before it."),
-            click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout that the model takes."),
+        data_help = "Labelled samples: an .npz (x, y) or a folder of images, one subfolder a class."
+        layouts, colors = click.Choice(["nchw", "nhwc"]), click.Choice(["rgb", "bgr"])
+        options = (
+            click.option("--data", type=_FILE, required=required, help=data_help),
+            click.option("--preprocess", type=_FILE, metavar="TOML", help="Preprocessing as a file; flags go first."),
+            click.option("--layout", type=layouts, help="Layout that the model takes."),
             click.option("--scale", metavar="X", help="Factor on the stored values, e.g. 1/255."),
             click.option("--mean", metavar="X[,X,X]", help="Subtracted after scaling."),
             click.option("--std", metavar="X[,X,X]", help="Divided by after that."),
-            click.option("--color", type=click.Choice(["rgb", "bgr"]), help="Colour order that the model takes."),
+            click.option("--color", type=colors, help="Colour order that the model takes."),
             click.option("--resize", type=int, metavar="PX", help="Resize the shorter side first."),
             click.option("--crop", type=int, metavar="PX", help="Cut out the centre."),
             click.option("--label-offset", type=int, metavar="N", help="Outputs before the first class."),
-        )):  # fmt: skip
+        )
+        for option in reversed(options):
             wrapped = option(wrapped)
         return wrapped
 

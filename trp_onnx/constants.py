@@ -7,6 +7,7 @@ kept keeps its chain (and its int8 bytes).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Constant:
     def array(self) -> np.ndarray:
         """The constant itself, in its own type."""
         if self.value.const_value is not None:
-            return self.value.const_value.numpy()
+            return _read(self.value.const_value)
         import onnx
 
         name = self.value.name or ""
@@ -78,6 +79,22 @@ class Constant:
         opsets = [onnx.helper.make_opsetid("", self.opset)]
         model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
         return np.asarray(run_model(model, {})[name])
+
+
+def _read(tensor: ir.TensorProtocol) -> np.ndarray:
+    """A tensor's array; external data is copied and its map let go, so that a large model never piles up."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    array = tensor.numpy().copy()
+    let_go(tensor)
+    return array
+
+
+def let_go(tensor: ir.TensorProtocol) -> None:
+    """Close the memory map of an external tensor, if nobody looks at it any more."""
+    if isinstance(tensor, ir.ExternalTensor):
+        with contextlib.suppress(BufferError):
+            tensor.release()
 
 
 def resolve_constant(value: ir.Value | None, opset: int) -> Constant | str:

@@ -1,0 +1,206 @@
+"""How long compression takes and how much memory it needs.
+
+    resnet50    a ResNet-50-shaped network, BatchNormalization kept, 102 MB in one file
+    external    180 MatMul layers, 3.0 GB of external data, opset 17
+
+Each runs `trp-onnx compress --macs 0.6` as a user would, simplify and verify included. Memory is polled from
+/proc while it runs: `private` is what the process itself allocates; `resident` also counts pages of mapped
+weight files, which the kernel takes back whenever it wants. `--cgroup DIR` runs it in a memory control group
+with a hard limit on both (make one with a limit of 1.5 GB to see that it is enough).
+
+    python benchmarks/speed.py [--only resnet50|external] [--folder DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from _results import Results, markdown
+from onnx import TensorProto, helper, numpy_helper
+
+EXTERNAL_LAYERS = 180
+
+
+class _Network:
+    """Collects nodes and weights of a random network whose spectra decay as trained ones do."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.rng = np.random.default_rng(0)
+
+    def weight(self, name: str, array: np.ndarray) -> str:
+        self.weights.append(numpy_helper.from_array(array.astype(np.float32), name))
+        return name
+
+    def conv(self, x: str, name: str, n: int, c: int, k: int, stride: int = 1, relu: bool = True) -> str:
+        matrix = self.rng.standard_normal((n, c * k * k)) * (np.arange(1, n + 1) ** -0.5)[:, None]
+        w = (self.rng.standard_normal((n, n)) @ matrix / n).reshape(n, c, k, k)
+        inputs = [x, self.weight(f"{name}.weight", w)]
+        self.nodes.append(
+            helper.make_node("Conv", inputs, [f"{name}.out"], name=name, strides=[stride] * 2, pads=[k // 2] * 4)
+        )
+        stats = [self.weight(f"{name}.bn{i}", np.abs(self.rng.standard_normal(n)) * 0.1 + 1) for i in range(4)]
+        self.nodes.append(
+            helper.make_node("BatchNormalization", [f"{name}.out", *stats], [f"{name}.norm"], name=f"{name}.bn")
+        )
+        return self.node("Relu", [f"{name}.norm"]) if relu else f"{name}.norm"
+
+    def node(self, op: str, inputs: list[str], **attributes: object) -> str:
+        out = f"{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [out], name=out, **attributes))
+        return out
+
+
+def resnet50(folder: Path) -> Path:
+    """He et al. 2015, table 1, the 50-layer column."""
+    net = _Network()
+    x = net.conv("x", "stem", 64, 3, 7, stride=2)
+    x = net.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    channels = 64
+    for stage, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), 1):
+        for block in range(blocks):
+            stride = 2 if block == 0 and stage > 1 else 1
+            name = f"layer{stage}.{block}"
+            y = net.conv(x, f"{name}.conv1", width, channels, 1)
+            y = net.conv(y, f"{name}.conv2", width, width, 3, stride)
+            y = net.conv(y, f"{name}.conv3", 4 * width, width, 1, relu=False)
+            if block == 0:
+                x = net.conv(x, f"{name}.down", 4 * width, channels, 1, stride, relu=False)
+            channels = 4 * width
+            x = net.node("Relu", [net.node("Add", [x, y])])
+    x = net.node("Flatten", [net.node("GlobalAveragePool", [x])])
+    head = net.weight("fc.weight", net.rng.standard_normal((1000, channels)) / 50)
+    net.nodes.append(helper.make_node("Gemm", [x, head], ["logits"], name="fc", transB=1))
+    graph = helper.make_graph(
+        net.nodes,
+        "resnet50",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 224, 224])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1000])],
+        net.weights,
+    )
+    path = folder / "resnet50.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def external(folder: Path) -> Path:
+    """Feed-forward layers 1024 -> 4096 -> 1024, 16.8 MB each, written straight to the data file."""
+    rng = np.random.default_rng(0)
+    nodes, weights, flow, offset = [], [], "x", 0
+    with (folder / "external.onnx.data").open("wb") as data:
+        for i in range(EXTERNAL_LAYERS):
+            shape = (1024, 4096) if i % 2 == 0 else (4096, 1024)
+            array = rng.standard_normal(shape, dtype=np.float32) * np.float32((2 / shape[0]) ** 0.5)
+            data.write(array.tobytes())
+            tensor = TensorProto(name=f"w{i}", data_type=TensorProto.FLOAT, dims=shape)
+            tensor.data_location = TensorProto.EXTERNAL
+            place = {"location": "external.onnx.data", "offset": str(offset), "length": str(array.nbytes)}
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=value)
+            offset += array.nbytes
+            weights.append(tensor)
+            nodes.append(helper.make_node("MatMul", [flow, f"w{i}"], [f"y{i}"], name=f"fc{i}"))
+            nodes.append(helper.make_node("Relu", [f"y{i}"], [f"r{i}"], name=f"relu{i}"))
+            flow = f"r{i}"
+    graph = helper.make_graph(
+        nodes,
+        "external",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1024])],
+        [helper.make_tensor_value_info(flow, TensorProto.FLOAT, ["N", None])],
+        weights,
+    )
+    path = folder / "external.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def measure(path: Path, cgroup: Path | None) -> dict[str, object]:
+    """Run the command once and watch it."""
+
+    def enter() -> None:
+        if cgroup is not None:
+            (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+    out, report = path.with_name("out.onnx"), path.with_name("out.json")
+    command = [sys.executable, "-m", "trp_onnx", "compress", path, "-o", out, "--macs", "0.6", "--json", report, "-q"]
+    for file in path.parent.iterdir():
+        _out_of_cache(file)
+    start = time.perf_counter()
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, preexec_fn=enter)
+    private = resident = 0
+    while process.poll() is None:
+        now = _memory(process.pid)
+        private, resident = max(private, now[0]), max(resident, now[1])
+        time.sleep(0.02)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"the command failed with exit code {process.returncode}")
+    document = json.loads(report.read_text())
+    return {
+        "file_mb": round(document["file_bytes"]["before"] / 1e6),
+        "seconds": round(seconds, 1),
+        "private_mb": round(private / 1e3),
+        "resident_mb": round(resident / 1e3),
+        "limit_mb": _limit_mb(cgroup),
+        "macs_ratio": round(document["macs"]["ratio"], 4),
+        "phases": document["seconds"],
+    }
+
+
+def _out_of_cache(file: Path) -> None:
+    """Pages that the builder left in the cache would be read for free, outside the control group."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _limit_mb(cgroup: Path | None) -> int | None:
+    """The memory limit of a control group, page cache included."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        if cgroup is not None and (cgroup / name).exists():
+            return round(int((cgroup / name).read_text()) / 1e6)
+    return None
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """Private and resident kB of a process now."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("RssAnon", "VmRSS"))}
+    return int(values.get("RssAnon", 0)), int(values.get("VmRSS", 0))
+
+
+def main() -> None:
+    """Build, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["resnet50", "external"])
+    parser.add_argument("--folder", type=Path, help="where the models are built (5 GB); a temporary folder otherwise")
+    parser.add_argument(
+        "--cgroup", type=Path, help="run inside this memory control group, whose limit counts all pages"
+    )
+    arguments = parser.parse_args()
+    results = Results("speed", key=("model",))
+    for build in (resnet50, external):
+        if arguments.only not in (None, build.__name__):
+            continue
+        results.rows = [row for row in results.rows if row["model"] != build.__name__]
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            results.add({"model": build.__name__} | measure(build(Path(folder)), arguments.cgroup))
+    columns = ("model", "file_mb", "seconds", "private_mb", "resident_mb", "limit_mb", "macs_ratio")
+    print(markdown(columns, [[row.get(c) for c in columns] for row in results.rows]))
+
+
+if __name__ == "__main__":
+    main()
