@@ -1,6 +1,6 @@
 """Every real model through `compress --macs 0.6`: what the table in `docs/real-models.md` shows.
 
-    python benchmarks/real_models.py --models DIR
+Run `python benchmarks/real_models.py --models DIR`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     for path in sorted(arguments.models.glob("*.onnx")):
         for align in (1, 16):
             results.add({"model": path.stem, "align": align} | measure(path, align))
-    header = ("model", "align", "MACs ratio", "parameters ratio", "relative output error", "layers", "schemes", "seconds")
+    header = ("model", "align", "MACs ratio", "parameters ratio", "output error", "layers", "schemes", "seconds")
     print(markdown(header, [_row(row) for row in results.rows]))
 
 
