@@ -1,0 +1,121 @@
+"""The loss, written into the model's own graph as ONNX nodes.
+
+    loss = w_ce CE(z, labels) + sum_o w_o D_o
+
+    KL for logits z of an output:   D = -T^2 mean_b sum_k softmax(t_b / T)_k log softmax(z_b / T)_k
+    MSE for any other output:       D = mean((y - t)^2)
+
+with t the teacher's output (Hinton, Vinyals and Dean 2015; T^2 keeps the gradient's scale). The KL term
+is the cross-entropy against the teacher: its gradient is the same, and it lacks only the teacher's own
+entropy, which training cannot change.
+
+An output that ends in Softmax holds probabilities p; there z = log p, which has the same softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+LABELS = "trp.labels"
+LOSS = "trp.loss"
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class OutputLoss:
+    """What one output is held to.
+
+    Attributes:
+        name: The output.
+        logits: One score a class for each sample: KL (and cross-entropy on labels); otherwise MSE.
+        probabilities: The scores went through a Softmax already.
+        label_offset: Scores before the first class.
+        label_weight: Weight of the cross-entropy on labels; 0 for none.
+        distill_weight: Weight of the distance to the teacher; 0 for none.
+    """
+
+    name: str
+    logits: bool
+    probabilities: bool = False
+    label_offset: int = 0
+    label_weight: float = 0.0
+    distill_weight: float = 0.0
+
+    @property
+    def target(self) -> str:
+        """The input that takes the teacher's softened probabilities or its output."""
+        return f"trp.target.{self.name}"
+
+
+def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature: float) -> None:
+    """Append the loss; it becomes the model's only output."""
+    graph = model.graph
+    shapes = {value.name: value for value in graph.output}
+    terms: list[tuple[str, float]] = []
+
+    def node(op: str, inputs: list[str], result: str, **attributes: object) -> str:
+        graph.node.append(helper.make_node(op, inputs, [result], name=result, **attributes))
+        return result
+
+    def constant(name: str, value: float) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+        return name
+
+    for loss in outputs:
+        prefix = f"trp.loss.{loss.name}"
+        value = shapes[loss.name]
+        if not loss.logits:
+            if loss.distill_weight:
+                target = onnx.ValueInfoProto()
+                target.CopyFrom(value)
+                target.name = loss.target
+                graph.input.append(target)
+                gap = node("Sub", [loss.name, loss.target], f"{prefix}.gap")
+                square = node("Mul", [gap, gap], f"{prefix}.square")
+                terms.append((node("ReduceMean", [square], f"{prefix}.mse", keepdims=0), loss.distill_weight))
+            continue
+        logits = node("Flatten", [loss.name], f"{prefix}.flat", axis=1)
+        if loss.probabilities:
+            logits = node("Max", [logits, constant(f"{prefix}.tiny", _TINY)], f"{prefix}.positive")
+            logits = node("Log", [logits], f"{prefix}.logits")
+        if loss.label_weight:
+            if not any(value.name == LABELS for value in graph.input):
+                graph.input.append(helper.make_tensor_value_info(LABELS, TensorProto.INT64, ["batch"]))
+            term = node("SoftmaxCrossEntropyLoss", [logits, LABELS], f"{prefix}.ce", reduction="mean")
+            terms.append((term, loss.label_weight))
+        if loss.distill_weight:
+            classes = _classes(value)
+            graph.input.append(helper.make_tensor_value_info(loss.target, TensorProto.FLOAT, ["batch", classes]))
+            soft = node("Mul", [logits, constant(f"{prefix}.1/T", 1 / temperature)], f"{prefix}.soft")
+            soft = node("LogSoftmax", [soft], f"{prefix}.log_softmax", axis=1)
+            product = node("Mul", [soft, loss.target], f"{prefix}.product")
+            mean = node("ReduceMean", [product], f"{prefix}.kl", keepdims=0)
+            terms.append((mean, -loss.distill_weight * classes * temperature**2))
+
+    total = ""
+    for index, (term, weight) in enumerate(terms):
+        scaled = node("Mul", [term, constant(f"trp.weight.{index}", weight)], f"trp.term.{index}")
+        total = node("Add", [total, scaled], f"trp.sum.{index}") if total else scaled
+    node("Identity", [total], LOSS)
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(LOSS, TensorProto.FLOAT, []))
+
+
+def _classes(value: onnx.ValueInfoProto) -> int:
+    """Scores of one sample: the product of all dimensions but the first."""
+    return int(np.prod([d.dim_value for d in value.type.tensor_type.shape.dim[1:]]))
+
+
+def soften(outputs: np.ndarray, temperature: float, *, probabilities: bool) -> np.ndarray:
+    """The teacher's outputs (B, ...) as softmax(t / T): (B, K) float32."""
+    z = outputs.reshape(len(outputs), -1).astype(np.float64)
+    if probabilities:
+        z = np.log(np.maximum(z, _TINY))
+    z = z / temperature
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return np.asarray(z / z.sum(axis=1, keepdims=True), np.float32)
