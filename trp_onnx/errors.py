@@ -4,6 +4,7 @@ TrpOnnxError                 exit 1   the job cannot be done
 ├── ModelError                        the model cannot be read, run or factorised
 ├── DataError                         the data cannot be read or does not fit the model
 ├── OutputError                       the result cannot be written
+├── TrainingError                     training diverged, a worker died, or a checkpoint does not fit
 ├── VerificationError                 the written file does not do what it must; it was not kept
 ├── UsageError               exit 2   the options or the configuration are wrong
 └── TargetError              exit 3   the target is out of reach; nothing was written
@@ -26,6 +27,10 @@ class DataError(TrpOnnxError):
 
 class OutputError(TrpOnnxError):
     """The result cannot be written."""
+
+
+class TrainingError(TrpOnnxError):
+    """Training cannot start or go on; the last checkpoint is as good as it was."""
 
 
 class VerificationError(TrpOnnxError):

@@ -13,6 +13,8 @@ orthogonal to machine precision, so the product of the factors is as exact as th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,6 +62,51 @@ def factor_pair(matrix: Array, rank: int) -> tuple[Array, Array]:
     # A direction of no energy has no scale to share: leave its basis vector as it is.
     root = np.where(norms > np.finfo(np.float64).tiny, np.sqrt(norms), 1.0)
     return basis * root[..., None, :], scaled / root[..., :, None]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A stack of matrices and what one `eigh` of their Gram matrices tells.
+
+    Attributes:
+        matrix: M, (..., rows, cols).
+        values: Singular values, largest first, (..., min(rows, cols)).
+        basis: Singular vectors of the smaller side as columns, in the same order.
+    """
+
+    matrix: Array
+    values: Array
+    basis: Array
+
+    def truncate(self, rank: int) -> Array:
+        """The best approximation of that rank, `U_r U_r^T M`: (..., rows, cols)."""
+        basis, wide = self._leading(rank)
+        return self._turned(basis @ (np.swapaxes(basis, -1, -2) @ wide))
+
+    def polar(self, rank: int) -> Array:
+        """`U_r V_r^T`, the sub-gradient of the nuclear norm at `truncate(rank)`: (..., rows, cols).
+
+        Directions of no energy are left out: any contraction there is a sub-gradient, zero is one.
+        """
+        basis, wide = self._leading(rank)
+        scaled = np.swapaxes(basis, -1, -2) @ wide
+        norms = np.linalg.norm(scaled, axis=-1, keepdims=True)
+        floor = 1e-12 * norms.max(initial=np.finfo(np.float64).tiny)
+        return self._turned(basis @ np.where(norms > floor, scaled / np.maximum(norms, floor), 0.0))
+
+    def _leading(self, rank: int) -> tuple[Array, Array]:
+        return self.basis[..., :rank], self._turned(self.matrix)
+
+    def _turned(self, matrix: Array) -> Array:
+        tall = self.matrix.shape[-2] > self.matrix.shape[-1]
+        return np.swapaxes(matrix, -1, -2) if tall else matrix
+
+
+def decompose(matrix: Array) -> Decomposition:
+    """Singular values and vectors of the smaller side: (..., rows, cols)."""
+    eigenvalues, vectors = np.linalg.eigh(_gram(matrix))
+    values = np.sqrt(np.maximum(eigenvalues[..., ::-1], 0.0))
+    return Decomposition(matrix, np.asarray(values), np.asarray(vectors[..., ::-1]))
 
 
 def tail_energy(values: Array) -> Array:

@@ -14,7 +14,11 @@ from trp_onnx.passes import CleanUpPass, FoldBatchNormPass, LiftConstantsPass, S
 
 
 def normalise(
-    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, *, simplify: bool = True
+    model: ir.Model,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    simplify: bool = True,
+    fold_batch_norm: bool = True,
 ) -> tuple[ir.Model, list[str]]:
     """Normalise a model that was just opened; it is changed in place where that is possible.
 
@@ -22,6 +26,7 @@ def normalise(
         model: From `open_model`.
         input_shapes: Shapes for inputs with dynamic sizes, for the numerical check of the simplifier.
         simplify: Whether to run onnx-simplifier.
+        fold_batch_norm: Whether to fold BatchNormalization; training keeps it until the end.
 
     Returns:
         The normalised model, and notes that its owner should see.
@@ -34,6 +39,7 @@ def normalise(
         LiftConstantsPass()(model)
         if simplifier.note:
             notes.append(simplifier.note)
-    FoldBatchNormPass()(model)
+    if fold_batch_norm:
+        FoldBatchNormPass()(model)
     CleanUpPass()(model)
     return model, notes

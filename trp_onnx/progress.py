@@ -5,7 +5,7 @@ The API wraps its loops in `track`; the CLI sets a rich `Progress` for the time 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
@@ -61,5 +61,33 @@ def track(items: Iterable[T], description: str, total: int | None = None, *, wei
             progress.advance(task, weight)
             speed = progress.tasks[progress.task_ids.index(task)].speed
             progress.update(task, rate=f"{speed:.1f}/s" if speed else "")
+    finally:
+        progress.remove_task(task)
+
+
+@contextmanager
+def watch(description: str) -> Iterator[Callable[[int | None, int | None, str], None]]:
+    """Show the progress of work that is done elsewhere.
+
+    Yields:
+        A function of how far it is, of how much (None: as before), and a line; a line without a place is
+        printed above the bar and stays.
+    """
+    progress = _current.get()
+    if progress is None:
+        yield lambda done, total, line: None
+        return
+    task = progress.add_task(description, total=None, rate="")
+
+    def show(done: int | None, total: int | None, line: str) -> None:
+        if done is None:
+            progress.console.print(line, highlight=False)
+            return
+        progress.update(task, completed=done, total=total, description=line)
+        speed = progress.tasks[progress.task_ids.index(task)].speed
+        progress.update(task, rate=f"{speed:.1f} steps/s" if speed else "")
+
+    try:
+        yield show
     finally:
         progress.remove_task(task)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,17 +48,31 @@ class Dataset:
         """
         count = len(self) if limit is None else min(limit, len(self))
         for start in range(0, count, size):
-            stop = min(start + size, count)
-            x = self.preprocessing(self._load(start, stop))
-            yield x, None if self.labels is None else self.labels[start:stop]
+            yield self.take(np.arange(start, min(start + size, count)))
 
-    def _load(self, start: int, stop: int) -> np.ndarray:
+    def take(
+        self, indices: np.ndarray, change: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Chosen samples, preprocessed, and their labels.
+
+        Args:
+            indices: (b,).
+            change: Applied to the stored samples, (b, H, W, C) for images, before preprocessing.
+
+        Raises:
+            DataError: See `batches`.
+        """
+        stored = self._load(indices)
+        x = self.preprocessing(stored if change is None else change(stored))
+        return x, None if self.labels is None else self.labels[indices]
+
+    def _load(self, indices: np.ndarray) -> np.ndarray:
         if isinstance(self.samples, tuple):
-            images = [_read_image(path, self.preprocessing) for path in self.samples[start:stop]]
+            images = [_read_image(self.samples[i], self.preprocessing) for i in indices]
             if len({image.shape for image in images}) > 1:
                 raise DataError(f"the images of '{self.source}' differ in size: give --resize and --crop")
             return np.stack(images)
-        batch = self.samples[start:stop]
+        batch = self.samples[indices]
         # A 4-d array with the channels second is turned round; preprocessing sees NHWC.
         if batch.ndim == 4 and batch.shape[1] in _CHANNELS and batch.shape[3] not in _CHANNELS:
             batch = batch.transpose(0, 2, 3, 1)

@@ -5,7 +5,16 @@ layers; `rules` reads the per-layer map; `plan` puts them together.
 """
 
 from trp_onnx.planning.alignment import resolve_alignment
-from trp_onnx.planning.plan import Decision, Plan, make_plan
+from trp_onnx.planning.plan import Decision, Plan, choose_schemes, make_plan, plan_at_ranks
 from trp_onnx.planning.rules import LayerRule, read_rules
 
-__all__ = ["Decision", "LayerRule", "Plan", "make_plan", "read_rules", "resolve_alignment"]
+__all__ = [
+    "Decision",
+    "LayerRule",
+    "Plan",
+    "choose_schemes",
+    "make_plan",
+    "plan_at_ranks",
+    "read_rules",
+    "resolve_alignment",
+]

@@ -81,7 +81,7 @@ def survey(layers: tuple[Layer, ...], choice: str, align: int, *, vbmf: bool = F
     geometry = owner.geometry
     assert geometry is not None
     weight = owner.weight()
-    dense = Option(None, (), _cost(layers, None, ()), geometry.parameters, 0.0)
+    dense = dense_option(layers)
     found: list[Option] = []
     variational: dict[str, Rank] = {}
     for scheme in candidates(choice, geometry.kernel):
@@ -92,6 +92,13 @@ def survey(layers: tuple[Layer, ...], choice: str, align: int, *, vbmf: bool = F
             variational[scheme.name] = _round_up(scheme.vbmf_rank(weight), scheme, layers, align)
     paying = tuple(option for option in found if option.macs < dense.macs)
     return Site(layers, dense, paying, min(found, key=lambda o: o.macs, default=None), variational)
+
+
+def dense_option(site_layers: tuple[Layer, ...]) -> Option:
+    """The layers as they are."""
+    geometry = site_layers[0].geometry
+    assert geometry is not None
+    return Option(None, (), _cost(site_layers, None, ()), geometry.parameters, 0.0)
 
 
 def exact_option(site_layers: tuple[Layer, ...], scheme: Scheme, rank: Rank) -> Option:

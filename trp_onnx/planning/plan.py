@@ -13,14 +13,14 @@ alignment. A map of per-layer rules goes before the rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
 from trp_onnx.errors import ModelError, TargetError, UsageError
 from trp_onnx.layers import Layer
 from trp_onnx.planning.allocate import allocate
-from trp_onnx.planning.options import Option, Site, exact_option, sites_of, survey
+from trp_onnx.planning.options import Option, Site, dense_option, exact_option, sites_of, survey
 from trp_onnx.planning.rules import LayerRule, check_all_match, first_match
 from trp_onnx.schemes import SCHEMES, Rank, candidates
 
@@ -152,6 +152,66 @@ def make_plan(
             + next(f"'{d.name}': {d.reason}" for d in decisions if d.name in verdicts)
         )
     return Plan(decisions, _notes(layers))
+
+
+def choose_schemes(layers: Sequence[Layer], rules: Sequence[LayerRule], scheme: str) -> dict[str, tuple[str, Rank]]:
+    """A scheme at full rank for every layer that can be factorised and that the map does not keep.
+
+    For training that finds the ranks itself. "auto" takes the pair that is cheapest at 5 % of the energy.
+
+    Raises:
+        ModelError: No layer can be factorised.
+        UsageError: The map matches no layer.
+    """
+    check_all_match(rules, [layer.name for layer in layers])
+    chosen: dict[str, tuple[str, Rank]] = {}
+    for group in sites_of(layers):
+        rule = first_match(rules, group[0].name)
+        if rule is not None and rule.keep:
+            continue
+        geometry = group[0].geometry
+        assert geometry is not None
+        choice = rule.scheme if rule is not None and rule.scheme else scheme
+        fitting = [s for s in candidates(choice, geometry.kernel) if choice != "auto" or s.name != "tucker2"]
+        if not fitting:
+            continue
+        best = fitting[0]
+        if len(fitting) > 1:
+            site = survey(group, choice, 1)
+            within = [o for o in site.options if o.error <= _TYPICAL_ENERGY and o.scheme in {s.name for s in fitting}]
+            if within:
+                best = SCHEMES[min(within, key=lambda option: option.macs).scheme or ""]
+        chosen |= {layer.name: (best.name, best.full_rank(geometry)) for layer in group}
+    if not chosen:
+        raise ModelError(_nothing_to_do(layers))
+    return chosen
+
+
+_TYPICAL_ENERGY = 0.05
+
+
+def plan_at_ranks(layers: Sequence[Layer], ranks: Mapping[str, tuple[str, Rank]], reason: str) -> Plan:
+    """The plan that puts layers at given schemes and ranks, where that costs less than the dense layer.
+
+    Args:
+        layers: From `find_layers`.
+        ranks: Scheme and rank, by layer name.
+        reason: Where the ranks come from.
+    """
+    verdicts: dict[str, tuple[Site, Option, str]] = {}
+    for group in sites_of(layers):
+        if group[0].name not in ranks:
+            continue
+        scheme, rank = ranks[group[0].name]
+        site = Site(group, dense_option(group), (), None, {})
+        option = exact_option(group, SCHEMES[scheme], rank)
+        why = reason
+        if option.macs >= site.dense.macs:
+            part = option.macs / max(1, site.dense.macs)
+            why = f"{reason}, {show_rank(rank)}, does not pay: {scheme} costs {part:.2f} of the dense layer there"
+            option = site.dense
+        verdicts |= {layer.name: (site, option, why) for layer in group}
+    return Plan(tuple(_decision(layer, verdicts.get(layer.name)) for layer in layers), _notes(layers))
 
 
 def _check_rule(energy: float | None, macs: float | None, vbmf: bool, rules: Sequence[LayerRule], scheme: str) -> None:

@@ -34,7 +34,6 @@ class OutputLoss:
         name: The output.
         logits: One score a class for each sample: KL (and cross-entropy on labels); otherwise MSE.
         probabilities: The scores went through a Softmax already.
-        label_offset: Scores before the first class.
         label_weight: Weight of the cross-entropy on labels; 0 for none.
         distill_weight: Weight of the distance to the teacher; 0 for none.
     """
@@ -42,7 +41,6 @@ class OutputLoss:
     name: str
     logits: bool
     probabilities: bool = False
-    label_offset: int = 0
     label_weight: float = 0.0
     distill_weight: float = 0.0
 

@@ -1,6 +1,7 @@
 """Faster forms of what the gradient builder writes; every one computes the same numbers.
 
-    ReluGrad(dY, Y)        -> dY * sign(Y): Y is never negative, and ReluGrad's kernel is slow
+    ReluGrad(dY, Y)        -> dY * clip(2^127 Y, 0, 1): Y is never negative, so that is 1 for any normal Y > 0.
+                              The kernels of ReluGrad, Sign and Cast to bool are all slow, these two are not
     dX of ConvGrad         -> Conv(dY, W flipped and transposed), for stride 1; ConvGrad keeps dW and dB.
                               Its own dX multiplies into a column buffer and scatters that back
     Conv                   -> ReorderInput, blocked Conv, ReorderOutput, where the channels fill the SIMD
@@ -68,10 +69,15 @@ class _Graph:
         return output
 
     def integers(self, values: list[int]) -> str:
-        name = "trp.const." + "_".join(map(str, values))
+        return self._constant("trp.integers." + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def number(self, value: float) -> str:
+        return self._constant(f"trp.number.{value!r}", np.array(value, np.float32))
+
+    def _constant(self, name: str, array: np.ndarray) -> str:
         if name not in self._constants:
             self._constants.add(name)
-            self.model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+            self.model.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
     def permute(self, weight: str, split: list[int], order: list[int], shape: tuple[int, ...], output: str) -> str:
@@ -90,8 +96,9 @@ def _rewrite_relu_gradient(graph: _Graph, node: onnx.NodeProto) -> bool:
     if node.op_type != "ReluGrad":
         return False
     gradient, output = node.input
-    sign = graph.add("Sign", [output], f"{node.output[0]}.sign")
-    graph.add("Mul", [gradient, sign], node.output[0])
+    huge = graph.add("Mul", [output, graph.number(2.0**127)], f"{node.output[0]}.huge")
+    mask = graph.add("Clip", [huge, graph.number(0.0), graph.number(1.0)], f"{node.output[0]}.mask")
+    graph.add("Mul", [gradient, mask], node.output[0])
     return True
 
 

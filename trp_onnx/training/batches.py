@@ -1,0 +1,192 @@
+"""The batches of a training run: shuffled, augmented, cut into micro-batches, ready before they are asked for.
+
+What comes out depends on seed, epoch and step alone, never on what was drawn before or on the number of
+workers: a run that goes on from a checkpoint sees the very same samples.
+"""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from trp_onnx.data import Augmentation, Dataset
+from trp_onnx.errors import DataError, TrpOnnxError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples of one forward pass.
+
+    Attributes:
+        x: (b, ...) float32 model input.
+        y: (b,) int64 labels, or None.
+        part: b / B, its part of the step's batch.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+    part: float
+
+
+class Batches:
+    """Batches of a data set in memory or of image files; the validation part is the end of one shuffle."""
+
+    def __init__(
+        self, dataset: Dataset, *, batch: int, micro_batch: int, validation: float, seed: int,
+        augmentation: Augmentation,
+    ) -> None:  # fmt: skip
+        """Split.
+
+        Raises:
+            DataError: A part is empty, or the batch is larger than the training part.
+        """
+        order = np.random.default_rng([seed, 0x5B]).permutation(len(dataset))
+        held_out = round(len(dataset) * validation)
+        self.training, self.held_out = np.sort(order[held_out:]), np.sort(order[:held_out])
+        if not len(self.training) or not held_out:
+            raise DataError(
+                f"'{dataset.source}' has {len(dataset)} samples: with a validation part of {validation:g} there are "
+                f"{len(self.training)} to train on and {held_out} to validate with; both must hold some"
+            )
+        if batch > len(self.training):
+            raise DataError(
+                f"the batch of {batch} is larger than the training part of '{dataset.source}', "
+                f"{len(self.training)} samples: give a smaller --batch"
+            )
+        self.steps = len(self.training) // batch
+        self._dataset = dataset
+        self._batch = batch
+        self._micro = micro_batch
+        self._seed = seed
+        self._augmentation = augmentation
+
+    def epoch(self, epoch: int, first: int, rank: int, size: int) -> Iterator[list[MicroBatch]]:
+        """This rank's micro-batches of each step of an epoch, from step `first` on."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(self.training)
+        for step in range(first, self.steps):
+            chosen = order[step * self._batch : (step + 1) * self._batch]
+            rng = np.random.default_rng([self._seed, epoch, step])
+            choices = self._augmentation.draw(rng, len(chosen))
+            pieces = np.array_split(np.arange(len(chosen)), -(-len(chosen) // self._micro))
+            mine = []
+            for piece in pieces[rank::size]:
+                x, y = self._dataset.take(chosen[piece], lambda raw, p=piece: self._augmentation(raw, choices, p))
+                mine.append(MicroBatch(np.ascontiguousarray(x), y, len(piece) / len(chosen)))
+            yield mine
+
+    def validation(self, size: int, rank: int, ranks: int) -> Iterator[MicroBatch]:
+        """This rank's part of the validation samples, as they are."""
+        for start in range(rank * size, len(self.held_out), ranks * size):
+            x, y = self._dataset.take(self.held_out[start : start + size])
+            yield MicroBatch(np.ascontiguousarray(x), y, 1.0)
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of a step."""
+        return -(-self._batch // self._micro)
+
+
+class CallableBatches:
+    """Batches that a function of the user's yields: `function(split, epoch)` -> (x, y) or x, model inputs.
+
+    `split` is "train" or "validation". The same arguments must give the same batches.
+    """
+
+    def __init__(self, reference: str, *, micro_batch: int) -> None:
+        """Import it, and count one epoch.
+
+        Raises:
+            DataError: It cannot be imported, is no function, or yields nothing.
+        """
+        self._reference = reference
+        self._function = load_function(reference)
+        self._micro = micro_batch
+        sizes = [len(x) for x, _ in self._run("train", 0)]
+        self.steps = len(sizes)
+        if not self.steps or not any(True for _ in self._run("validation", 0)):
+            raise DataError(f"'{reference}' yields no batch for one of the splits \"train\" and \"validation\"")
+        self.micro_batches = -(-max(sizes) // micro_batch)
+
+    def _run(self, split: str, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        try:
+            for item in self._function(split, epoch):
+                x, y = item if isinstance(item, tuple) else (item, None)
+                yield np.ascontiguousarray(x, np.float32), None if y is None else np.asarray(y, np.int64).reshape(-1)
+        except TrpOnnxError:
+            raise
+        except Exception as error:
+            raise DataError(f"'{self._reference}' failed: {type(error).__name__}: {error}") from error
+
+    def epoch(self, epoch: int, first: int, rank: int, size: int) -> Iterator[list[MicroBatch]]:
+        """This rank's micro-batches of each step of an epoch, from step `first` on."""
+        for step, (x, y) in enumerate(self._run("train", epoch)):
+            if step < first or step >= self.steps:
+                continue
+            pieces = np.array_split(np.arange(len(x)), -(-len(x) // self._micro))
+            yield [MicroBatch(x[p], None if y is None else y[p], len(p) / len(x)) for p in pieces[rank::size]]
+
+    def validation(self, size: int, rank: int, ranks: int) -> Iterator[MicroBatch]:
+        """This rank's part of the validation batches, as they are yielded."""
+        for index, (x, y) in enumerate(self._run("validation", 0)):
+            if index % ranks == rank:
+                yield MicroBatch(x, y, 1.0)
+
+
+def load_function(reference: str) -> Callable[[str, int], Iterable[Any]]:
+    """The function that `pkg.module:function` names.
+
+    Raises:
+        DataError: It cannot be imported, or is no function.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(f"the data function '{reference}' cannot be imported: {error}") from error
+    if not callable(function):
+        raise DataError(f"'{reference}' is no function")
+    return function  # type: ignore[no-any-return]
+
+
+def prefetch(items: Iterable[T], depth: int = 4) -> Iterator[T]:
+    """Compute items in a thread, `depth` ahead; what fails there is raised here."""
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry: tuple[bool, Any]) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put((True, item))
+                if stop.is_set():
+                    return
+            put((False, None))
+        except BaseException as error:
+            put((False, error))
+
+    threading.Thread(target=fill, daemon=True).start()
+    try:
+        while True:
+            more, item = ready.get()
+            if not more:
+                if item is not None:
+                    raise item
+                return
+            yield item
+    finally:
+        stop.set()

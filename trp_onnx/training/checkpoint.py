@@ -1,0 +1,77 @@
+"""Checkpoints: one `.npz` that appears whole or not at all.
+
+Arrays as they are, everything else as one JSON text; nothing is pickled. The file is written beside its
+place, flushed to the disk, and renamed over the last one: whatever happens, one good checkpoint is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trp_onnx.errors import OutputError, TrainingError
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: Its place.
+        arrays: By name.
+        state: JSON values.
+
+    Raises:
+        OutputError: The disk is full, or any other failure to write; the last checkpoint is still there.
+    """
+    text = json.dumps({"format": FORMAT} | state)
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, state=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write the checkpoint '{path}': {error.strerror or error}; the last one is still good, "
+            "make room and go on with --resume"
+        ) from error
+
+
+def load_checkpoint(path: Path, job: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a checkpoint.
+
+    Args:
+        path: Its place.
+        job: Hash of the job that it must belong to.
+
+    Raises:
+        TrainingError: Damaged, of another version, or of another model, data set or set of options.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive}
+        state = json.loads(arrays.pop("state").tobytes())
+        version = state["format"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise TrainingError(f"the checkpoint '{path}' is damaged: remove its folder and start again") from error
+    if version != FORMAT:
+        raise TrainingError(
+            f"the checkpoint '{path}' has format {version}, this version of trp-onnx reads {FORMAT}: "
+            "finish it with the version that began it, or start again"
+        )
+    if state["job"] != job:
+        raise TrainingError(
+            f"the checkpoint '{path}' belongs to another model, data set or set of options: "
+            "give the command that began it, or another --run folder"
+        )
+    return arrays, state

@@ -1,0 +1,123 @@
+"""The run directory: everything a worker needs, and everything it leaves.
+
+    job.json            what to do: this module
+    model.onnx          the network with its weights, ready for the training runtime
+    teacher.onnx        what its outputs are held to, where something is
+    metrics.jsonl       a line an epoch, and one every few seconds between
+    checkpoint.npz      see `checkpoint`
+    result.npz          the trained weights
+    worker.log          what the runtime had to say
+    finetune/           the same again, for the factors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trp_onnx.data import Preprocessing
+from trp_onnx.training.losses import OutputLoss
+from trp_onnx.training.options import TrainingOptions
+from trp_onnx.training.projection import Target
+
+MODEL, TEACHER, JOB = "model.onnx", "teacher.onnx", "job.json"
+METRICS, CHECKPOINT, RESULT, LOG = "metrics.jsonl", "checkpoint.npz", "result.npz", "worker.log"
+
+# What may differ between a run and its resumption: it changes no number.
+_FREE = ("workers", "checkpoint_seconds")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run, in JSON values and names of the model's tensors.
+
+    Attributes:
+        options: How.
+        input: Name of the model's input.
+        outputs: What each output is held to.
+        parameters: Initializers that are trained.
+        no_decay: Those of them without weight decay.
+        statistics: Running means and variances.
+        targets: What is projected.
+        total_macs: Of the dense network.
+        rest_macs: Of the layers that are not projected.
+        strategy: What decides on ranks.
+        energy: e, or None.
+        budget: R, or None.
+        align: Ranks that are planned again are multiples of this.
+        data: Path of the data, or `pkg.module:function`.
+        data_bytes: Size of that file, to notice another one.
+        preprocessing: How samples become inputs.
+        teacher: Whether teacher.onnx is there.
+    """
+
+    options: TrainingOptions
+    input: str
+    outputs: tuple[OutputLoss, ...]
+    parameters: tuple[str, ...]
+    no_decay: tuple[str, ...]
+    statistics: tuple[str, ...]
+    targets: tuple[Target, ...]
+    total_macs: int
+    rest_macs: int
+    strategy: str
+    energy: float | None
+    budget: float | None
+    align: int
+    data: str
+    data_bytes: int
+    preprocessing: Preprocessing
+    teacher: bool
+
+    def to_json(self) -> str:
+        """As it stands in job.json."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["options"] = self.options.to_dict()
+        values["outputs"] = [dataclasses.asdict(output) for output in self.outputs]
+        values["targets"] = [target.to_dict() for target in self.targets]
+        values["preprocessing"] = dataclasses.asdict(self.preprocessing)
+        return json.dumps(values, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """The inverse."""
+        values: dict[str, Any] = json.loads(text)
+        values["options"] = TrainingOptions.from_dict(values["options"])
+        values["outputs"] = tuple(OutputLoss(**output) for output in values["outputs"])
+        values["targets"] = tuple(Target.from_dict(target) for target in values["targets"])
+        values["preprocessing"] = Preprocessing(**values["preprocessing"])
+        for name in ("parameters", "no_decay", "statistics"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+    def digest(self, model: bytes, teacher: bytes) -> str:
+        """Hash of all that the trained weights follow from."""
+        options = {name: value for name, value in self.options.to_dict().items() if name not in _FREE}
+        document = json.loads(self.to_json()) | {"options": options}
+        digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+        digest.update(model)
+        digest.update(teacher)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Files:
+    """A job with the contents of its files, as it goes to every worker."""
+
+    job: str
+    model: bytes
+    teacher: bytes
+
+    @classmethod
+    def read(cls, run: Path) -> Files:
+        """From a run directory."""
+        teacher = run / TEACHER
+        return cls(
+            (run / JOB).read_text(encoding="utf-8"),
+            (run / MODEL).read_bytes(),
+            teacher.read_bytes() if teacher.exists() else b"",
+        )

@@ -1,0 +1,112 @@
+"""How a network is trained: one schema for the command line, the Python API and the run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from trp_onnx.errors import UsageError
+
+STRATEGIES = ("ranks", "replan", "energy", "paper")
+SCHEDULES = ("cosine", "step", "constant")
+DISTILL = ("auto", "kl", "mse")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Training with projection.
+
+    Attributes:
+        epochs: Passes over the training part.
+        batch: Samples of one step, over all workers.
+        micro_batch: Samples of one forward pass, over which BatchNormalization takes its statistics; a
+            step adds the gradients of `batch / micro_batch` of them up, wherever they run.
+        rate: Peak step size.
+        schedule: "cosine", "step" or "constant", see `optimizer.rate_at`.
+        warmup: Steps of linear rise.
+        milestones: Where "step" divides the rate by ten, as parts of the whole.
+        momentum: Of SGD.
+        nesterov: Whether momentum looks ahead.
+        weight_decay: On weights; not on biases and BatchNormalization.
+        clip: Largest norm of the gradient; None for any.
+        strategy: What decides on ranks, see `projection`; None for "ranks" with a MACs budget, else "paper".
+        every: m, steps from one projection to the next.
+        nuclear: lambda of the nuclear norm; 0 for none.
+        nuclear_every_step: Add it on every step, divided by m, not on projection steps alone.
+        labels: Weight of the cross-entropy on labels; None for 0.3 beside distillation, 1 alone.
+        distill: Weight of the distance to the teacher's outputs; None for 0.7 with labels, 1 without.
+        temperature: T of the softened outputs.
+        distill_kind: "kl", "mse", or "auto": KL where an output holds one score a class.
+        output_weights: Weight of each output in the loss by name; 1 where not given.
+        augment: Any of "crop", "flip", "resized", "color".
+        validation: Part of the data that is held out to choose the best checkpoint.
+        finetune_epochs: Passes in which the factors are trained after factorisation.
+        finetune_rate: Peak step size of those.
+        workers: Processes on this machine.
+        checkpoint_seconds: Longest time between two checkpoints.
+        seed: Of the data's order and the augmentation.
+    """
+
+    epochs: int = 12
+    batch: int = 128
+    micro_batch: int = 64
+    rate: float = 0.05
+    schedule: str = "cosine"
+    warmup: int = 200
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    clip: float | None = None
+    strategy: str | None = None
+    every: int = 20
+    nuclear: float = 0.0
+    nuclear_every_step: bool = False
+    labels: float | None = None
+    distill: float | None = None
+    temperature: float = 4.0
+    distill_kind: str = "auto"
+    output_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    augment: tuple[str, ...] = ("crop", "flip")
+    validation: float = 0.1
+    finetune_epochs: int = 0
+    finetune_rate: float = 0.005
+    workers: int = 1
+    checkpoint_seconds: float = 60.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "micro_batch", "every", "workers"):
+            _require(getattr(self, name) >= 1, name, "is a whole number from 1", getattr(self, name))
+        for name in ("warmup", "finetune_epochs", "nuclear", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, name, "is not negative", getattr(self, name))
+        for name in ("rate", "temperature", "finetune_rate"):
+            _require(getattr(self, name) > 0, name, "is positive", getattr(self, name))
+        for name in ("labels", "distill"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, name, "is not negative", value)
+        _require(self.clip is None or self.clip > 0, "clip", "is positive", self.clip)
+        _require(0 <= self.momentum < 1, "momentum", "is from 0 to below 1", self.momentum)
+        _require(0 < self.validation < 1, "validation", "is a part of the data between 0 and 1", self.validation)
+        for name, choices in (("strategy", (None, *STRATEGIES)), ("schedule", SCHEDULES), ("distill_kind", DISTILL)):
+            _require(getattr(self, name) in choices, name, f"is one of {', '.join(filter(None, choices))}", getattr(self, name))
+        for name in self.augment:
+            _require(name in ("crop", "flip", "resized", "color"), "augment", "knows crop, flip, resized, color", name)
+        if self.labels == 0 and self.distill == 0:
+            raise UsageError("training: give labels or distill a weight: there is nothing else to learn from")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the run directory."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingOptions:
+        """The inverse of `to_dict`, after JSON."""
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**(values | lists))
+
+
+def _require(holds: bool, name: str, what: str, value: object) -> None:
+    if not holds:
+        raise UsageError(f"training: {name} {what}, not {value}")

@@ -1,0 +1,119 @@
+"""The training runtime's own folder.
+
+onnxruntime-training and onnxruntime are one import package: in one environment they overwrite each other.
+So the training wheel is unpacked, without dependencies, into a folder of the user's cache, and only worker
+processes see it, first on their path. Everything else they take from the user's environment.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from trp_onnx.errors import TrainingError
+
+VERSION = "1.19.2"
+PYTHONS = ((3, 11), (3, 12))
+
+
+def runtime_folder(*, cuda: bool = False) -> Path:
+    """Where the runtime is or would be: `TRP_ONNX_TRAINING`, or a folder in the user's cache."""
+    given = os.environ.get("TRP_ONNX_TRAINING")
+    if given:
+        return Path(given)
+    return Path(platformdirs.user_cache_dir("trp-onnx")) / f"{_package(cuda)}-{VERSION}"
+
+
+def is_set_up() -> bool:
+    """Whether a training runtime is there."""
+    return _complete(runtime_folder()) or _complete(runtime_folder(cuda=True))
+
+
+def setup_training(wheel: Path | None = None, *, cuda: bool = False) -> Path:
+    """Put the training runtime into its folder.
+
+    Args:
+        wheel: A wheel file, for machines without a network; from the package index otherwise.
+        cuda: The CUDA build.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TrainingError: This Python has no wheel, or the installation failed; nothing is left behind.
+    """
+    check_python()
+    if wheel is not None and not wheel.is_file():
+        raise TrainingError(f"the wheel '{wheel}' does not exist")
+    folder = runtime_folder(cuda=cuda)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise TrainingError(f"cannot write to '{folder.parent}': {error.strerror}") from error
+    what = str(wheel) if wheel is not None else f"{_package(cuda)}=={VERSION}"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    try:
+        done = subprocess.run(  # noqa: S603
+            [*command, "--target", str(temporary / "site"), what], capture_output=True, text=True, check=False
+        )
+        if done.returncode or not _complete(temporary / "site"):
+            reason = (done.stderr.strip().splitlines() or ["it holds no training runtime of that version"])[-1]
+            raise TrainingError(
+                f"the training runtime {what} cannot be installed: {reason}. Without a network, download its wheel "
+                "elsewhere and run trp-onnx setup-training --wheel FILE"
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        (temporary / "site").replace(folder)
+    except OSError as error:
+        raise TrainingError(f"cannot write '{folder}': {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def check_python() -> None:
+    """Refuse a Python for which there is no training runtime.
+
+    Raises:
+        TrainingError: This is one.
+    """
+    if sys.version_info[:2] not in PYTHONS:
+        raise TrainingError(
+            f"training needs Python 3.11 or 3.12 (onnxruntime-training {VERSION} has no wheel for newer ones), "
+            f"this is {sys.version_info.major}.{sys.version_info.minor}"
+        )
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of a worker: the training runtime first on its path, one thread.
+
+    Raises:
+        TrainingError: The runtime is not set up.
+    """
+    check_python()
+    folder = next((f for f in (runtime_folder(), runtime_folder(cuda=True)) if _complete(f)), None)
+    if folder is None:
+        raise TrainingError("the training runtime is not set up: run trp-onnx setup-training")
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return os.environ | threads | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _package(cuda: bool) -> str:
+    return "onnxruntime-training" if cuda else "onnxruntime-training-cpu"
+
+
+def _complete(folder: Path) -> bool:
+    """The runtime's version is read, not imported."""
+    try:
+        text = (folder / "onnxruntime" / "__init__.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return f'__version__ = "{VERSION}"' in text and (folder / "onnxruntime" / "training").is_dir()

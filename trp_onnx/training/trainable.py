@@ -1,0 +1,303 @@
+"""From a normalised model to one that the training runtime can train.
+
+The training runtime reads opset 12 to 21 and IR up to 10, wants float32 weights as initializers and a free
+batch size, and has no gradient for some operators. Each of these is brought about where that changes no
+output, which is checked by running both; where it cannot be, one sentence says what stands in the way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+from trp_onnx.errors import ModelError
+from trp_onnx.layers import Layer
+from trp_onnx.runtime import open_session, relative_error, run_session
+
+OPSETS = (12, 21)
+MAX_IR = 10
+_SAME = 1e-3
+"""Largest relative error of a rewritten model: another order of float32 sums."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model for the training runtime.
+
+    Attributes:
+        model: The model, batch free.
+        parameters: Initializers that are trained.
+        no_decay: Those of them that are no weights of a layer.
+        statistics: Running means and variances.
+    """
+
+    model: onnx.ModelProto
+    parameters: tuple[str, ...]
+    no_decay: tuple[str, ...]
+    statistics: tuple[str, ...]
+
+
+def materialise(model: ir.Model, layers: Sequence[Layer], names: Collection[str]) -> None:
+    """Turn the weights of some layers into float32 initializers, in place: they are to be trained.
+
+    Args:
+        model: The normalised model.
+        layers: Its layers; to be found anew afterwards.
+        names: Which of them.
+
+    Raises:
+        ModelError: A weight is of another float type.
+    """
+    for layer in layers:
+        if layer.name not in names or layer.constant is None:
+            continue
+        value = layer.constant.value
+        if layer.constant.dtype != ir.DataType.FLOAT:
+            raise ModelError(
+                f"weight '{value.name}' has type {layer.constant.dtype}: the training runtime trains float32, "
+                "so give the float32 model and convert the result"
+            )
+        if value.is_initializer() and not isinstance(value.const_value, ir.ExternalTensor):
+            continue
+        name = value.name or layer.name
+        tensor = ir.tensor(np.ascontiguousarray(layer.constant.array(), np.float32), name=name)
+        if value.is_initializer():
+            value.const_value = tensor
+            continue
+        fresh = ir.Value(name=f"{name}/trained", const_value=tensor, shape=ir.Shape(tensor.shape),
+                         type=ir.TensorType(ir.DataType.FLOAT))  # fmt: skip
+        model.graph.register_initializer(fresh)
+        value.replace_all_uses_with(fresh)
+
+
+def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
+    """The model as the training runtime takes it.
+
+    Args:
+        model: Normalised; not changed.
+        x: (b, ...) a few samples of the data, to check that the outputs stay the same.
+
+    Raises:
+        ModelError: It has no float weights, or something stands in the way.
+    """
+    copy = model.clone()
+    for value in copy.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    original = ir.to_proto(copy)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(original)
+    freed = _free_batch(proto)
+    proto = _convert(proto)
+    _rewrite_operators(proto)
+    _check_same(original, proto, x, freed)
+    parameters, decayed, statistics = _parameters(proto)
+    if not parameters:
+        raise ModelError("the model has no float32 weights to train")
+    no_decay = tuple(name for name in parameters if name not in decayed)
+    return Trainable(proto, parameters, no_decay, statistics)
+
+
+def _free_batch(model: onnx.ModelProto) -> int | None:
+    """Make the batch size free; returns the size where it was fixed."""
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    size = batch.dim_value if batch.HasField("dim_value") else None
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del model.graph.value_info[:]
+    if size is None:
+        return None
+    shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    for tensor in model.graph.initializer:
+        if tensor.name in shapes and tensor.data_type == TensorProto.INT64:
+            values = numpy_helper.to_array(tensor).copy()
+            if values.size > 1 and values[0] == size:
+                values[0] = 0  # the size that comes in
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return size
+
+
+def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    low, high = OPSETS
+    if not low <= opset <= high:
+        from onnx import version_converter
+
+        try:
+            model = version_converter.convert_version(model, 17 if opset < low else high)
+        except Exception as error:
+            raise ModelError(
+                f"the model has opset {opset}, the training runtime reads {low} to {high}, and it cannot be converted: "
+                f"export it with one of those"
+            ) from error
+    model.ir_version = min(MAX_IR, max(8, model.ir_version))
+    return model
+
+
+def _check_same(original: onnx.ModelProto, rewritten: onnx.ModelProto, x: np.ndarray, fixed: int | None) -> None:
+    """Compare outputs, and fill in the shapes that the loss needs."""
+    name = rewritten.graph.input[0].name
+    outputs = run_session(open_session(rewritten), {name: x})
+    size = fixed or len(x)
+    few = x[:size] if len(x) >= size else np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
+    expected = run_session(open_session(original), {name: few})
+    for value in rewritten.graph.output:
+        found = outputs[value.name]
+        rows = min(len(x), size)
+        if found.shape[:1] != (len(x),):
+            raise ModelError(
+                f"output '{value.name}' has shape {list(found.shape)} for {len(x)} samples: the model's batch size is "
+                "fixed inside it; export it with a dynamic batch"
+            )
+        if relative_error(expected[value.name][:rows], found[:rows]) > _SAME:
+            raise ModelError(f"output '{value.name}' changes when the model is prepared for training: please report it")
+        dims = value.type.tensor_type.shape.dim
+        del dims[:]
+        dims.add().dim_param = "batch"
+        for length in found.shape[1:]:
+            dims.add().dim_value = length
+        value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(found.dtype)
+
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_AFFINE = {"BatchNormalization": (1, 2), "InstanceNormalization": (1, 2), "LayerNormalization": (1, 2), "PRelu": (1,)}
+
+
+def _parameters(model: onnx.ModelProto) -> tuple[tuple[str, ...], set[str], tuple[str, ...]]:
+    """What is trained, what of it decays, and the running statistics."""
+    stored = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    found: dict[str, bool] = {}
+    statistics: dict[str, None] = {}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name not in stored:
+                continue
+            if node.op_type in _WEIGHTED:
+                found[name] = found.get(name, False) or place < 2
+            elif place in _AFFINE.get(node.op_type, ()):
+                found.setdefault(name, False)
+            elif node.op_type == "BatchNormalization":
+                statistics[name] = None
+            elif node.op_type in ("Add", "Mul") and int(np.prod(stored[name].dims)) > 1:
+                found.setdefault(name, False)
+    for name in statistics:
+        if uses[name] > 1:
+            raise ModelError(f"the running statistic '{name}' is shared: keep BatchNormalization apart, or fold it")
+        found.pop(name, None)
+    return tuple(found), {name for name, weight in found.items() if weight}, tuple(statistics)
+
+
+# Operators without a gradient, written with others that have one and compute the same.
+
+_Emit = Callable[..., str]
+
+
+def _rewrite_operators(model: onnx.ModelProto) -> None:
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, onnx.TensorProto] = {}
+    for node in model.graph.node:
+        rewrite = _REWRITES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if rewrite is None:
+            nodes.append(node)
+            continue
+        count = 0
+
+        def emit(op: str, *inputs: str, node: onnx.NodeProto = node, last: bool = False, **attributes: object) -> str:
+            nonlocal count
+            count += 1
+            name = node.output[0] if last else f"{node.output[0]}/{count}"
+            nodes.append(helper.make_node(op, list(inputs), [name], name=f"{node.name or name}/{count}", **attributes))
+            return name
+
+        def number(value: float) -> str:
+            name = f"trp.number.{value!r}"
+            constants[name] = numpy_helper.from_array(np.array(value, np.float32), name)
+            return name
+
+        rewrite(node, emit, number)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(constants.values())
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    return next((float(helper.get_attribute_value(a)) for a in node.attribute if a.name == name), default)
+
+
+def _dropout(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    emit("Identity", node.input[0], last=True)
+
+
+def _hard_sigmoid(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    scaled = emit("Mul", node.input[0], number(_attribute(node, "alpha", 0.2)))
+    shifted = emit("Add", scaled, number(_attribute(node, "beta", 0.5)))
+    emit("Clip", shifted, number(0.0), number(1.0), last=True)
+
+
+def _hard_swish(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    shifted = emit("Add", emit("Mul", node.input[0], number(1 / 6)), number(0.5))
+    emit("Mul", node.input[0], emit("Clip", shifted, number(0.0), number(1.0)), last=True)
+
+
+def _prelu(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    below = emit("Relu", emit("Neg", node.input[0]))
+    emit("Sub", emit("Relu", node.input[0]), emit("Mul", below, node.input[1]), last=True)
+
+
+def _leaky_relu(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    below = emit("Relu", emit("Neg", node.input[0]))
+    scaled = emit("Mul", below, number(_attribute(node, "alpha", 0.01)))
+    emit("Sub", emit("Relu", node.input[0]), scaled, last=True)
+
+
+def _elu(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    below = emit("Neg", emit("Relu", emit("Neg", node.input[0])))  # min(x, 0)
+    curved = emit("Mul", emit("Sub", emit("Exp", below), number(1.0)), number(_attribute(node, "alpha", 1.0)))
+    emit("Add", emit("Relu", node.input[0]), curved, last=True)
+
+
+def _selu(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    alpha, gamma = _attribute(node, "alpha", 1.6732632423543772), _attribute(node, "gamma", 1.0507009873554805)
+    below = emit("Neg", emit("Relu", emit("Neg", node.input[0])))
+    curved = emit("Mul", emit("Sub", emit("Exp", below), number(1.0)), number(alpha))
+    emit("Mul", emit("Add", emit("Relu", node.input[0]), curved), number(gamma), last=True)
+
+
+def _softplus(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    # log(1 + e^x) = max(x, 0) + log(1 + e^-|x|): no overflow
+    small = emit("Exp", emit("Neg", emit("Abs", node.input[0])))
+    emit("Add", emit("Relu", node.input[0]), emit("Log", emit("Add", small, number(1.0))), last=True)
+
+
+def _reciprocal(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    emit("Div", number(1.0), node.input[0], last=True)
+
+
+def _sum(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    first, *others = node.input
+    for i, other in enumerate(others):
+        first = emit("Add", first, other, last=i == len(others) - 1)
+    if not others:
+        emit("Identity", first, last=True)
+
+
+_REWRITES: dict[str, Callable[[onnx.NodeProto, _Emit, Callable[[float], str]], None]] = {
+    "Dropout": _dropout,
+    "Elu": _elu,
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_swish,
+    "LeakyRelu": _leaky_relu,
+    "PRelu": _prelu,
+    "Reciprocal": _reciprocal,
+    "Selu": _selu,
+    "Softplus": _softplus,
+    "Sum": _sum,
+}
