@@ -1,12 +1,14 @@
-"""The main job: open -> normalise -> find layers -> plan -> factorise -> verify -> save -> report."""
+"""The main job: open -> normalise -> find layers -> plan -> (train) -> factorise -> verify -> save -> report."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -16,13 +18,16 @@ from trp_onnx.errors import DataError, OutputError
 from trp_onnx.layers import find_layers
 from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
 from trp_onnx.normalise import normalise
-from trp_onnx.passes import CleanUpPass, FactorisePass
-from trp_onnx.planning import LayerRule, Plan, make_plan, read_rules, resolve_alignment
+from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
+from trp_onnx.planning import LayerRule, Plan, choose_schemes, make_plan, read_rules, resolve_alignment
 from trp_onnx.progress import track
 from trp_onnx.report import Report, Size
 from trp_onnx.runtime import Arrays, feeds_for
 from trp_onnx.shapes import real_inputs
 from trp_onnx.verify import reference_outputs, verify
+
+if TYPE_CHECKING:
+    from trp_onnx.training import TrainingOptions
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +51,16 @@ def compress(
     preprocessing: Preprocessing | None = None,
     simplify: bool = True,
     report_dir: str | PathLike[str] | None = None,
+    train: str | PathLike[str] | Dataset | None = None,
+    training: TrainingOptions | None = None,
+    teacher: str | PathLike[str] | None = None,
+    run: str | PathLike[str] | None = None,
+    resume: bool = False,
 ) -> Report:
     """Factorise the layers of an ONNX file and write the result, verified, to another.
+
+    With `train`, the network is trained with projection first (Trained Rank Pruning), so that
+    factorisation costs next to no accuracy.
 
     Nothing appears at `out` before the written file has been opened again, checked and run beside the
     original; the input is never modified.
@@ -67,6 +80,12 @@ def compress(
         preprocessing: How samples of `data` become inputs.
         simplify: Whether to run onnx-simplifier first.
         report_dir: Where `report.json` goes; made if it does not exist.
+        train: Data to train on: as `data`, or the name of a function, "pkg.module:function", see
+            `training.batches`. A part of it is held out to choose the best weights; `data` is not used for that.
+        training: How to train; the defaults of `TrainingOptions` where not given.
+        teacher: Another ONNX file whose outputs are the ones to learn; the model itself otherwise.
+        run: Folder for the checkpoints, kept afterwards; `<out>.trp-run`, removed on success, otherwise.
+        resume: Go on with the training that was interrupted there.
 
     Returns:
         What was gained and lost.
@@ -77,6 +96,7 @@ def compress(
         OutputError: The result cannot be written.
         VerificationError: The written file failed its check; it was removed.
         UsageError: The options contradict each other or the model.
+        TrainingError: Training cannot start, or diverged, or a worker died.
         TargetError: The target is out of reach; nothing was written.
     """
     source, out = Path(model), Path(out)
@@ -87,21 +107,45 @@ def compress(
 
     original = open_model(source)
     feeds, verified_on = _feeds(original, input_shapes, inputs, dataset)
-    with Staging(out, source, original) as staging:
+    with ExitStack() as stack:
+        staging = stack.enter_context(Staging(out, source, original))
+        session = None
+        if train is not None:
+            from trp_onnx.training.run import TrainingRun
+
+            folder = Path(run) if run is not None else out.with_name(out.name + ".trp-run")
+            session = stack.enter_context(
+                TrainingRun(
+                    folder, train, preprocessing, training, source if teacher is None else Path(teacher),
+                    resume=resume, keep=run is not None,
+                )
+            )  # fmt: skip
         expected = reference_outputs(source, original, feeds)
         clock.lap("open")
 
-        normal, notes = normalise(original.clone(), input_shapes, simplify=simplify)
+        normal, notes = normalise(original.clone(), input_shapes, simplify=simplify, fold_batch_norm=train is None)
         layers = find_layers(normal, input_shapes)
         clock.lap("normalise")
 
-        plan = make_plan(
-            layers, energy=energy, macs=macs, vbmf=vbmf, rules=rules, scheme=scheme, align=step,
-            progress=lambda groups: track(groups, "spectra"),
-        )  # fmt: skip
+        finds_ranks = session is not None and session.finds_ranks(macs)
+        if finds_ranks:
+            chosen = choose_schemes(layers, rules, scheme)
+        else:
+            plan = make_plan(
+                layers, energy=energy, macs=macs, vbmf=vbmf, rules=rules, scheme=scheme, align=step,
+                progress=lambda groups: track(groups, "spectra"),
+            )  # fmt: skip
+            chosen = plan.chosen
         clock.lap("plan")
 
+        if session is not None:
+            layers, plan = session.train(normal, layers, chosen, energy=energy, budget=macs, align=step)
+            clock.lap("train")
+
         FactorisePass(layers, plan.chosen, staging.keep, lambda layers: track(layers, "factorising"))(normal)
+        if session is not None:
+            session.finetune(normal)
+            FoldBatchNormPass()(normal)
         CleanUpPass()(normal)
         clock.lap("factorise")
 
@@ -125,11 +169,14 @@ def compress(
             accuracy_before=accuracy[0] if accuracy else None,
             accuracy_after=accuracy[1] if accuracy else None,
             align=step,
+            trained=session.summary(staging.path) if session is not None else None,
             notes=(*notes, *plan.notes, *_notes_on_ends(plan)),
             seconds=clock.laps,
         )
         del written
         staging.publish()
+        if session is not None:
+            session.remove()
     if report_dir is not None:
         _write_report(Path(report_dir), report)
     return report

@@ -39,6 +39,13 @@ def shown_on(console: Console) -> Iterator[None]:
             _current.reset(token)
 
 
+def say(line: str) -> None:
+    """A line that stays, above the bars."""
+    progress = _current.get()
+    if progress is not None:
+        progress.console.print(line, highlight=False, markup=False)
+
+
 def track(items: Iterable[T], description: str, total: int | None = None, *, weight: int = 1) -> Iterator[T]:
     """Iterate, and show how far it is, the rate and the time left.
 
@@ -81,7 +88,7 @@ def watch(description: str) -> Iterator[Callable[[int | None, int | None, str], 
 
     def show(done: int | None, total: int | None, line: str) -> None:
         if done is None:
-            progress.console.print(line, highlight=False)
+            say(line)
             return
         progress.update(task, completed=done, total=total, description=line)
         speed = progress.tasks[progress.task_ids.index(task)].speed

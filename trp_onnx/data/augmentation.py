@@ -56,7 +56,8 @@ def _shift(images: np.ndarray, u: np.ndarray) -> np.ndarray:
     padded[:, up : up + height, left : left + width] = images
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
     rows, columns = (u * (2 * up + 1, 2 * left + 1)).astype(int).T
-    return windows[np.arange(count), rows, columns].transpose(0, 2, 3, 1)
+    shifted: np.ndarray = windows[np.arange(count), rows, columns]
+    return shifted.transpose(0, 2, 3, 1)
 
 
 def _resized(image: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -74,7 +75,7 @@ def _resized(image: np.ndarray, u: np.ndarray) -> np.ndarray:
         for c in range(image.shape[2])
     ]
     resized = np.stack(planes, axis=-1)
-    return np.rint(resized).astype(image.dtype) if image.dtype.kind in "ui" else resized.astype(image.dtype)
+    return (np.rint(resized) if image.dtype.kind in "ui" else resized).astype(image.dtype)
 
 
 def _color(images: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -84,4 +85,5 @@ def _color(images: np.ndarray, factors: np.ndarray) -> np.ndarray:
     x = (x - x.mean(axis=(1, 2, 3), keepdims=True)) * contrast + x.mean(axis=(1, 2, 3), keepdims=True)
     grey = x.mean(axis=3, keepdims=True)
     x = np.clip((x - grey) * saturation + grey, 0, top)
-    return np.rint(x).astype(images.dtype) if images.dtype.kind in "ui" else x.astype(images.dtype)
+    changed: np.ndarray = np.rint(x) if images.dtype.kind in "ui" else x
+    return changed.astype(images.dtype)

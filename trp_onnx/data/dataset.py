@@ -72,7 +72,7 @@ class Dataset:
             if len({image.shape for image in images}) > 1:
                 raise DataError(f"the images of '{self.source}' differ in size: give --resize and --crop")
             return np.stack(images)
-        batch = self.samples[indices]
+        batch: np.ndarray = self.samples[indices]
         # A 4-d array with the channels second is turned round; preprocessing sees NHWC.
         if batch.ndim == 4 and batch.shape[1] in _CHANNELS and batch.shape[3] not in _CHANNELS:
             batch = batch.transpose(0, 2, 3, 1)

@@ -6,12 +6,15 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trp_onnx._version import __version__
 from trp_onnx.accuracy import Accuracy
 from trp_onnx.planning import Decision
 from trp_onnx.verify import OutputError
+
+if TYPE_CHECKING:
+    from trp_onnx.training.run import Trained
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Report:
         accuracy_before: Of the input file, when data was given.
         accuracy_after: Of the written file.
         align: Ranks are multiples of this.
+        trained: What training came to, when there was any.
         notes: What the owner should know.
         seconds: Wall time of each phase.
     """
@@ -62,6 +66,7 @@ class Report:
     accuracy_before: Accuracy | None = None
     accuracy_after: Accuracy | None = None
     align: int = 1
+    trained: Trained | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -87,6 +92,8 @@ class Report:
                 "after": self.accuracy_after.top1,
                 "samples": self.accuracy_after.samples,
             }
+        if self.trained is not None:
+            document["training"] = dataclasses.asdict(self.trained)
         return document
 
     def to_json(self) -> str:

@@ -11,14 +11,32 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from trp_onnx.data import Augmentation, Dataset
+from trp_onnx.data import Augmentation, Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError, TrpOnnxError
+from trp_onnx.training.options import TrainingOptions
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the samples come from.
+
+    Attributes:
+        name: Path of a file or folder, or "pkg.module:function".
+        bytes: Size of the file, to notice another one; 0 otherwise.
+        preprocessing: How its samples become inputs.
+    """
+
+    name: str
+    bytes: int
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,7 @@ class Batches:
             pieces = np.array_split(np.arange(len(chosen)), -(-len(chosen) // self._micro))
             mine = []
             for piece in pieces[rank::size]:
-                x, y = self._dataset.take(chosen[piece], lambda raw, p=piece: self._augmentation(raw, choices, p))
+                x, y = self._dataset.take(chosen[piece], partial(self._augmentation, choices=choices, part=piece))
                 mine.append(MicroBatch(np.ascontiguousarray(x), y, len(piece) / len(chosen)))
             yield mine
 
@@ -92,6 +110,11 @@ class Batches:
     def micro_batches(self) -> int:
         """Forward passes of a step."""
         return -(-self._batch // self._micro)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels, or None."""
+        return self._dataset.labels
 
 
 class CallableBatches:
@@ -112,8 +135,14 @@ class CallableBatches:
         sizes = [len(x) for x, _ in self._run("train", 0)]
         self.steps = len(sizes)
         if not self.steps or not any(True for _ in self._run("validation", 0)):
-            raise DataError(f"'{reference}' yields no batch for one of the splits \"train\" and \"validation\"")
+            raise DataError(f'\'{reference}\' yields no batch for one of the splits "train" and "validation"')
         self.micro_batches = -(-max(sizes) // micro_batch)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Those of the validation batches, or None."""
+        found = [y for _, y in self._run("validation", 0) if y is not None]
+        return np.concatenate(found) if found else None
 
     def _run(self, split: str, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         try:
@@ -138,6 +167,26 @@ class CallableBatches:
         for index, (x, y) in enumerate(self._run("validation", 0)):
             if index % ranks == rank:
                 yield MicroBatch(x, y, 1.0)
+
+
+def is_function(name: str) -> bool:
+    """Whether a data source is named as "pkg.module:function"."""
+    module, separator, function = name.partition(":")
+    return bool(separator) and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def open_batches(source: DataSource, options: TrainingOptions) -> Batches | CallableBatches:
+    """The batches of a data source.
+
+    Raises:
+        DataError: It cannot be read, or has too few samples.
+    """
+    if is_function(source.name):
+        return CallableBatches(source.name, micro_batch=options.micro_batch)
+    return Batches(
+        open_data(Path(source.name), source.preprocessing), batch=options.batch, micro_batch=options.micro_batch,
+        validation=options.validation, seed=options.seed, augmentation=Augmentation(options.augment),
+    )  # fmt: skip
 
 
 def load_function(reference: str) -> Callable[[str, int], Iterable[Any]]:

@@ -183,7 +183,6 @@ class Session:
         values = self._binding.get_outputs()
         return dict(zip(self.outputs, (value.numpy() for value in values), strict=True))
 
-
     def end_profiling(self) -> str:
         """Stop profiling; the path of the trace."""
         return str(self._session.end_profiling())

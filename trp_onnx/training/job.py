@@ -1,13 +1,13 @@
 """The run directory: everything a worker needs, and everything it leaves.
 
-    job.json            what to do: this module
-    model.onnx          the network with its weights, ready for the training runtime
-    teacher.onnx        what its outputs are held to, where something is
-    metrics.jsonl       a line an epoch, and one every few seconds between
-    checkpoint.npz      see `checkpoint`
-    result.npz          the trained weights
-    worker.log          what the runtime had to say
-    finetune/           the same again, for the factors
+job.json            what to do: this module
+model.onnx          the network with its weights, ready for the training runtime
+teacher.onnx        what its outputs are held to, where something is
+metrics.jsonl       a line an epoch, and one every few seconds between
+checkpoint.npz      see `checkpoint`
+result.npz          the trained weights
+worker.log          what the runtime had to say
+finetune/           the same again, for the factors
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from trp_onnx.data import Preprocessing
+from trp_onnx.training.batches import DataSource
 from trp_onnx.training.losses import OutputLoss
 from trp_onnx.training.options import TrainingOptions
-from trp_onnx.training.projection import Target
+from trp_onnx.training.projection import Projection
 
 MODEL, TEACHER, JOB = "model.onnx", "teacher.onnx", "job.json"
 METRICS, CHECKPOINT, RESULT, LOG = "metrics.jsonl", "checkpoint.npz", "result.npz", "worker.log"
@@ -42,16 +43,8 @@ class Job:
         parameters: Initializers that are trained.
         no_decay: Those of them without weight decay.
         statistics: Running means and variances.
-        targets: What is projected.
-        total_macs: Of the dense network.
-        rest_macs: Of the layers that are not projected.
-        strategy: What decides on ranks.
-        energy: e, or None.
-        budget: R, or None.
-        align: Ranks that are planned again are multiples of this.
-        data: Path of the data, or `pkg.module:function`.
-        data_bytes: Size of that file, to notice another one.
-        preprocessing: How samples become inputs.
+        projection: What is projected.
+        data: Where the samples come from.
         teacher: Whether teacher.onnx is there.
     """
 
@@ -61,16 +54,8 @@ class Job:
     parameters: tuple[str, ...]
     no_decay: tuple[str, ...]
     statistics: tuple[str, ...]
-    targets: tuple[Target, ...]
-    total_macs: int
-    rest_macs: int
-    strategy: str
-    energy: float | None
-    budget: float | None
-    align: int
-    data: str
-    data_bytes: int
-    preprocessing: Preprocessing
+    projection: Projection
+    data: DataSource
     teacher: bool
 
     def to_json(self) -> str:
@@ -78,8 +63,8 @@ class Job:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["options"] = self.options.to_dict()
         values["outputs"] = [dataclasses.asdict(output) for output in self.outputs]
-        values["targets"] = [target.to_dict() for target in self.targets]
-        values["preprocessing"] = dataclasses.asdict(self.preprocessing)
+        values["projection"] = self.projection.to_dict()
+        values["data"] = dataclasses.asdict(self.data)
         return json.dumps(values, indent=1)
 
     @classmethod
@@ -88,8 +73,9 @@ class Job:
         values: dict[str, Any] = json.loads(text)
         values["options"] = TrainingOptions.from_dict(values["options"])
         values["outputs"] = tuple(OutputLoss(**output) for output in values["outputs"])
-        values["targets"] = tuple(Target.from_dict(target) for target in values["targets"])
-        values["preprocessing"] = Preprocessing(**values["preprocessing"])
+        values["projection"] = Projection.from_dict(values["projection"])
+        data = values["data"]
+        values["data"] = DataSource(data["name"], data["bytes"], Preprocessing(**data["preprocessing"]))
         for name in ("parameters", "no_decay", "statistics"):
             values[name] = tuple(values[name])
         return cls(**values)

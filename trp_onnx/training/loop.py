@@ -23,11 +23,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from trp_onnx.data import Augmentation, open_data
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError
 from trp_onnx.planning.alignment import simd_block
 from trp_onnx.schemes import Rank
-from trp_onnx.training.batches import Batches, CallableBatches, MicroBatch, prefetch
+from trp_onnx.training.batches import MicroBatch, open_batches, prefetch
 from trp_onnx.training.checkpoint import load_checkpoint, save_checkpoint
 from trp_onnx.training.communicator import Communicator
 from trp_onnx.training.engine import Session, training_graph
@@ -78,7 +77,7 @@ class Trainer:
         self._world = communicator
         self._digest = job.digest(files.model, files.teacher)
         self._metrics = Metrics(run, communicator.rank == 0)
-        self.data = _open(job)
+        self.data = open_batches(job.data, job.options)
         if self.data.micro_batches < communicator.size:
             raise DataError(
                 f"a batch is {self.data.micro_batches} micro-batches, fewer than the {communicator.size} workers: "
@@ -110,11 +109,8 @@ class Trainer:
         self.optimizer = SGD(
             decay, momentum=self.options.momentum, nesterov=self.options.nesterov, clip=self.options.clip
         )
-        self.ranks = Ranks(
-            job.targets, job.strategy, energy=job.energy, budget=job.budget,
-            total_macs=job.total_macs, rest_macs=job.rest_macs, align=job.align,
-        )  # fmt: skip
-        self._targets = Flat({target.weight: initial[target.weight].shape for target in job.targets})
+        self.ranks = Ranks(job.projection)
+        self._targets = Flat({target.weight: initial[target.weight].shape for target in job.projection.targets})
         self._direction: np.ndarray | None = None
 
         self.step = 0
@@ -188,8 +184,8 @@ class Trainer:
         self._finish()
 
     def _train_on(self, batch: list[MicroBatch], total: int) -> None:
-        options = self.options
-        projected = bool(self.job.targets) and self.step % options.every == 0
+        options, projection = self.options, self.job.projection
+        projected = bool(projection.targets) and self.step % projection.every == 0
         if projected:
             with self._timed("projection"):
                 self._project(self.step / total)
@@ -204,8 +200,8 @@ class Trainer:
         with self._timed("optimizer"):
             self.statistics[:] = self._sum[self._parameters.size : -1]
             self._check(float(self._sum[-1]))
-            if self._direction is not None and (projected or options.nuclear_every_step):
-                self._add_nuclear(options.nuclear / (options.every if options.nuclear_every_step else 1))
+            if self._direction is not None and (projected or projection.nuclear_every_step):
+                self._add_nuclear(projection.nuclear / (projection.every if projection.nuclear_every_step else 1))
             rate = rate_at(self.step, total, options.rate, options.schedule, options.warmup, options.milestones)
             self.optimizer.step(self.weights, self.gradient, rate)
         self.step += 1
@@ -216,7 +212,7 @@ class Trainer:
         if any(output.label_weight for output in self.job.outputs):
             if micro.y is None:
                 raise DataError("the data has no labels: train with distillation alone, --labels 0")
-            feeds[LABELS] = np.ascontiguousarray(micro.y + self.job.preprocessing.label_offset)
+            feeds[LABELS] = np.ascontiguousarray(micro.y + self.job.data.preprocessing.label_offset)
         if self._teacher is not None:
             feeds |= self._targets_for(micro.x)
         if self._ceiling is None:
@@ -263,13 +259,13 @@ class Trainer:
 
     def _project(self, progress: float) -> None:
         """Decide on ranks, and put every target on its own; each worker does its share."""
-        mine = range(self._world.rank, len(self.job.targets), self._world.size)
-        targets = self.job.targets
-        if self.job.strategy != "ranks":
+        mine = range(self._world.rank, len(self.job.projection.targets), self._world.size)
+        targets = self.job.projection.targets
+        if self.job.projection.strategy != "ranks":
             own = {i: spectra_of(targets[i], self._weight_of[targets[i].weight]) for i in mine}
             everybody = {i: modes for part in self._world.gather(own) for i, modes in part.items()}
             self.ranks.update([everybody[i] for i in range(len(targets))], progress)
-        nuclear = self.options.nuclear > 0
+        nuclear = self.job.projection.nuclear > 0
         projected, direction = self._projected(nuclear)
         for name, view in self._targets.views(projected).items():
             self._weight_of[name][...] = view
@@ -279,8 +275,8 @@ class Trainer:
         """Every target at its current rank, and the nuclear directions there, in flat buffers."""
         both = np.zeros((2, self._targets.size), np.float32)
         weights, directions = (self._targets.views(part) for part in both)
-        for i in range(self._world.rank, len(self.job.targets), self._world.size):
-            target = self.job.targets[i]
+        for i in range(self._world.rank, len(self.job.projection.targets), self._world.size):
+            target = self.job.projection.targets[i]
             name = target.weight
             near, direction = project(target, self._weight_of[name], self.ranks.current[i], nuclear=nuclear)
             weights[name][...] = near
@@ -297,7 +293,7 @@ class Trainer:
 
     def _end_epoch(self, epoch: int, began: float, before: float) -> None:
         candidate = self.weights.copy()
-        if self.job.targets:
+        if self.job.projection.targets:
             views = self._parameters.views(candidate)
             for name, view in self._targets.views(self._projected(False)[0]).items():
                 views[name][...] = view
@@ -314,7 +310,7 @@ class Trainer:
         self._metrics.epoch(
             step=self.step, epoch=epoch + 1, epochs=self.options.epochs, loss=self._loss, score=score,
             accuracy=accuracy, macs=self.ranks.ratio(), within_budget=within, seconds=round(self._seconds, 2),
-            ranks={t.layer: list(r) for t, r in zip(self.job.targets, self.ranks.current, strict=True)},
+            ranks={t.layer: list(r) for t, r in zip(self.job.projection.targets, self.ranks.current, strict=True)},
             spent={name: round(value, 3) for name, value in self.spent.items()},
         )  # fmt: skip
 
@@ -337,7 +333,7 @@ class Trainer:
             counts[0] += len(micro.x)
             if labelled is not None and micro.y is not None:
                 scores = outputs[self.job.outputs.index(labelled)].reshape(len(micro.x), -1)
-                offset = self.job.preprocessing.label_offset
+                offset = self.job.data.preprocessing.label_offset
                 counts[1] += int((scores[:, offset:].argmax(axis=1) == micro.y).sum())
             elif self._teacher is not None:
                 counts[1] = -np.inf
@@ -392,14 +388,12 @@ class Trainer:
     def _finish(self) -> None:
         if self._best is None:
             raise TargetError(
-                f"the ranks came down to {self.ranks.ratio():.3f} of the MACs, not to {self.job.budget:g}: "
+                f"the ranks came down to {self.ranks.ratio():.3f} of the MACs, not to {self.job.projection.budget:g}: "
                 "give a larger --energy, more epochs, or --strategy ranks"
             )
         if self._world.rank == 0:
             arrays = {"weights": self._best_weights, "statistics": self._best_statistics}
-            save_checkpoint(
-                self._run / RESULT, arrays, {"job": self._digest, "seconds": self._seconds} | self._best
-            )
+            save_checkpoint(self._run / RESULT, arrays, {"job": self._digest, "seconds": self._seconds} | self._best)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -419,14 +413,3 @@ def unpack_result(job: Job, shapes: dict[str, tuple[int, ...]], arrays: dict[str
 def ranks_of(state: dict[str, Any]) -> list[Rank]:
     """The ranks of a result's targets."""
     return [tuple(rank) for rank in state["ranks"]]
-
-
-def _open(job: Job) -> Batches | CallableBatches:
-    options = job.options
-    path = Path(job.data)
-    if ":" in job.data and not path.exists():
-        return CallableBatches(job.data, micro_batch=options.micro_batch)
-    return Batches(
-        open_data(path, job.preprocessing), batch=options.batch, micro_batch=options.micro_batch,
-        validation=options.validation, seed=options.seed, augmentation=Augmentation(options.augment),
-    )  # fmt: skip

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -56,7 +57,7 @@ def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature:
     shapes = {value.name: value for value in graph.output}
     terms: list[tuple[str, float]] = []
 
-    def node(op: str, inputs: list[str], result: str, **attributes: object) -> str:
+    def node(op: str, inputs: list[str], result: str, **attributes: Any) -> str:
         graph.node.append(helper.make_node(op, inputs, [result], name=result, **attributes))
         return result
 

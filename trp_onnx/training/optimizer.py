@@ -21,9 +21,7 @@ Flat = NDArray[np.float32]
 class SGD:
     """Momentum SGD; `velocity` is its whole state."""
 
-    def __init__(
-        self, decay: Flat, *, momentum: float = 0.9, nesterov: bool = True, clip: float | None = None
-    ) -> None:
+    def __init__(self, decay: Flat, *, momentum: float = 0.9, nesterov: bool = True, clip: float | None = None) -> None:
         """Say how.
 
         Args:

@@ -89,8 +89,11 @@ class TrainingOptions:
         _require(self.clip is None or self.clip > 0, "clip", "is positive", self.clip)
         _require(0 <= self.momentum < 1, "momentum", "is from 0 to below 1", self.momentum)
         _require(0 < self.validation < 1, "validation", "is a part of the data between 0 and 1", self.validation)
-        for name, choices in (("strategy", (None, *STRATEGIES)), ("schedule", SCHEDULES), ("distill_kind", DISTILL)):
-            _require(getattr(self, name) in choices, name, f"is one of {', '.join(filter(None, choices))}", getattr(self, name))
+        choices: dict[str, tuple[str, ...]] = {"schedule": SCHEDULES, "distill_kind": DISTILL}
+        if self.strategy is not None:
+            choices["strategy"] = STRATEGIES
+        for name, known in choices.items():
+            _require(getattr(self, name) in known, name, f"is one of {', '.join(known)}", getattr(self, name))
         for name in self.augment:
             _require(name in ("crop", "flip", "resized", "color"), "augment", "knows crop, flip, resized, color", name)
         if self.labels == 0 and self.distill == 0:

@@ -25,17 +25,18 @@ Tucker-2 truncates one mode after the other; spectra of both are those of the we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trp_onnx import linalg
-from trp_onnx.layers import Layout
+from trp_onnx.errors import UsageError
+from trp_onnx.layers import Layer, Layout
 from trp_onnx.linalg import Array
 from trp_onnx.planning.allocate import allocate
-from trp_onnx.planning.options import Option
+from trp_onnx.planning.options import Option, sites_of
 from trp_onnx.schemes import SCHEMES, Geometry, Rank
 
 Spectra = list[tuple[Array, ...]]
@@ -100,6 +101,74 @@ class Target:
         )
 
 
+def targets_of(layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]]) -> list[Target]:
+    """The weights behind some layers; layers that share one are one target."""
+    targets = []
+    for group in sites_of(layers):
+        owner = group[0]
+        if owner.name not in chosen:
+            continue
+        scheme, rank = chosen[owner.name]
+        assert owner.constant is not None and owner.layout is not None
+        geometries = tuple(layer.geometry for layer in group if layer.geometry is not None and layer.sized)
+        targets.append(Target(owner.name, owner.constant.value.name or "", owner.layout, scheme, geometries, rank))
+    return targets
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What is projected, when, and to which ranks.
+
+    Attributes:
+        targets: The weights; none for training without projection.
+        strategy: See the module.
+        every: m.
+        energy: e of "paper" and "energy".
+        budget: R, the part of the network's MACs to keep; None for no such limit.
+        align: "replan" takes multiples of this.
+        total_macs: Of the dense network.
+        rest_macs: Of the layers that are not projected.
+        nuclear: lambda; 0 for none.
+        nuclear_every_step: Whether lambda / m is added on every step.
+    """
+
+    targets: tuple[Target, ...] = ()
+    strategy: str = "ranks"
+    every: int = 1
+    energy: float | None = None
+    budget: float | None = None
+    align: int = 1
+    total_macs: int = 0
+    rest_macs: int = 0
+    nuclear: float = 0.0
+    nuclear_every_step: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the run directory."""
+        return vars(self) | {"targets": [target.to_dict() for target in self.targets]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Projection:
+        """The inverse."""
+        return cls(**(values | {"targets": tuple(Target.from_dict(target) for target in values["targets"])}))
+
+
+def check_strategy(strategy: str, energy: float | None, budget: float | None) -> None:
+    """Refuse a strategy without what it needs.
+
+    Raises:
+        UsageError: A threshold or a budget is missing or out of range.
+    """
+    if strategy in ("paper", "energy") and energy is None:
+        raise UsageError(f"training: the strategy {strategy} needs --energy, the part to discard at a projection")
+    if strategy == "replan" and budget is None:
+        raise UsageError("training: the strategy replan needs --macs, the part of the MACs to keep")
+    if energy is not None and not 0 < energy < 1:
+        raise UsageError(f"--energy is the part of the energy to discard, between 0 and 1, not {energy}")
+    if budget is not None and not 0 < budget < 1:
+        raise UsageError(f"--macs is the part of the MACs to keep, between 0 and 1, not {budget}")
+
+
 def spectra_of(target: Target, stored: np.ndarray) -> tuple[Array, ...]:
     """Singular values of each mode of a stored weight, (G, n) each."""
     weight = target.layout.to_canonical(stored)
@@ -123,39 +192,23 @@ def project(target: Target, stored: np.ndarray, rank: Rank, *, nuclear: bool = F
 class Ranks:
     """The ranks of all targets as training goes; `state` is what a checkpoint keeps."""
 
-    def __init__(
-        self, targets: Sequence[Target], strategy: str, *, energy: float | None, budget: float | None,
-        total_macs: int, rest_macs: int, align: int = 1,
-    ) -> None:  # fmt: skip
-        """Say how.
-
-        Args:
-            targets: What is projected.
-            strategy: See the module.
-            energy: e.
-            budget: R, the part of the network's MACs to keep; None for no such limit.
-            total_macs: MACs of the dense network.
-            rest_macs: MACs of what is not projected.
-            align: "replan" takes multiples of this.
-        """
-        self.targets = list(targets)
-        self.current: list[Rank] = [
-            target.rank if strategy == "ranks" else _full(target) for target in self.targets
-        ]
-        self._strategy = strategy
-        self._energy = energy or 0.0
-        self._budget = budget
-        self._total = total_macs
-        self._rest = rest_macs
-        self._align = align
+    def __init__(self, projection: Projection) -> None:
+        """The planner's ranks for "ranks", full rank for the others."""
+        self._projection = projection
+        self.targets = projection.targets
+        given = projection.strategy == "ranks"
+        self.current: list[Rank] = [target.rank if given else _full(target) for target in self.targets]
+        self._strategy = projection.strategy
+        self._energy = projection.energy or 0.0
+        self._budget = projection.budget
         self._cut = [[0.0] * len(rank) for rank in self.current]
-        self._held = strategy == "ranks"
+        self._held = given
 
     def ratio(self, ranks: Sequence[Rank] | None = None) -> float:
         """MACs of the network at these ranks (the current ones), relative to the dense one."""
         ranks = self.current if ranks is None else ranks
         spent = sum(target.macs(rank) for target, rank in zip(self.targets, ranks, strict=True))
-        return (self._rest + spent) / max(1, self._total)
+        return (self._projection.rest_macs + spent) / max(1, self._projection.total_macs)
 
     @property
     def within_budget(self) -> bool:
@@ -214,9 +267,9 @@ class Ranks:
         assert self._budget is not None
         part = 1 - (1 - self._budget) * min(1.0, 2 * progress)
         choices = [
-            _options(target, modes, self._align) for target, modes in zip(self.targets, spectra, strict=True)
+            _options(target, modes, self._projection.align) for target, modes in zip(self.targets, spectra, strict=True)
         ]
-        chosen = allocate(choices, int(part * self._total) - self._rest)
+        chosen = allocate(choices, int(part * self._projection.total_macs) - self._projection.rest_macs)
         if chosen is not None:
             self.current = [option.rank for option in chosen]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import platformdirs
 
 from trp_onnx.errors import TrainingError
+from trp_onnx.progress import say
 
 VERSION = "1.19.2"
 PYTHONS = ((3, 11), (3, 12))
@@ -33,6 +34,18 @@ def runtime_folder(*, cuda: bool = False) -> Path:
 def is_set_up() -> bool:
     """Whether a training runtime is there."""
     return _complete(runtime_folder()) or _complete(runtime_folder(cuda=True))
+
+
+def ensure_runtime() -> None:
+    """Set the runtime up if it is missing, and say so in one line.
+
+    Raises:
+        TrainingError: See `setup_training`.
+    """
+    check_python()
+    if not is_set_up():
+        say(f"setting up the training runtime, once: {_package(False)} {VERSION} into {runtime_folder()}")
+        setup_training()
 
 
 def setup_training(wheel: Path | None = None, *, cuda: bool = False) -> Path:
@@ -60,7 +73,7 @@ def setup_training(wheel: Path | None = None, *, cuda: bool = False) -> Path:
     what = str(wheel) if wheel is not None else f"{_package(cuda)}=={VERSION}"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [*command, "--target", str(temporary / "site"), what], capture_output=True, text=True, check=False
         )
         if done.returncode or not _complete(temporary / "site"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from trp_onnx.accuracy import as_feed
-from trp_onnx.data import Augmentation, Dataset, Preprocessing
+from trp_onnx.data import Dataset, Preprocessing
 from trp_onnx.errors import DataError, OutputError, TrainingError, UsageError
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.model import open_model, write_text
@@ -24,12 +25,13 @@ from trp_onnx.planning import Plan, plan_at_ranks
 from trp_onnx.planning.options import sites_of
 from trp_onnx.runtime import open_session, run_session
 from trp_onnx.schemes import Rank
-from trp_onnx.training.batches import Batches, CallableBatches
+from trp_onnx.training.batches import DataSource, is_function, open_batches
 from trp_onnx.training.job import CHECKPOINT, JOB, LOG, MODEL, RESULT, TEACHER, Job
 from trp_onnx.training.loop import ranks_of, unpack_result
 from trp_onnx.training.losses import OutputLoss
 from trp_onnx.training.options import TrainingOptions
-from trp_onnx.training.projection import Target
+from trp_onnx.training.projection import Projection, check_strategy, targets_of
+from trp_onnx.training.quarantine import ensure_runtime
 from trp_onnx.training.supervisor import Supervisor
 from trp_onnx.training.trainable import Trainable, make_trainable, materialise
 
@@ -38,23 +40,25 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class Trained:
-    """What training came to, on the held-out part of its data.
+    """What training came to, measured on the held-out part of its data.
 
     Attributes:
         epoch: The epoch whose weights were kept.
         epochs: Epochs in all.
         seconds: Wall time of the training, interruptions not counted.
-        correct: Held-out samples that the trained dense network gets right, at the ranks; None without labels.
         samples: Held-out samples.
-        score: Accuracy, or without labels the negative distance to the teacher.
+        score: Accuracy of what was trained, at the ranks; without labels the negative distance to the teacher.
+        correct: Samples that it gets right; None without labels.
+        written_correct: Samples that the written file gets right.
     """
 
     epoch: int
     epochs: int
     seconds: float
-    correct: int | None
     samples: int
     score: float
+    correct: int | None
+    written_correct: int | None = None
 
 
 class TrainingRun:
@@ -63,63 +67,75 @@ class TrainingRun:
     def __init__(
         self,
         folder: Path,
-        data: str,
-        dataset: Dataset | None,
-        preprocessing: Preprocessing,
-        options: TrainingOptions,
+        data: str | PathLike[str] | Dataset,
+        preprocessing: Preprocessing | None,
+        options: TrainingOptions | None,
+        teacher: Path,
         *,
-        teacher: ir.Model | None,
         resume: bool,
         keep: bool,
     ) -> None:
-        """Open the run directory and start the workers.
+        """Open the data and the run directory, and start the workers.
 
         Args:
             folder: The run directory.
-            data: Path of the training data, or `pkg.module:function`.
-            dataset: That data, unless it is a function.
-            preprocessing: How samples become inputs.
+            data: A file or folder, an open data set, or "pkg.module:function".
+            preprocessing: How samples of a file or folder become inputs.
             options: How to train.
-            teacher: Normalised model whose outputs the loss may hold to.
+            teacher: The model whose outputs the loss may hold to.
             resume: Whether a run may be there already.
             keep: Whether the directory stays after success.
 
         Raises:
-            TrainingError: There is a run already, or none to resume, or no training runtime.
-            DataError: The data has too few samples.
+            TrainingError: There is a run already, or no training runtime.
+            DataError: The data cannot be read, or has too few samples.
             OutputError: The folder cannot be made.
         """
         self.folder = folder
-        self._data, self._preprocessing, self._options = data, preprocessing, options
+        self._options = options = options or TrainingOptions()
         self._teacher, self._keep = teacher, keep
-        self._labelled = dataset is None or dataset.labels is not None
-        self._dataset = dataset
-        self._bytes = Path(data).stat().st_size if dataset is not None and Path(data).is_file() else 0
-        self._batches: Batches | CallableBatches = (
-            CallableBatches(data, micro_batch=options.micro_batch)
-            if dataset is None
-            else Batches(
-                dataset, batch=options.batch, micro_batch=options.micro_batch, validation=options.validation,
-                seed=options.seed, augmentation=Augmentation(),
-            )
-        )  # fmt: skip
-        first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
-        self._x = first.x[:_SAMPLES]
-        if dataset is None:
-            self._labelled = first.y is not None
+        self._trained: Trained | None = None
         begun = any((folder / part / name).exists() for part in ("", "finetune") for name in (CHECKPOINT, RESULT))
         if begun and not resume:
             raise TrainingError(f"'{folder}' holds a training run: go on with it by --resume, or remove it")
+        ensure_runtime()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make the run folder '{folder}': {error.strerror}") from error
+        self._source = self._data_source(data, preprocessing)
+        self._batches = open_batches(self._source, options)
+        first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
+        self._x, self._labelled = first.x[:_SAMPLES], first.y is not None
         self._supervisor = Supervisor(folder / LOG, options.workers)
 
+    def _data_source(self, data: str | PathLike[str] | Dataset, preprocessing: Preprocessing | None) -> DataSource:
+        """What the workers open; a data set in memory is written for them."""
+        if not isinstance(data, Dataset):
+            path = Path(data)
+            name = str(data) if is_function(str(data)) else str(path.resolve())
+            return DataSource(name, path.stat().st_size if path.is_file() else 0, preprocessing or Preprocessing())
+        if isinstance(data.samples, tuple):
+            raise DataError(f"'{data.source}' is an opened image folder: give its path, so that workers can open it")
+        path = self.folder / "data.npz"
+        arrays = {"x": data.samples} | ({} if data.labels is None else {"y": data.labels})
+        try:
+            np.savez(path, **arrays)  # type: ignore[arg-type]
+        except OSError as error:
+            raise OutputError(f"cannot write '{path}': {error.strerror}") from error
+        return DataSource(str(path.resolve()), path.stat().st_size, data.preprocessing)
+
+    def finds_ranks(self, macs: float | None) -> bool:
+        """Whether training decides on the ranks, and not the planner before it."""
+        return self._strategy(macs) != "ranks"
+
+    def _strategy(self, macs: float | None) -> str:
+        return self._options.strategy or ("ranks" if macs is not None else "paper")
+
     def train(
-        self, model: ir.Model, layers: Sequence[Layer], chosen: dict[str, tuple[str, Rank]], *,
+        self, model: ir.Model, layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]], *,
         energy: float | None, budget: float | None, align: int,
-    ) -> tuple[list[Layer], Plan, Trained]:  # fmt: skip
+    ) -> tuple[list[Layer], Plan]:  # fmt: skip
         """Train with projection; the weights of `model` are replaced.
 
         Args:
@@ -131,48 +147,53 @@ class TrainingRun:
             align: Ranks that are planned again are multiples of this.
 
         Returns:
-            The layers anew, the plan at the ranks that training ended with, and what it came to.
+            The layers anew, and the plan at the ranks that training ended with.
 
         Raises:
             TrpOnnxError: See `Supervisor.train`, `make_trainable`.
         """
+        strategy = self._strategy(budget)
+        check_strategy(strategy, energy, budget)
         materialise(model, layers, chosen)
         layers = find_layers(model, self._shapes(model))
-        targets = _targets(layers, chosen)
-        strategy = self._options.strategy or ("ranks" if budget is not None else "paper")
-        found, state = self._run(self.folder, model, layers, targets, strategy, energy, budget, align, self._options)
+        targets = targets_of(layers, chosen)
+        total = sum(layer.macs or 0 for layer in layers)
+        projection = Projection(
+            tuple(targets), strategy, self._options.every, energy, budget, align, total,
+            total - sum(target.dense_macs for target in targets), self._options.nuclear,
+            self._options.nuclear_every_step,
+        )  # fmt: skip
+        state = self._run(self.folder, model, projection, self._options)
         ranks = {target.layer: (target.scheme, rank) for target, rank in zip(targets, ranks_of(state), strict=True)}
         for group in sites_of(layers):
             if group[0].name in ranks:
                 ranks |= {layer.name: ranks[group[0].name] for layer in group}
-        return layers, plan_at_ranks(layers, ranks, "the rank it was trained to"), found
+        return layers, plan_at_ranks(layers, ranks, "the rank it was trained to")
 
-    def finetune(self, model: ir.Model) -> Trained:
-        """Train the factors of a factorised model, in place."""
+    def finetune(self, model: ir.Model) -> None:
+        """Train the factors of a factorised model, in place, where the options ask for it."""
         options = self._options
-        from dataclasses import replace
-
-        options = replace(options, epochs=options.finetune_epochs, rate=options.finetune_rate, nuclear=0.0)
+        if not options.finetune_epochs:
+            return
+        options = replace(options, epochs=options.finetune_epochs, rate=options.finetune_rate)
         folder = self.folder / "finetune"
         folder.mkdir(exist_ok=True)
-        return self._run(folder, model, find_layers(model), [], "ranks", None, None, 1, options)[0]
+        self._run(folder, model, Projection(), options)
 
     def _shapes(self, model: ir.Model) -> dict[str, list[int]]:
         return {model.graph.inputs[0].name or "": [1, *self._x.shape[1:]]}
 
     def _run(
-        self, folder: Path, model: ir.Model, layers: Sequence[Layer], targets: list[Target], strategy: str,
-        energy: float | None, budget: float | None, align: int, options: TrainingOptions,
-    ) -> tuple[Trained, dict[str, Any]]:  # fmt: skip
+        self, folder: Path, model: ir.Model, projection: Projection, options: TrainingOptions
+    ) -> dict[str, Any]:  # fmt: skip
+        """One stage: write the run directory, have it worked on, take the weights over."""
         as_feed(model, self._x[: _fixed_batch(model)])
         trainable = make_trainable(model, self._x)
         outputs = self._losses(trainable.model, options)
         distilled = any(output.distill_weight for output in outputs)
-        total = sum(layer.macs or 0 for layer in layers)
         job = Job(
             options, trainable.model.graph.input[0].name, outputs, trainable.parameters, trainable.no_decay,
-            trainable.statistics, tuple(targets), total, total - sum(target.dense_macs for target in targets),
-            strategy, energy, budget, align, self._data, self._bytes, self._preprocessing, distilled,
+            trainable.statistics, projection, self._source, distilled,
         )  # fmt: skip
         self._write(folder, job, trainable, distilled)
         arrays, state = self._supervisor.train(folder)
@@ -182,14 +203,17 @@ class TrainingRun:
                 model.graph.initializers[name].const_value = ir.tensor(array.copy(), name=name)
         samples = sum(len(micro.x) for micro in self._batches.validation(256, 0, 1))
         correct = None if state["accuracy"] is None else round(state["accuracy"] * samples)
-        return Trained(state["epoch"], options.epochs, state["seconds"], correct, samples, state["score"]), state
+        before = self._trained.seconds if self._trained is not None else 0.0
+        self._trained = Trained(
+            state["epoch"], options.epochs, before + state["seconds"], samples, state["score"], correct
+        )
+        return state
 
     def _write(self, folder: Path, job: Job, trainable: Trainable, distilled: bool) -> None:
         try:
             (folder / MODEL).write_bytes(trainable.model.SerializeToString())
             if distilled:
-                assert self._teacher is not None
-                teacher = make_trainable(self._teacher, self._x).model
+                teacher = make_trainable(normalise(open_model(self._teacher))[0], self._x).model
                 (folder / TEACHER).write_bytes(teacher.SerializeToString())
         except OSError as error:
             raise OutputError(f"cannot write '{folder}': {error.strerror}") from error
@@ -200,7 +224,7 @@ class TrainingRun:
         labels = (1.0 if options.distill == 0 else 0.3) if options.labels is None else options.labels
         if not self._labelled:
             if options.labels:
-                raise DataError(f"'{self._data}' has no labels: train with distillation alone, --labels 0")
+                raise DataError(f"'{self._source.name}' has no labels: train with distillation alone, --labels 0")
             labels = 0.0
         distill = (0.7 if labels else 1.0) if options.distill is None else options.distill
         if not labels and not distill:
@@ -208,8 +232,8 @@ class TrainingRun:
         unknown = set(options.output_weights) - {value.name for value in model.graph.output}
         if unknown:
             raise UsageError(f"training: the model has no output '{min(unknown)}' to weigh")
-        if distill and self._teacher is not None and len(self._teacher.graph.outputs) != len(model.graph.output):
-            raise UsageError("training: the teacher has another number of outputs than the model")
+        if distill:
+            self._check_teacher(model)
         producers = {name: node for node in model.graph.node for name in node.output}
         losses: list[OutputLoss] = []
         for value in model.graph.output:
@@ -220,7 +244,9 @@ class TrainingRun:
             logits = takes_labels or options.distill_kind == "kl" or (options.distill_kind == "auto" and scores)
             probabilities = logits and _is_softmax(producers, value.name)
             losses.append(
-                OutputLoss(value.name, logits, probabilities, labels * weight if takes_labels else 0.0, distill * weight)
+                OutputLoss(
+                    value.name, logits, probabilities, labels * weight if takes_labels else 0.0, distill * weight
+                )
             )
             if takes_labels:
                 self._check_labels(max(dims))
@@ -228,32 +254,43 @@ class TrainingRun:
             raise DataError("the model has no output with one score a class: train with --labels 0")
         return tuple(losses)
 
-    def _check_labels(self, scores: int) -> None:
-        if self._dataset is None or self._dataset.labels is None:
-            return
-        low, high = int(self._dataset.labels.min()), int(self._dataset.labels.max())
-        offset = self._preprocessing.label_offset
-        if low < 0 or high + offset >= scores:
-            raise DataError(
-                f"'{self._data}' has label {low if low < 0 else high}, but the model has {scores - offset} classes "
-                f"(0 to {scores - offset - 1}): see --label-offset"
+    def _check_teacher(self, model: onnx.ModelProto) -> None:
+        """A teacher has as many outputs as the model, each with as many values for a sample."""
+        shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim[1:]] for v in model.graph.output]
+        teacher = open_model(self._teacher)
+        taught = [[d for d in v.shape[1:] if isinstance(d, int)] if v.shape else [] for v in teacher.graph.outputs]
+        if [int(np.prod(s)) for s in shapes] != [int(np.prod(s)) for s in taught]:
+            raise UsageError(
+                f"training: the teacher '{self._teacher}' has outputs of shape {taught}, the model of {shapes}"
             )
 
-    def validate(self, path: Path) -> int | None:
-        """Held-out samples that a written file gets right; None without labels."""
-        session = open_session(path)
-        model = open_model(path)
+    def _check_labels(self, scores: int) -> None:
+        labels = self._batches.labels
+        if labels is None:
+            return
+        low, high = int(labels.min()), int(labels.max())
+        offset = self._source.preprocessing.label_offset
+        if low < 0 or high + offset >= scores:
+            raise DataError(
+                f"'{self._source.name}' has label {low if low < 0 else high}, but the model has {scores - offset} "
+                f"classes (0 to {scores - offset - 1}): see --label-offset"
+            )
+
+    def summary(self, path: Path) -> Trained:
+        """What training came to, and what the written file makes of the held-out samples."""
+        assert self._trained is not None
+        if self._trained.correct is None:
+            return self._trained
+        session, model = open_session(path), open_model(path)
+        offset = self._source.preprocessing.label_offset
         correct = 0
-        batch = _fixed_batch(model) or 64
-        offset = self._preprocessing.label_offset
-        for micro in self._batches.validation(batch, 0, 1):
-            if micro.y is None:
-                return None
-            outputs = run_session(session, as_feed(model, micro.x))
-            scores = next(o for o in outputs.values() if o.ndim > 1 and o[0].size == max(o.shape[1:]) > 1)
+        for micro in self._batches.validation(_fixed_batch(model) or 64, 0, 1):
+            assert micro.y is not None
+            outputs = run_session(session, as_feed(model, micro.x)).values()
+            scores = next(o for o in outputs if o.ndim > 1 and o[0].size == max(o.shape[1:]) > 1)
             scores = scores.reshape(len(scores), -1)[: len(micro.x), offset:]
             correct += int((scores.argmax(axis=1) == micro.y).sum())
-        return correct
+        return replace(self._trained, written_correct=correct)
 
     def __enter__(self) -> TrainingRun:
         self._supervisor.__enter__()
@@ -279,30 +316,8 @@ def _fixed_batch(model: ir.Model) -> int | None:
     return shape[0] if shape is not None and len(shape) and isinstance(shape[0], int) else None
 
 
-def _targets(layers: Sequence[Layer], chosen: dict[str, tuple[str, Rank]]) -> list[Target]:
-    targets = []
-    for group in sites_of(layers):
-        owner = group[0]
-        if owner.name not in chosen:
-            continue
-        scheme, rank = chosen[owner.name]
-        assert owner.constant is not None and owner.layout is not None
-        geometries = tuple(layer.geometry for layer in group if layer.geometry is not None and layer.sized)
-        targets.append(
-            Target(owner.name, owner.constant.value.name or "", owner.layout, scheme, geometries, rank)
-        )
-    return targets
-
-
 def _is_softmax(producers: dict[str, onnx.NodeProto], name: str) -> bool:
     node = producers.get(name)
     while node is not None and node.op_type in ("Identity", "Reshape", "Flatten", "Squeeze"):
         node = producers.get(node.input[0])
     return node is not None and node.op_type == "Softmax"
-
-
-def open_teacher(path: Path) -> ir.Model:
-    """A model to learn from, BatchNormalization folded."""
-    return normalise(open_model(path), simplify=True)[0]
-
-

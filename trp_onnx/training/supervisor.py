@@ -7,6 +7,7 @@ orders, the others stand by (`stand_by`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from trp_onnx.errors import TrainingError, TrpOnnxError
 from trp_onnx.progress import watch
 from trp_onnx.training.checkpoint import load_checkpoint
 from trp_onnx.training.communicator import launched_rank
-from trp_onnx.training.job import CHECKPOINT, LOG, RESULT, Files, Job
+from trp_onnx.training.job import CHECKPOINT, RESULT, Files, Job
 from trp_onnx.training.quarantine import worker_environment
 from trp_onnx.training.worker import END
 
@@ -76,11 +77,9 @@ class Supervisor:
 
     def _order(self, text: str) -> None:
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it died: `_events` says why
             self._process.stdin.write(text + "\n")
             self._process.stdin.flush()
-        except OSError:
-            pass  # it died: `_events` says why
 
     def _events(self) -> Iterator[dict[str, Any]]:
         assert self._process.stdout is not None
@@ -107,10 +106,8 @@ class Supervisor:
         if kind is None:
             self._order(END)
         assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        with contextlib.suppress(OSError):
             self._process.stdin.close()
-        except OSError:
-            pass
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -160,7 +157,7 @@ def _command(workers: int) -> list[str]:
 
 def _error(event: dict[str, Any]) -> TrpOnnxError:
     kind = getattr(errors, event["type"], TrainingError)
-    return kind(event["message"])  # type: ignore[no-any-return]
+    return kind(event["message"])
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -70,7 +71,7 @@ def materialise(model: ir.Model, layers: Sequence[Layer], names: Collection[str]
         if value.is_initializer():
             value.const_value = tensor
             continue
-        fresh = ir.Value(name=f"{name}/trained", const_value=tensor, shape=ir.Shape(tensor.shape),
+        fresh = ir.Value(name=f"{name}/trained", const_value=tensor, shape=ir.Shape(tensor.shape.numpy()),
                          type=ir.TensorType(ir.DataType.FLOAT))  # fmt: skip
         model.graph.register_initializer(fresh)
         value.replace_all_uses_with(fresh)
@@ -107,7 +108,7 @@ def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
 def _free_batch(model: onnx.ModelProto) -> int | None:
     """Make the batch size free; returns the size where it was fixed."""
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    size = batch.dim_value if batch.HasField("dim_value") else None
+    size = int(batch.dim_value) if batch.HasField("dim_value") else None
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -210,7 +211,7 @@ def _rewrite_operators(model: onnx.ModelProto) -> None:
             continue
         count = 0
 
-        def emit(op: str, *inputs: str, node: onnx.NodeProto = node, last: bool = False, **attributes: object) -> str:
+        def emit(op: str, *inputs: str, node: onnx.NodeProto = node, last: bool = False, **attributes: Any) -> str:
             nonlocal count
             count += 1
             name = node.output[0] if last else f"{node.output[0]}/{count}"
