@@ -45,9 +45,7 @@ def _bound(path: Path, x: np.ndarray) -> Any:
     output = session.run(None, {name: x})[0]
     binding = session.io_binding()
     binding.bind_input(name, "cpu", 0, x.dtype, x.shape, x.ctypes.data)
-    binding.bind_output(
-        session.get_outputs()[0].name, "cpu", 0, output.dtype, output.shape, output.ctypes.data
-    )
+    binding.bind_output(session.get_outputs()[0].name, "cpu", 0, output.dtype, output.shape, output.ctypes.data)
     binding_holds = (x, output)
 
     def run() -> tuple[np.ndarray, ...]:

@@ -122,8 +122,8 @@ def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any
     start = time.perf_counter()
     report = trp_onnx.compress(
         source, written, macs=1 / row.ratio, energy=row.energy, scheme=row.scheme, align=1,
-        train=None if row.training is None else arguments.train, preprocessing=CIFAR,
-        training=None if row.training is None else TrainingOptions(**options),
+        data=None if row.training is None else arguments.train, preprocessing=CIFAR,
+        train=None if row.training is None else TrainingOptions(**options),
         teacher=None if row.teacher is None else arguments.models / f"{row.teacher}_cifar10.onnx",
         run=run, resume=True,
     )  # fmt: skip

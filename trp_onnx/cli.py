@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trp_onnx.data import Preprocessing
+    from trp_onnx.training import TrainingOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -71,7 +72,8 @@ def _command() -> Iterator[None]:
     except BaseException as error:
         # C extensions turn an interrupt at import into errors of their own: the flag tells.
         if interrupted:
-            click.echo("trp-onnx: interrupted; nothing was written", err=True)
+            kept = getattr(error, "kept", "nothing was written")
+            click.echo(f"trp-onnx: interrupted; {kept}", err=True)
             sys.exit(_INTERRUPTED)
         if not isinstance(error, TrpOnnxError):
             raise
@@ -123,7 +125,10 @@ def _data_options(required: bool) -> Callable[[F], F]:
 
             return command(*args, preprocessing=preprocessing, **kwargs)
 
-        data_help = "Labelled samples: an .npz (x, y) or a folder of images, one subfolder a class."
+        data_help = (
+            "Samples: an .npz (x, y), a folder of images with one subfolder a class, CIFAR-10's files, or "
+            "pkg.module:function to train on. Measures the accuracy of both files; with --train, trains."
+        )
         layouts, colors = click.Choice(["nchw", "nhwc"]), click.Choice(["rgb", "bgr"])
         options = (
             click.option("--data", type=_FILE, required=required, help=data_help),
@@ -142,6 +147,88 @@ def _data_options(required: bool) -> Callable[[F], F]:
         return wrapped
 
     return decorate
+
+
+class _Weights(click.ParamType[tuple[str, float]]):
+    """`output=2.5`."""
+
+    name = "OUTPUT=W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        output, separator, weight = str(value).rpartition("=")
+        try:
+            return output, float(weight) if separator else self.fail(f"'{value}' is not of the form output=1.0")
+        except ValueError:
+            self.fail(f"'{value}' is not of the form output=1.0", param, ctx)
+
+
+def _training_options(command: Callable[..., Any]) -> Any:
+    """`--train` and how; the command gets the options, or None without `--train`."""
+    choice = click.Choice
+    plain: tuple[tuple[str, Any, str], ...] = (
+        ("epochs", int, "Passes over the training part, with projection (12); 0: train the factors alone."),
+        ("batch", int, "Samples of a step (128)."),
+        ("micro-batch", int, "Samples of a forward pass, and of BatchNormalization's statistics (64)."),
+        ("rate", float, "Peak step size (0.05)."),
+        ("schedule", choice(["cosine", "step", "constant"]), "How the step size falls (cosine)."),
+        ("warmup", int, "Steps in which it rises (200)."),
+        ("momentum", float, "Nesterov's momentum (0.9)."),
+        ("weight-decay", float, "Not on biases and BatchNormalization (1e-4)."),
+        ("clip", float, "Largest norm of the gradient."),
+        ("strategy", choice(["ranks", "replan", "energy", "paper"]), "What decides on ranks; see the documentation."),
+        ("every", int, "Steps between projections (20)."),
+        ("nuclear", float, "Weight of the nuclear norm (0)."),
+        ("labels", float, "Weight of the cross-entropy on labels (0.3; 0: train without labels)."),
+        ("distill", float, "Weight of the distance to the original's outputs (0.7)."),
+        ("temperature", float, "Temperature of the distilled outputs (4)."),
+        ("distill-kind", choice(["auto", "kl", "mse"]), "Distance to the original's outputs."),
+        ("validation", float, "Part of the data that is held out to choose the best epoch (0.1)."),
+        ("finetune-epochs", int, "Passes in which the factors are trained after factorisation (0)."),
+        ("finetune-rate", float, "Peak step size of those (0.005)."),
+        ("workers", int, "Processes on this machine (1); more than one needs trp-onnx[mpi]."),
+        ("seed", int, "Of the data's order and the augmentation (0)."),
+    )
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        flags = {name: kwargs.pop(name) for name in (entry[0].replace("-", "_") for entry in plain)}
+        flags["nuclear_every_step"] = kwargs.pop("nuclear_every_step") or None
+        augment = kwargs.pop("augment")
+        if augment is not None:
+            flags["augment"] = tuple(name for name in augment.split(",") if name not in ("", "none"))
+        flags["output_weights"] = dict(kwargs.pop("output_weights")) or None
+        train, path = kwargs.pop("train"), kwargs.pop("training")
+
+        def options() -> Any:
+            if train:
+                from trp_onnx.training import read_training
+
+                return read_training(path, **flags)
+            given = [name for name, value in (flags | {"training": path}).items() if value is not None]
+            if given or kwargs["teacher"] or kwargs["run"] or kwargs["resume"]:
+                from trp_onnx.errors import UsageError
+
+                first = (given or [n for n in ("teacher", "run", "resume") if kwargs[n]])[0].replace("_", "-")
+                raise UsageError(f"--{first} says how to train, but there is no --train")
+            return None
+
+        return command(*args, train=options, **kwargs)
+
+    decorators = [
+        click.option("--train", is_flag=True, help="Train on --data with projection first (Trained Rank Pruning)."),
+        click.option("--training", type=_FILE, metavar="TOML", help="Training options as a file; flags go first."),
+        *(click.option(f"--{name}", type=kind, help=text) for name, kind, text in plain),
+        click.option("--nuclear-every-step", is_flag=True, help="Add the nuclear norm on every step, divided by m."),
+        click.option("--augment", metavar="A,B", help="Any of crop, flip, resized, color; none (crop,flip)."),
+        click.option("--output-weight", "output_weights", type=_Weights(), multiple=True,
+                     help="Weight of an output in the loss; may be repeated."),
+        click.option("--teacher", type=_FILE, metavar="ONNX", help="Learn from this model's outputs instead."),
+        click.option("--run", type=_FILE, metavar="DIR", help="Keep checkpoints and curves there (OUT.trp-run)."),
+        click.option("--resume", is_flag=True, help="Go on with the training that was interrupted."),
+    ]  # fmt: skip
+    for decorator in reversed(decorators):
+        wrapped = decorator(wrapped)
+    return wrapped
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -172,6 +259,8 @@ def main() -> None:
 )
 @click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to verify on, one array a name; generated otherwise.")
 @_data_options(required=False)
+@click.option("--test", type=_FILE, help="Labelled samples to measure both files on, once, at the end.")
+@_training_options
 @_model_options
 @click.option("--report", "report_dir", type=_FILE, metavar="DIR", help="Write report.json there.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary, not every layer.")
@@ -179,20 +268,28 @@ def compress(
     model: Path,
     out: Path,
     preprocessing: Callable[[], Preprocessing],
+    train: Callable[[], TrainingOptions | None],
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     no_simplify: bool,
     json_to: str | None,
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Factorise the layers of MODEL and write the verified result to OUT."""
+    """Factorise the layers of MODEL, after training them for it with --train, and write the verified result to OUT."""
     with _command():
+        training = train()
+        if training is not None:
+            from trp_onnx.training.supervisor import stands_by
+
+            if stands_by():
+                return
         from trp_onnx.compression import compress as run
 
         report = run(
             model,
             out,
             preprocessing=preprocessing(),
+            train=training,
             input_shapes=dict(input_shapes),
             simplify=not no_simplify,
             **options,
@@ -272,6 +369,18 @@ def doctor(json_to: str | None) -> None:
         sys.exit(1)
 
 
+@main.command("setup-training")
+@click.option("--wheel", type=_FILE, help="A wheel file, for machines without a network.")
+@click.option("--cuda", is_flag=True, help="The CUDA build (299 MB).")
+def setup_training(wheel: Path | None, cuda: bool) -> None:
+    """Put the training runtime into a folder of its own in the user's cache."""
+    with _command():
+        from trp_onnx.training.quarantine import setup_training as run
+
+        folder = run(wheel, cuda=cuda)
+    click.echo(f"the training runtime is in {folder}")
+
+
 @main.command()
 @click.option(
     "-o",
@@ -283,13 +392,20 @@ def doctor(json_to: str | None) -> None:
     help="Folder for the demo's files.",
 )
 def demo(folder: Path) -> None:
-    """Train a small network on scikit-learn's digits, compress it and show what that gained and lost."""
+    """Fit a small network to scikit-learn's digits, compress it with training and show what that gained and lost."""
     with _command():
         from trp_onnx.demonstration import demo as run
 
-        click.echo("training a perceptron on scikit-learn's digits, then compressing it", err=True)
-        report = run(folder)
+        click.echo(
+            "fitting a perceptron to scikit-learn's digits, then compressing it, training with projection", err=True
+        )
+        direct, report = run(folder)
     from trp_onnx.report import show_report
 
     show_report(_consoles()[0], report)
+    if direct.accuracy_after is not None and report.accuracy_after is not None:
+        click.echo(
+            f"to {report.macs.ratio:.0%} of the MACs without training: {direct.accuracy_after.top1:.2%}; "
+            f"with training: {report.accuracy_after.top1:.2%}"
+        )
     click.echo(f"the files are in {folder}; look at one: trp-onnx inspect {folder / 'digits.onnx'}")

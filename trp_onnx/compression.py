@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
-from trp_onnx.errors import DataError, OutputError
+from trp_onnx.errors import DataError, OutputError, UsageError
 from trp_onnx.layers import find_layers
 from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
 from trp_onnx.normalise import normalise
@@ -51,15 +51,15 @@ def compress(
     preprocessing: Preprocessing | None = None,
     simplify: bool = True,
     report_dir: str | PathLike[str] | None = None,
-    train: str | PathLike[str] | Dataset | None = None,
-    training: TrainingOptions | None = None,
+    train: TrainingOptions | None = None,
+    test: str | PathLike[str] | Dataset | None = None,
     teacher: str | PathLike[str] | None = None,
     run: str | PathLike[str] | None = None,
     resume: bool = False,
 ) -> Report:
     """Factorise the layers of an ONNX file and write the result, verified, to another.
 
-    With `train`, the network is trained with projection first (Trained Rank Pruning), so that
+    With `train`, the network is first trained on `data` with projection (Trained Rank Pruning), so that
     factorisation costs next to no accuracy.
 
     Nothing appears at `out` before the written file has been opened again, checked and run beside the
@@ -76,13 +76,13 @@ def compress(
         align: Ranks are multiples of this many channels; "auto" takes the SIMD block of this CPU.
         input_shapes: Shapes for inputs with dynamic sizes, by name. A symbolic batch counts as 1.
         inputs: An `.npz` with one array for each input, to verify on; generated otherwise.
-        data: Labelled samples: the accuracy of both files is measured, and outputs are compared on them.
-        preprocessing: How samples of `data` become inputs.
+        data: Samples to train on, or the name of a function, "pkg.module:function", see `training.batches`; a
+            part of them is held out to choose the best weights. Without `train` they only measure, like `test`.
+        preprocessing: How samples become inputs.
         simplify: Whether to run onnx-simplifier first.
         report_dir: Where `report.json` goes; made if it does not exist.
-        train: Data to train on: as `data`, or the name of a function, "pkg.module:function", see
-            `training.batches`. A part of it is held out to choose the best weights; `data` is not used for that.
-        training: How to train; the defaults of `TrainingOptions` where not given.
+        train: How to train; no training where not given.
+        test: Labelled samples, on which the accuracy of both files is measured once, at the end.
         teacher: Another ONNX file whose outputs are the ones to learn; the model itself otherwise.
         run: Folder for the checkpoints, kept afterwards; `<out>.trp-run`, removed on success, otherwise.
         resume: Go on with the training that was interrupted there.
@@ -103,20 +103,23 @@ def compress(
     clock = _Clock()
     rules = () if config is None else read_rules(Path(config)) if isinstance(config, (str, PathLike)) else config
     step = resolve_alignment(align)
-    dataset = open_data(Path(data), preprocessing) if isinstance(data, (str, PathLike)) else data
+    if train is not None and data is None:
+        raise UsageError("training needs data: give --data")
+    measured = test if test is not None or train is not None else data
+    dataset = open_data(Path(measured), preprocessing) if isinstance(measured, (str, PathLike)) else measured
 
     original = open_model(source)
     feeds, verified_on = _feeds(original, input_shapes, inputs, dataset)
     with ExitStack() as stack:
         staging = stack.enter_context(Staging(out, source, original))
         session = None
-        if train is not None:
+        if train is not None and data is not None:
             from trp_onnx.training.run import TrainingRun
 
             folder = Path(run) if run is not None else out.with_name(out.name + ".trp-run")
             session = stack.enter_context(
                 TrainingRun(
-                    folder, train, preprocessing, training, source if teacher is None else Path(teacher),
+                    folder, data, preprocessing, train, source if teacher is None else Path(teacher),
                     resume=resume, keep=run is not None,
                 )
             )  # fmt: skip
@@ -129,17 +132,17 @@ def compress(
 
         finds_ranks = session is not None and session.finds_ranks(macs)
         if finds_ranks:
-            chosen = choose_schemes(layers, rules, scheme)
+            chosen, kept = choose_schemes(layers, rules, scheme), {}
         else:
             plan = make_plan(
                 layers, energy=energy, macs=macs, vbmf=vbmf, rules=rules, scheme=scheme, align=step,
                 progress=lambda groups: track(groups, "spectra"),
             )  # fmt: skip
-            chosen = plan.chosen
+            chosen, kept = plan.chosen, {decision.name: decision.reason for decision in plan.decisions}
         clock.lap("plan")
 
         if session is not None:
-            layers, plan = session.train(normal, layers, chosen, energy=energy, budget=macs, align=step)
+            layers, plan = session.train(normal, layers, chosen, kept, energy=energy, budget=macs, align=step)
             clock.lap("train")
 
         FactorisePass(layers, plan.chosen, staging.keep, lambda layers: track(layers, "factorising"))(normal)

@@ -1,7 +1,8 @@
-"""Data sets: an .npz file, or a folder of images with one subfolder a class.
+"""Data sets: an .npz file, a folder of images with one subfolder a class, or CIFAR-10's own files.
 
 npz      `x`: samples (uint8 images NHWC or NCHW, or any array the model takes), `y`: labels (optional)
 folder   root/<class>/<image>; classes are numbered in the order of their sorted names
+CIFAR    the folder with `data_batch_1.bin` (or `data_batch_1`) ..., or one such file (see `cifar`)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trp_onnx.data.cifar import cifar_files, read_cifar
 from trp_onnx.data.preprocessing import Preprocessing
 from trp_onnx.errors import DataError
 
@@ -86,6 +88,9 @@ def open_data(path: Path, preprocessing: Preprocessing | None = None) -> Dataset
         DataError: Not there, not readable, empty, pickled, or labels that do not match.
     """
     preprocessing = preprocessing or Preprocessing()
+    files = cifar_files(path) if path.exists() else []
+    if files:
+        return Dataset(str(path), *read_cifar(files), preprocessing)
     if path.is_dir():
         return _open_folder(path, preprocessing)
     if not path.exists():

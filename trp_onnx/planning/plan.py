@@ -190,13 +190,16 @@ def choose_schemes(layers: Sequence[Layer], rules: Sequence[LayerRule], scheme: 
 _TYPICAL_ENERGY = 0.05
 
 
-def plan_at_ranks(layers: Sequence[Layer], ranks: Mapping[str, tuple[str, Rank]], reason: str) -> Plan:
+def plan_at_ranks(
+    layers: Sequence[Layer], ranks: Mapping[str, tuple[str, Rank]], reason: str, kept: Mapping[str, str]
+) -> Plan:
     """The plan that puts layers at given schemes and ranks, where that costs less than the dense layer.
 
     Args:
         layers: From `find_layers`.
         ranks: Scheme and rank, by layer name.
         reason: Where the ranks come from.
+        kept: Why the other layers have none, by name.
     """
     verdicts: dict[str, tuple[Site, Option, str]] = {}
     for group in sites_of(layers):
@@ -211,6 +214,10 @@ def plan_at_ranks(layers: Sequence[Layer], ranks: Mapping[str, tuple[str, Rank]]
             why = f"{reason}, {show_rank(rank)}, does not pay: {scheme} costs {part:.2f} of the dense layer there"
             option = site.dense
         verdicts |= {layer.name: (site, option, why) for layer in group}
+    for group in sites_of(layers):
+        for layer in group:
+            site = Site(group, dense_option(group), (), None, {})
+            verdicts.setdefault(layer.name, (site, site.dense, kept.get(layer.name, "the configuration keeps it")))
     return Plan(tuple(_decision(layer, verdicts.get(layer.name)) for layer in layers), _notes(layers))
 
 

@@ -6,6 +6,6 @@ weights (`worker` -> `loop`, which puts `engine`, `batches`, `projection`, `opti
 `communicator` together).
 """
 
-from trp_onnx.training.options import TrainingOptions
+from trp_onnx.training.options import TrainingOptions, read_training
 
-__all__ = ["TrainingOptions"]
+__all__ = ["TrainingOptions", "read_training"]

@@ -31,7 +31,7 @@ from trp_onnx.training.checkpoint import load_checkpoint, save_checkpoint
 from trp_onnx.training.communicator import Communicator
 from trp_onnx.training.engine import Session, training_graph
 from trp_onnx.training.job import CHECKPOINT, RESULT, Files, Job
-from trp_onnx.training.losses import LABELS, LOSS, add_loss, soften
+from trp_onnx.training.losses import LABELS, LOSS, add_loss, entropy, soften
 from trp_onnx.training.metrics import Metrics
 from trp_onnx.training.optimizer import SGD, rate_at
 from trp_onnx.training.projection import Ranks, project, spectra_of
@@ -120,6 +120,7 @@ class Trainer:
         self._best_weights = np.zeros(0, np.float32)
         self._best_statistics = np.zeros(0, np.float32)
         self._seconds = 0.0
+        self._entropy = 0.0
         self.spent: dict[str, float] = {}
 
     def _build(self, model: onnx.ModelProto) -> Session:
@@ -213,12 +214,14 @@ class Trainer:
             if micro.y is None:
                 raise DataError("the data has no labels: train with distillation alone, --labels 0")
             feeds[LABELS] = np.ascontiguousarray(micro.y + self.job.data.preprocessing.label_offset)
+        self._entropy = 0.0
         if self._teacher is not None:
             feeds |= self._targets_for(micro.x)
         if self._ceiling is None:
             self._ceiling = _EXPLOSION * self._ignorance(feeds)
         self._session.bind_inputs(feeds)
         self._session.run()
+        self._work[-1] -= self._entropy  # what is reported is the divergence itself: 0 for a perfect pupil
 
     def _targets_for(self, x: np.ndarray) -> dict[str, np.ndarray]:
         assert self._teacher is not None
@@ -232,6 +235,7 @@ class Trainer:
                 value = taught[index]
                 if output.logits:
                     value = soften(value, self.options.temperature, probabilities=output.probabilities)
+                    self._entropy += output.distill_weight * self.options.temperature**2 * entropy(value)
                 found[output.target] = np.ascontiguousarray(value, np.float32)
         return found
 
@@ -300,7 +304,8 @@ class Trainer:
         with self._timed("validation"):
             score, accuracy = self._validate(candidate)
         within = self.ranks.within_budget
-        if within and (self._best is None or score > self._best["score"]):
+        # Of equals the later one: its step size was smaller.
+        if within and (self._best is None or score >= self._best["score"]):
             self._best = {
                 "score": score, "accuracy": accuracy, "epoch": epoch + 1,
                 "ranks": list(self.ranks.current), "macs": self.ranks.ratio(),
@@ -353,8 +358,8 @@ class Trainer:
                 continue
             if output.logits:
                 own = soften(outputs[index], self.options.temperature, probabilities=output.probabilities)
-                entropy = float(np.sum(target * (np.log(target + 1e-12) - np.log(own + 1e-12))))
-                distance += output.distill_weight * self.options.temperature**2 * entropy
+                divergence = float(np.sum(target * (np.log(target + 1e-12) - np.log(own + 1e-12))))
+                distance += output.distill_weight * self.options.temperature**2 * divergence
             else:
                 distance += output.distill_weight * float(np.mean(np.square(outputs[index] - target))) * len(x)
         return distance

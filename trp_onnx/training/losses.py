@@ -7,7 +7,7 @@
 
 with t the teacher's output (Hinton, Vinyals and Dean 2015; T^2 keeps the gradient's scale). The KL term
 is the cross-entropy against the teacher: its gradient is the same, and it lacks only the teacher's own
-entropy, which training cannot change.
+entropy, which training cannot change; it is taken off again where the loss is reported.
 
 An output that ends in Softmax holds probabilities p; there z = log p, which has the same softmax.
 """
@@ -85,7 +85,11 @@ def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature:
         if loss.label_weight:
             if not any(value.name == LABELS for value in graph.input):
                 graph.input.append(helper.make_tensor_value_info(LABELS, TensorProto.INT64, ["batch"]))
-            term = node("SoftmaxCrossEntropyLoss", [logits, LABELS], f"{prefix}.ce", reduction="mean")
+            term = f"{prefix}.ce"  # its gradient wants the second output
+            outputs_of = [term, f"{prefix}.log_probabilities"]
+            graph.node.append(
+                helper.make_node("SoftmaxCrossEntropyLoss", [logits, LABELS], outputs_of, name=term, reduction="mean")
+            )
             terms.append((term, loss.label_weight))
         if loss.distill_weight:
             classes = _classes(value)
@@ -118,3 +122,9 @@ def soften(outputs: np.ndarray, temperature: float, *, probabilities: bool) -> n
     z = z / temperature
     z = np.exp(z - z.max(axis=1, keepdims=True))
     return np.asarray(z / z.sum(axis=1, keepdims=True), np.float32)
+
+
+def entropy(probabilities: np.ndarray) -> float:
+    """Mean entropy of the rows of (B, K), in nats."""
+    p = probabilities.astype(np.float64)
+    return float(-(p * np.log(np.maximum(p, _TINY))).sum(axis=1).mean())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trp_onnx.errors import UsageError
@@ -18,7 +20,7 @@ class TrainingOptions:
     """Training with projection.
 
     Attributes:
-        epochs: Passes over the training part.
+        epochs: Passes over the training part, with projection; 0 to train the factors alone.
         batch: Samples of one step, over all workers.
         micro_batch: Samples of one forward pass, over which BatchNormalization takes its statistics; a
             step adds the gradients of `batch / micro_batch` of them up, wherever they run.
@@ -77,9 +79,9 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "micro_batch", "every", "workers"):
+        for name in ("batch", "micro_batch", "every", "workers"):
             _require(getattr(self, name) >= 1, name, "is a whole number from 1", getattr(self, name))
-        for name in ("warmup", "finetune_epochs", "nuclear", "weight_decay", "seed"):
+        for name in ("epochs", "warmup", "finetune_epochs", "nuclear", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, "is not negative", getattr(self, name))
         for name in ("rate", "temperature", "finetune_rate"):
             _require(getattr(self, name) > 0, name, "is positive", getattr(self, name))
@@ -96,6 +98,8 @@ class TrainingOptions:
             _require(getattr(self, name) in known, name, f"is one of {', '.join(known)}", getattr(self, name))
         for name in self.augment:
             _require(name in ("crop", "flip", "resized", "color"), "augment", "knows crop, flip, resized, color", name)
+        if self.epochs + self.finetune_epochs == 0:
+            raise UsageError("training: there are no epochs, neither before nor after factorisation")
         if self.labels == 0 and self.distill == 0:
             raise UsageError("training: give labels or distill a weight: there is nothing else to learn from")
 
@@ -105,9 +109,47 @@ class TrainingOptions:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingOptions:
-        """The inverse of `to_dict`, after JSON."""
+        """The inverse of `to_dict`, after JSON or TOML.
+
+        Raises:
+            UsageError: An unknown name, or a value of the wrong kind.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in fields:
+                raise UsageError(f"training: unknown key '{name}'; there are {', '.join(sorted(fields))}")
+            if not _is(value, str(fields[name].type)):
+                raise UsageError(f"training: {name} takes {fields[name].type}, not '{value}'")
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**(values | lists))
+
+
+def read_training(path: Path | None, **overrides: Any) -> TrainingOptions:
+    """Options from a TOML file, with whatever is given (not None) in `overrides` on top.
+
+    Raises:
+        UsageError: The file cannot be read, or a key or a value is wrong.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"the training file '{path}' cannot be read: {error}") from error
+    return TrainingOptions.from_dict(values | {key: value for key, value in overrides.items() if value is not None})
+
+
+def _is(value: object, annotation: str) -> bool:
+    """Whether a value fits one of the annotations above."""
+    kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
+    for kind in annotation.split(" | "):
+        if kind.startswith("tuple") and isinstance(value, (list, tuple)):
+            return True
+        if kind.startswith("dict") and isinstance(value, dict):
+            return True
+        if kind in kinds and isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool)):
+            return True
+    return False
 
 
 def _require(holds: bool, name: str, what: str, value: object) -> None:

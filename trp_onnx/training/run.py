@@ -69,7 +69,7 @@ class TrainingRun:
         folder: Path,
         data: str | PathLike[str] | Dataset,
         preprocessing: Preprocessing | None,
-        options: TrainingOptions | None,
+        options: TrainingOptions,
         teacher: Path,
         *,
         resume: bool,
@@ -92,7 +92,7 @@ class TrainingRun:
             OutputError: The folder cannot be made.
         """
         self.folder = folder
-        self._options = options = options or TrainingOptions()
+        self._options = options
         self._teacher, self._keep = teacher, keep
         self._trained: Trained | None = None
         begun = any((folder / part / name).exists() for part in ("", "finetune") for name in (CHECKPOINT, RESULT))
@@ -127,14 +127,14 @@ class TrainingRun:
 
     def finds_ranks(self, macs: float | None) -> bool:
         """Whether training decides on the ranks, and not the planner before it."""
-        return self._strategy(macs) != "ranks"
+        return bool(self._options.epochs) and self._strategy(macs) != "ranks"
 
     def _strategy(self, macs: float | None) -> str:
         return self._options.strategy or ("ranks" if macs is not None else "paper")
 
     def train(
-        self, model: ir.Model, layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]], *,
-        energy: float | None, budget: float | None, align: int,
+        self, model: ir.Model, layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]],
+        kept: Mapping[str, str], *, energy: float | None, budget: float | None, align: int,
     ) -> tuple[list[Layer], Plan]:  # fmt: skip
         """Train with projection; the weights of `model` are replaced.
 
@@ -142,6 +142,7 @@ class TrainingRun:
             model: Normalised, BatchNormalization kept; changed in place.
             layers: Its layers.
             chosen: Scheme and rank of the layers to project.
+            kept: Why the others are not, by name.
             energy: e of the strategies "paper" and "energy".
             budget: R.
             align: Ranks that are planned again are multiples of this.
@@ -154,6 +155,8 @@ class TrainingRun:
         """
         strategy = self._strategy(budget)
         check_strategy(strategy, energy, budget)
+        if not self._options.epochs:
+            return list(layers), plan_at_ranks(layers, chosen, "planned", kept)
         materialise(model, layers, chosen)
         layers = find_layers(model, self._shapes(model))
         targets = targets_of(layers, chosen)
@@ -168,7 +171,7 @@ class TrainingRun:
         for group in sites_of(layers):
             if group[0].name in ranks:
                 ranks |= {layer.name: ranks[group[0].name] for layer in group}
-        return layers, plan_at_ranks(layers, ranks, "the rank it was trained to")
+        return layers, plan_at_ranks(layers, ranks, "the rank it was trained to", kept)
 
     def finetune(self, model: ir.Model) -> None:
         """Train the factors of a factorised model, in place, where the options ask for it."""

@@ -2,7 +2,7 @@
 
 `--workers K` goes through mpiexec. Under a launcher of the user's own (`mpirun -n K trp-onnx compress`)
 every process starts one worker, which joins the launcher's job in its place; the first one gives the
-orders, the others stand by (`stand_by`).
+orders, the others stand by.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trp_onnx.progress import watch
 from trp_onnx.training.checkpoint import load_checkpoint
 from trp_onnx.training.communicator import launched_rank
 from trp_onnx.training.job import CHECKPOINT, RESULT, Files, Job
-from trp_onnx.training.quarantine import worker_environment
+from trp_onnx.training.quarantine import ensure_runtime, worker_environment
 from trp_onnx.training.worker import END
 
 _WORKER = [sys.executable, "-m", "trp_onnx.training.worker"]
@@ -117,12 +117,18 @@ class Supervisor:
         self._log.close()
 
 
-def stand_by() -> None:
-    """What every process but the first does under an MPI launcher: lend its place to a worker.
+def stands_by() -> bool:
+    """Under an MPI launcher every process but the first lends its place to a worker, until that ends.
+
+    Returns:
+        False for the first one, and without a launcher: go on.
 
     Raises:
         TrpOnnxError: Whatever the worker met, or its death.
     """
+    if not launched_rank():
+        return False
+    ensure_runtime()
     process = subprocess.Popen(
         _WORKER, env=worker_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True, close_fds=False,
@@ -135,6 +141,7 @@ def stand_by() -> None:
                 raise _error(event)
         if process.wait():
             raise TrainingError("a training worker died; the last checkpoint is good, go on with --resume")
+        return True
     finally:
         process.kill()
         process.wait()
