@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import re
 import sys
 import tempfile
 import types
@@ -67,7 +68,7 @@ def training_graph(model: onnx.ModelProto, parameters: Sequence[str], statistics
                 model, requires_grad=list(parameters), frozen_params=list(statistics), artifact_directory=folder
             )
         except Exception as error:
-            raise ModelError(f"the training runtime cannot differentiate the model: {_first_line(error)}") from error
+            raise ModelError(_why_no_gradient(str(error), model)) from error
         built = onnx.load(Path(folder) / "training_model.onnx")
     return _expose(built, set(parameters), set(statistics))
 
@@ -186,6 +187,20 @@ class Session:
     def end_profiling(self) -> str:
         """Stop profiling; the path of the trace."""
         return str(self._session.end_profiling())
+
+
+def _why_no_gradient(text: str, model: onnx.ModelProto) -> str:
+    missing = re.search(r"has not been registered: (\w+)", text)
+    if missing:
+        op = missing.group(1)
+        nodes = [node.name or node.output[0] for node in model.graph.node if node.op_type == op]
+        shown = f"'{nodes[0]}'" + (f" and {len(nodes) - 1} more" if len(nodes) > 1 else "") if nodes else "a node"
+        return (
+            f"the training runtime has no gradient for {op} ({shown}): export the model with other operators there, "
+            "or compress it without training"
+        )
+    reason = re.sub(r"^.*(?:was false\.|\) const)\s*", "", text.strip().replace("\n", " "))
+    return f"the training runtime cannot differentiate the model: {reason[:300] or 'it does not say why'}"
 
 
 def _first_line(error: BaseException) -> str:

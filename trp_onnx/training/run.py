@@ -33,7 +33,7 @@ from trp_onnx.training.options import TrainingOptions
 from trp_onnx.training.projection import Projection, check_strategy, targets_of
 from trp_onnx.training.quarantine import ensure_runtime
 from trp_onnx.training.supervisor import Supervisor
-from trp_onnx.training.trainable import Trainable, make_trainable, materialise
+from trp_onnx.training.trainable import Trainable, make_trainable, materialise, separate_vectors
 
 _SAMPLES = 4
 
@@ -191,6 +191,7 @@ class TrainingRun:
     ) -> dict[str, Any]:  # fmt: skip
         """One stage: write the run directory, have it worked on, take the weights over."""
         as_feed(model, self._x[: _fixed_batch(model)])
+        separate_vectors(model)
         trainable = make_trainable(model, self._x)
         outputs = self._losses(trainable.model, options)
         distilled = any(output.distill_weight for output in outputs)

@@ -7,7 +7,6 @@ output, which is checked by running both; where it cannot be, one sentence says 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +74,28 @@ def materialise(model: ir.Model, layers: Sequence[Layer], names: Collection[str]
                          type=ir.TensorType(ir.DataType.FLOAT))  # fmt: skip
         model.graph.register_initializer(fresh)
         value.replace_all_uses_with(fresh)
+
+
+def separate_vectors(model: ir.Model) -> None:
+    """Give every layer biases, scales and statistics of its own, in place.
+
+    Simplifiers merge initializers of equal values, which a fresh network's scales and biases are. Merged they
+    would train as one.
+    """
+    for value in list(model.graph.initializers.values()):
+        if value.const_value is None or len(value.const_value.shape) > 1:
+            continue
+        owned = False
+        for node, place in list(value.uses()):
+            if place not in _VECTORS.get(node.op_type, ()):
+                continue
+            if not owned:
+                owned = True
+                continue
+            name = f"{value.name}/{node.outputs[0].name}/{place}"
+            copy = ir.Value(name=name, const_value=value.const_value, shape=value.shape, type=value.type)
+            model.graph.register_initializer(copy)
+            node.replace_input_with(place, copy)
 
 
 def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
@@ -168,13 +189,13 @@ def _check_same(original: onnx.ModelProto, rewritten: onnx.ModelProto, x: np.nda
 
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_AFFINE = {"BatchNormalization": (1, 2), "InstanceNormalization": (1, 2), "LayerNormalization": (1, 2), "PRelu": (1,)}
+_AFFINE = {"BatchNormalization": (1, 2), "LayerNormalization": (1, 2), "PRelu": (1,)}
+_VECTORS = _AFFINE | dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), (2,)) | {"BatchNormalization": (1, 2, 3, 4)}
 
 
 def _parameters(model: onnx.ModelProto) -> tuple[tuple[str, ...], set[str], tuple[str, ...]]:
     """What is trained, what of it decays, and the running statistics."""
     stored = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
-    uses = Counter(name for node in model.graph.node for name in node.input)
     found: dict[str, bool] = {}
     statistics: dict[str, None] = {}
     for node in model.graph.node:
@@ -189,10 +210,6 @@ def _parameters(model: onnx.ModelProto) -> tuple[tuple[str, ...], set[str], tupl
                 statistics[name] = None
             elif node.op_type in ("Add", "Mul") and int(np.prod(stored[name].dims)) > 1:
                 found.setdefault(name, False)
-    for name in statistics:
-        if uses[name] > 1:
-            raise ModelError(f"the running statistic '{name}' is shared: keep BatchNormalization apart, or fold it")
-        found.pop(name, None)
     return tuple(found), {name for name, weight in found.items() if weight}, tuple(statistics)
 
 
@@ -208,6 +225,8 @@ def _rewrite_operators(model: onnx.ModelProto) -> None:
         rewrite = _REWRITES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if rewrite is None:
             nodes.append(node)
+            if node.op_type == "LayerNormalization":  # its gradient wants the optional outputs
+                node.output.extend(f"{node.output[0]}/{i}" for i in range(len(node.output), 3))
             continue
         count = 0
 
@@ -253,12 +272,6 @@ def _prelu(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) ->
     emit("Sub", emit("Relu", node.input[0]), emit("Mul", below, node.input[1]), last=True)
 
 
-def _leaky_relu(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
-    below = emit("Relu", emit("Neg", node.input[0]))
-    scaled = emit("Mul", below, number(_attribute(node, "alpha", 0.01)))
-    emit("Sub", emit("Relu", node.input[0]), scaled, last=True)
-
-
 def _elu(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
     below = emit("Neg", emit("Relu", emit("Neg", node.input[0])))  # min(x, 0)
     curved = emit("Mul", emit("Sub", emit("Exp", below), number(1.0)), number(_attribute(node, "alpha", 1.0)))
@@ -278,8 +291,28 @@ def _softplus(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str])
     emit("Add", emit("Relu", node.input[0]), emit("Log", emit("Add", small, number(1.0))), last=True)
 
 
-def _reciprocal(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
-    emit("Div", number(1.0), node.input[0], last=True)
+def _mish(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    small = emit("Exp", emit("Neg", emit("Abs", node.input[0])))
+    softplus = emit("Add", emit("Relu", node.input[0]), emit("Log", emit("Add", small, number(1.0))))
+    emit("Mul", node.input[0], emit("Tanh", softplus), last=True)
+
+
+def _softsign(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    emit("Div", node.input[0], emit("Add", emit("Abs", node.input[0]), number(1.0)), last=True)
+
+
+def _celu(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    alpha = _attribute(node, "alpha", 1.0)
+    below = emit("Neg", emit("Relu", emit("Neg", node.input[0])))
+    curved = emit("Sub", emit("Exp", emit("Mul", below, number(1 / alpha))), number(1.0))
+    emit("Add", emit("Relu", node.input[0]), emit("Mul", curved, number(alpha)), last=True)
+
+
+def _mean(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
+    total = node.input[0]
+    for other in node.input[1:]:
+        total = emit("Add", total, other)
+    emit("Mul", total, number(1 / len(node.input)), last=True)
 
 
 def _sum(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> None:
@@ -291,14 +324,16 @@ def _sum(node: onnx.NodeProto, emit: _Emit, number: Callable[[float], str]) -> N
 
 
 _REWRITES: dict[str, Callable[[onnx.NodeProto, _Emit, Callable[[float], str]], None]] = {
+    "Celu": _celu,
     "Dropout": _dropout,
     "Elu": _elu,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
-    "LeakyRelu": _leaky_relu,
+    "Mean": _mean,
+    "Mish": _mish,
     "PRelu": _prelu,
-    "Reciprocal": _reciprocal,
     "Selu": _selu,
     "Softplus": _softplus,
+    "Softsign": _softsign,
     "Sum": _sum,
 }
