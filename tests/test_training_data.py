@@ -31,7 +31,7 @@ def test_validation_is_apart_and_every_sample_is_somewhere() -> None:
 
 
 def test_batches_depend_on_seed_epoch_and_step_alone() -> None:
-    whole = [step for step in batches().epoch(2, 0, 0, 1)]
+    whole = list(batches().epoch(2, 0, 0, 1))
     later = next(iter(batches().epoch(2, 3, 0, 1)))
     for a, b in zip(whole[3], later, strict=True):
         np.testing.assert_array_equal(a.x, b.x)

@@ -72,8 +72,8 @@ def _command() -> Iterator[None]:
     except BaseException as error:
         # C extensions turn an interrupt at import into errors of their own: the flag tells.
         if interrupted:
-            kept = getattr(error, "kept", "nothing was written")
-            click.echo(f"trp-onnx: interrupted; {kept}", err=True)
+            what = "; ".join(getattr(error, "__notes__", ["nothing was written"]))
+            click.echo(f"trp-onnx: interrupted; {what}", err=True)
             sys.exit(_INTERRUPTED)
         if not isinstance(error, TrpOnnxError):
             raise

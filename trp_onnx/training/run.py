@@ -95,19 +95,22 @@ class TrainingRun:
         self._options = options
         self._teacher, self._keep = teacher, keep
         self._trained: Trained | None = None
-        begun = any((folder / part / name).exists() for part in ("", "finetune") for name in (CHECKPOINT, RESULT))
-        if begun and not resume:
+        if self._begun() and not resume:
             raise TrainingError(f"'{folder}' holds a training run: go on with it by --resume, or remove it")
         ensure_runtime()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make the run folder '{folder}': {error.strerror}") from error
-        self._source = self._data_source(data, preprocessing)
-        self._batches = open_batches(self._source, options)
-        first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
-        self._x, self._labelled = first.x[:_SAMPLES], first.y is not None
-        self._supervisor = Supervisor(folder / LOG, options.workers)
+        try:
+            self._source = self._data_source(data, preprocessing)
+            self._batches = open_batches(self._source, options)
+            first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
+            self._x, self._labelled = first.x[:_SAMPLES], first.y is not None
+            self._supervisor = Supervisor(folder / LOG, options.workers)
+        except BaseException:
+            self._clean()
+            raise
 
     def _data_source(self, data: str | PathLike[str] | Dataset, preprocessing: Preprocessing | None) -> DataSource:
         """What the workers open; a data set in memory is written for them."""
@@ -157,6 +160,7 @@ class TrainingRun:
         check_strategy(strategy, energy, budget)
         if not self._options.epochs:
             return list(layers), plan_at_ranks(layers, chosen, "planned", kept)
+        as_feed(model, self._x[: _fixed_batch(model)])  # refuses samples that do not fit
         materialise(model, layers, chosen)
         layers = find_layers(model, self._shapes(model))
         targets = targets_of(layers, chosen)
@@ -190,7 +194,6 @@ class TrainingRun:
         self, folder: Path, model: ir.Model, projection: Projection, options: TrainingOptions
     ) -> dict[str, Any]:  # fmt: skip
         """One stage: write the run directory, have it worked on, take the weights over."""
-        as_feed(model, self._x[: _fixed_batch(model)])
         separate_vectors(model)
         trainable = make_trainable(model, self._x)
         outputs = self._losses(trainable.model, options)
@@ -304,8 +307,19 @@ class TrainingRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._supervisor.__exit__(kind, error, trace)
-        begun = any(self.folder.rglob(CHECKPOINT))
-        if not begun and not self._keep:
+        if isinstance(error, KeyboardInterrupt) and self._begun():
+            error.add_note(f"the training is kept in '{self.folder}', go on with --resume")
+        if kind is not None:
+            self._clean()
+
+    def _begun(self) -> bool:
+        """Whether there is anything to go on from."""
+        names = (CHECKPOINT, RESULT)
+        return any((self.folder / part / name).exists() for part in ("", "finetune") for name in names)
+
+    def _clean(self) -> None:
+        """A run that came to nothing leaves nothing."""
+        if not self._begun() and not self._keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def remove(self) -> None:
