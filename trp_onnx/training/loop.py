@@ -164,11 +164,11 @@ class Trainer:
             batches = self.data.epoch(epoch, self.step % steps, self._world.rank, self._world.size)
             stream = prefetch(batches)
             while True:
-                with self._timed("data"):
+                with self.timed("data"):
                     batch = next(stream, None)
                 if batch is None:
                     break
-                self._train_on(batch, total)
+                self.train_on(batch, total)
                 now = time.perf_counter()
                 self._seconds = before + now - began
                 self._metrics.progress(
@@ -184,21 +184,27 @@ class Trainer:
             checkpointed = time.perf_counter()
         self._finish()
 
-    def _train_on(self, batch: list[MicroBatch], total: int) -> None:
+    def train_on(self, batch: list[MicroBatch], total: int) -> None:
+        """One step.
+
+        Args:
+            batch: This worker's micro-batches.
+            total: Steps of the whole run.
+        """
         options, projection = self.options, self.job.projection
         projected = bool(projection.targets) and self.step % projection.every == 0
         if projected:
-            with self._timed("projection"):
+            with self.timed("projection"):
                 self._project(self.step / total)
-        with self._timed("gradient"):
+        with self.timed("gradient"):
             self._sum[:] = 0
             for micro in batch:
                 self._forward_backward(micro)
                 self._work *= np.float32(micro.part)
                 self._sum += self._work
-        with self._timed("exchange"):
+        with self.timed("exchange"):
             self._world.sum(self._sum)
-        with self._timed("optimizer"):
+        with self.timed("optimizer"):
             self.statistics[:] = self._sum[self._parameters.size : -1]
             self._check(float(self._sum[-1]))
             if self._direction is not None and (projected or projection.nuclear_every_step):
@@ -301,7 +307,7 @@ class Trainer:
             views = self._parameters.views(candidate)
             for name, view in self._targets.views(self._projected(False)[0]).items():
                 views[name][...] = view
-        with self._timed("validation"):
+        with self.timed("validation"):
             score, accuracy = self._validate(candidate)
         within = self.ranks.within_budget
         # Of equals the later one: its step size was smaller.
@@ -401,7 +407,8 @@ class Trainer:
             save_checkpoint(self._run / RESULT, arrays, {"job": self._digest, "seconds": self._seconds} | self._best)
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time of what is inside to `spent[name]`."""
         start = time.perf_counter()
         try:
             yield
