@@ -11,6 +11,7 @@ what the loss did.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -33,7 +34,7 @@ PLAIN = trp_onnx.Preprocessing()
 RUNS = {
     "squeezenet1.1_imagenet": (SQUEEZENET, 0.65, 12, 0.002),
     "mobilenet_v2_1.0_224_imagenet_a": (MOBILENET, 0.8, 12, 0.002),
-    "oww_embedding_model": (PLAIN, 0.6, 10, 0.002),
+    "oww_embedding_model": (trp_onnx.Preprocessing(layout="nhwc"), 0.6, 10, 0.002),
     "conv1d": (PLAIN, 0.5, 10, 0.02),
     "matmul": (PLAIN, 0.4, 10, 0.02),
 }
@@ -112,7 +113,7 @@ def conv1d(path: Path) -> Path:
     """A 1-d convolutional net of the kind that reads accelerometers."""
     rng = np.random.default_rng(0)
     widths, nodes, stored, x = (6, 32, 64, 64), [], {}, "x"
-    for i, (c, n) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (c, n) in enumerate(itertools.pairwise(widths)):
         smooth = rng.standard_normal((n, 4)) @ rng.standard_normal((4, c * 9))  # trained weights have low rank too
         stored[f"w{i}"] = (smooth + 0.3 * rng.standard_normal((n, c * 9))).reshape(n, c, 9) / np.sqrt(4 * c * 9)
         nodes += [
@@ -132,7 +133,7 @@ def matmul(path: Path) -> Path:
     """A perceptron of MatMul, Add and LayerNormalization."""
     rng = np.random.default_rng(0)
     widths, nodes, stored, x = (40, 128, 128, 128), [], {}, "x"
-    for i, (c, n) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (c, n) in enumerate(itertools.pairwise(widths)):
         smooth = rng.standard_normal((c, 12)) @ rng.standard_normal((12, n))
         stored |= {f"w{i}": (smooth + rng.standard_normal((c, n))) / np.sqrt(13 * c), f"b{i}": np.zeros(n) + 0.1 * i,
                    f"g{i}": np.ones(n), f"h{i}": np.zeros(n) - 0.1 * i}  # fmt: skip
