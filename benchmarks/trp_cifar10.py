@@ -8,7 +8,8 @@ goes on where it was. It writes `<out>/<row>.onnx`, and a line in results/trp_ci
 test accuracy of that file, MACs, parameters, measured latency, ranks, seed, sha256. The test images are run
 once, after the file is written; 4 % of the training images choose the epoch.
 
-Ratios are the paper's (arXiv 1812.02402, table 1). All rows of a table have the same epochs.
+Ratios are the paper's (arXiv 1812.02402, table 1). All rows have the same 12 epochs, but for those named best:
+ours are the defaults of `--train`, the best ones train twice as long, ResNet-20 with ResNet-56 for a teacher.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ CIFAR = trp_onnx.Preprocessing(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0
 EPOCHS = 12
 VALIDATION = 0.04
 NUCLEAR = 3e-4  # the paper's
-ENERGY = 0.02  # the paper's
+ENERGY = 0.05  # with the paper's 0.02 the ratchet stops above these MACs in so few epochs
+BEST = {"epochs": 24}  # and a stronger teacher
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ ROWS |= {
     "r20-trp1-nu-2.17": Row("resnet20", 2.17, "channel", _paper(NUCLEAR), ENERGY),
     "r20-trp2-2.66": Row("resnet20", 2.66, "spatial", _paper(), ENERGY),
     "r20-trp2-nu-2.84": Row("resnet20", 2.84, "spatial", _paper(NUCLEAR), ENERGY),
-    "r20-best-2.84": Row("resnet20", 2.84),
-    "r20-best-3.6": Row("resnet20", 3.6),
+    "r20-ours-2.84": Row("resnet20", 2.84),
+    "r20-best-2.84": Row("resnet20", 2.84, training=BEST, teacher="resnet56"),
+    "r20-best-3.6": Row("resnet20", 3.6, training=BEST, teacher="resnet56"),
     "r20-labelled-2": Row("resnet20", 2.0),
     "r20-unlabelled-2": Row("resnet20", 2.0, training={"labels": 0.0}),
     "r56-trp2-nu-2.5": Row("resnet56", 2.5, "spatial", _paper(NUCLEAR), ENERGY),

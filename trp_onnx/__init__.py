@@ -17,6 +17,7 @@ from trp_onnx.errors import (
     ModelError,
     OutputError,
     TargetError,
+    TrainingError,
     TrpOnnxError,
     UsageError,
     VerificationError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from trp_onnx.inspection import Inspection, inspect
     from trp_onnx.planning import Decision, LayerRule
     from trp_onnx.report import Report
+    from trp_onnx.training import TrainingOptions
 
 _HOMES = {
     "Accuracy": "accuracy",
@@ -41,6 +43,7 @@ _HOMES = {
     "LayerRule": "planning",
     "Preprocessing": "data",
     "Report": "report",
+    "TrainingOptions": "training",
     "compress": "compression",
     "demo": "demonstration",
     "doctor": "diagnosis",
@@ -62,6 +65,8 @@ __all__ = [
     "Preprocessing",
     "Report",
     "TargetError",
+    "TrainingError",
+    "TrainingOptions",
     "TrpOnnxError",
     "UsageError",
     "VerificationError",
