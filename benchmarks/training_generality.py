@@ -32,8 +32,8 @@ PLAIN = trp_onnx.Preprocessing()
 
 # network, MACs to keep, epochs, step size
 RUNS = {
-    "squeezenet1.1_imagenet": (SQUEEZENET, 0.65, 12, 0.002),
-    "mobilenet_v2_1.0_224_imagenet_a": (MOBILENET, 0.8, 12, 0.002),
+    "squeezenet1.1_imagenet": (SQUEEZENET, 0.65, 6, 0.002),
+    "mobilenet_v2_1.0_224_imagenet_a": (MOBILENET, 0.8, 6, 0.002),
     "oww_embedding_model": (trp_onnx.Preprocessing(layout="nhwc"), 0.6, 10, 0.002),
     "conv1d": (PLAIN, 0.5, 10, 0.02),
     "matmul": (PLAIN, 0.4, 10, 0.02),
@@ -68,8 +68,9 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         shape = [d.dim_value for d in onnx.load(model).graph.input[0].type.tensor_type.shape.dim[1:]]
         data = folder / "signals.npz"
         np.savez(data, x=_signals(1600, shape))
+    batch = 16 if "imagenet" in name else 32
     options = TrainingOptions(
-        epochs=epochs, batch=32, micro_batch=16, rate=rate, warmup=20, every=10, labels=0.0, clip=5.0, augment=(),
+        epochs=epochs, batch=batch, micro_batch=batch // 2, rate=rate, warmup=20, every=10, labels=0.0, clip=5.0, augment=(),
         workers=arguments.workers,
     )  # fmt: skip
     start = time.perf_counter()
@@ -82,7 +83,7 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         "net": name, "macs": round(report.macs.ratio, 3), "steps": curve[-1]["step"],
         "loss_first_epoch": curve[0]["loss"], "loss_last_epoch": curve[-1]["loss"],
         "distance_first_epoch": -curve[0]["score"], "distance_last_epoch": -curve[-1]["score"],
-        "images_per_second": round(curve[-1]["step"] * options.batch / curve[-1]["seconds"], 1),
+        "images_per_second": round(curve[-1]["step"] * batch / curve[-1]["seconds"], 1),
         "seconds": round(time.perf_counter() - start),
     }  # fmt: skip
     if "imagenet" in name:

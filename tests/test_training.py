@@ -229,6 +229,22 @@ def test_a_fixed_batch_and_reshapes_of_it(data: Path, tmp_path: Path) -> None:
     assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 
+@pytest.mark.parametrize(("name", "size"), [("resnet20_cifar10_bn", 32), ("squeezenet1.1_imagenet", 227)])
+def test_real_exports_train_without_labels(real_models: Path, tmp_path: Path, name: str, size: int) -> None:
+    """A few steps on noise: the loss goes down, and the best epoch is the one that is kept."""
+    net, data = real_models / f"{name}.onnx", tmp_path / "x.npz"
+    count = 320 if size == 32 else 40
+    x = rng().standard_normal((count, size, size, 3)).astype(np.float32)
+    np.savez(data, x=x)
+    train = options(epochs=3, batch=count // 10, micro_batch=count // 10, rate=0.01, warmup=5, clip=5.0, every=5)
+    report = compress(net, tmp_path / "out.onnx", data, macs=0.5, train=train, run=tmp_path / "r")
+    assert report.macs.ratio <= 0.5
+    curve = losses(tmp_path / "r")
+    assert curve[-1] < curve[0]
+    scores = [json.loads(line)["score"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert report.trained is not None and report.trained.score == max(scores)
+
+
 # Resumption.
 
 

@@ -361,6 +361,7 @@ def doctor(json_to: str | None) -> None:
             click.echo(f"  {name:14} {version or 'not installed'}")
         click.echo(f"execution providers  {', '.join(found.providers) or 'none'}")
         click.echo(f"--align auto         {found.simd_block} channels")
+        click.echo(f"training             {found.training}")
         for problem in found.problems:
             click.echo(f"problem: {problem}")
         if not found.problems:

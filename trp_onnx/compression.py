@@ -160,6 +160,7 @@ def compress(
 
         accuracy = _accuracy(source, staging.path, dataset)
         clock.lap("evaluate")
+        trained = session.summary(staging.path) if session is not None else None
         report = Report(
             model=str(source),
             output=str(out),
@@ -172,8 +173,8 @@ def compress(
             accuracy_before=accuracy[0] if accuracy else None,
             accuracy_after=accuracy[1] if accuracy else None,
             align=step,
-            trained=session.summary(staging.path) if session is not None else None,
-            notes=(*notes, *plan.notes, *_notes_on_ends(plan)),
+            trained=trained,
+            notes=(*notes, *(trained.notes() if trained is not None else ()), *plan.notes, *_notes_on_ends(plan)),
             seconds=clock.laps,
         )
         del written

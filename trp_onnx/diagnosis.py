@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from trp_onnx._version import __version__
+from trp_onnx.errors import TrainingError
 from trp_onnx.planning.alignment import simd_block
 
 _PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "onnxsim", "numpy", "scipy", "click", "rich", "pillow", "scikit-learn")
@@ -24,6 +25,7 @@ class Diagnosis:
         providers: Execution providers of the installed ONNX Runtime.
         runtimes: Installed distributions that all provide the import `onnxruntime`.
         simd_block: Channels in one block of the CPU provider's convolutions; `--align auto`.
+        training: What there is to train with.
         problems: What is wrong, one sentence each.
     """
 
@@ -33,6 +35,7 @@ class Diagnosis:
     providers: tuple[str, ...]
     runtimes: tuple[str, ...]
     simd_block: int
+    training: str
     problems: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,8 +69,23 @@ def doctor() -> Diagnosis:
         providers,
         runtimes,
         simd_block(),
+        _training(),
         tuple(problems),
     )
+
+
+def _training() -> str:
+    from trp_onnx.training.quarantine import VERSION, check_python, installed_runtime
+
+    try:
+        check_python()
+    except TrainingError as error:
+        return str(error)
+    folder = installed_runtime()
+    if folder is None:
+        return "the runtime is not set up yet: trp-onnx setup-training, or the first --train, does it"
+    workers = "" if _version("mpi4py") else "; several workers need trp-onnx[mpi]"
+    return f"onnxruntime-training {VERSION} in {folder}{workers}"
 
 
 def _is_runtime(distribution: metadata.Distribution) -> bool:

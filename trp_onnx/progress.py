@@ -91,8 +91,6 @@ def watch(description: str) -> Iterator[Callable[[int | None, int | None, str], 
             say(line)
             return
         progress.update(task, completed=done, total=total, description=line)
-        speed = progress.tasks[progress.task_ids.index(task)].speed
-        progress.update(task, rate=f"{speed:.1f} steps/s" if speed else "")
 
     try:
         yield show

@@ -61,6 +61,13 @@ def _summary_table(report: Report) -> Table:
             f"{after:.2%}",
             f"{(after - before) * 100:+.2f} points",
         )
+    trained = report.trained
+    if trained is not None and trained.correct is not None and trained.written_correct is not None:
+        parts = (trained.correct / trained.samples, trained.written_correct / trained.samples)
+        table.add_row(
+            f"held-out top-1 of {trained.samples}", f"{parts[0]:.2%}", f"{parts[1]:.2%}",
+            "trained, then factorised" if parts[0] == parts[1] else f"{(parts[1] - parts[0]) * 100:+.2f} points",
+        )  # fmt: skip
     for output in report.outputs:
         table.add_row(f"output '{_plain(output.name)}'", "", f"{output.relative_error:.2e}", "relative error")
     kept = Counter("factorised" if d.scheme else "kept" for d in report.layers)

@@ -119,6 +119,18 @@ def _expose(model: onnx.ModelProto, parameters: set[str], statistics: set[str]) 
     return TrainingGraph(model, gradients, updates)
 
 
+def has_cuda() -> bool:
+    """Whether this is the CUDA build, on a machine where it works."""
+    return len(_providers()) > 1
+
+
+def _providers() -> list[str]:
+    import onnxruntime as ort
+
+    cuda = "CUDAExecutionProvider"
+    return [cuda, "CPUExecutionProvider"] if cuda in ort.get_available_providers() else ["CPUExecutionProvider"]
+
+
 class Session:
     """A graph ready to run on bound memory."""
 
@@ -140,7 +152,7 @@ class Session:
             options.profile_file_prefix = profile
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         try:
-            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(source, options, providers=_providers())
         except Exception as error:
             raise ModelError(f"the training runtime cannot load the model: {_first_line(error)}") from error
         self._binding = self._session.io_binding()

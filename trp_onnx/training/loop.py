@@ -29,7 +29,7 @@ from trp_onnx.schemes import Rank
 from trp_onnx.training.batches import MicroBatch, open_batches, prefetch
 from trp_onnx.training.checkpoint import load_checkpoint, save_checkpoint
 from trp_onnx.training.communicator import Communicator
-from trp_onnx.training.engine import Session, training_graph
+from trp_onnx.training.engine import Session, has_cuda, training_graph
 from trp_onnx.training.job import CHECKPOINT, RESULT, Files, Job
 from trp_onnx.training.losses import LABELS, LOSS, add_loss, entropy, soften
 from trp_onnx.training.metrics import Metrics
@@ -38,7 +38,6 @@ from trp_onnx.training.projection import Ranks, project, spectra_of
 from trp_onnx.training.rewrites import speed_up
 
 _LINE = 16  # floats: every tensor starts on a cache line of its own
-_REPORT_SECONDS = 1.0
 _EXPLOSION = 10.0
 """A loss so many times that of a network that knows nothing is an explosion."""
 
@@ -130,7 +129,7 @@ class Trainer:
         add_loss(with_loss, self.job.outputs, self.options.temperature)
         graph = training_graph(with_loss, self.job.parameters, self.job.statistics)
         shapes = {name: view.shape for name, view in self._weight_of.items()}
-        speed_up(graph.model, shapes, simd_block())
+        speed_up(graph.model, shapes, 1 if has_cuda() else simd_block())
         session = Session(graph.model)
         session.bind_inputs(self._weight_of | self._statistic_of)
         count = self._parameters.size
@@ -172,8 +171,9 @@ class Trainer:
                 now = time.perf_counter()
                 self._seconds = before + now - began
                 self._metrics.progress(
-                    self.step, total, self._loss, self.ranks.ratio, self.data, _REPORT_SECONDS, self._seconds
-                )
+                    round(len(batch[0].x) / batch[0].part) if batch else 0, step=self.step, total=total, epoch=epoch + 1,
+                    loss=self._loss, macs=self.ranks.ratio(), ranks=[min(rank) for rank in self.ranks.current],
+                )  # fmt: skip
                 due = now - checkpointed >= self.options.checkpoint_seconds
                 # Inside an epoch only: its end has a checkpoint of its own.
                 if self.step % steps and self._world.share(due):

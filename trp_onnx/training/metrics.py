@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from trp_onnx.training.job import METRICS
 
-
-class _Sized(Protocol):
-    steps: int
+_REPORT_SECONDS = 1.0
 
 
 def tell(kind: str, **values: Any) -> None:
@@ -29,7 +26,7 @@ class Metrics:
         self._path = run / METRICS
         self._active = active
         self._last = time.perf_counter()
-        self._last_step: int | None = None
+        self._images = 0
 
     def start(self, step: int) -> None:
         """Drop the lines after a step, which will come again."""
@@ -42,19 +39,20 @@ class Metrics:
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")
         self._path.write_text("".join(kept), encoding="utf-8")
-        self._last_step = step
+        self._last = time.perf_counter()
 
-    def progress(
-        self, step: int, total: int, loss: float | None, ratio: Callable[[], float], data: _Sized, every: float,
-        seconds: float,
-    ) -> None:  # fmt: skip
-        """A line now and then."""
-        now = time.perf_counter()
-        if not self._active or now - self._last < every:
-            return
-        speed = (step - (self._last_step or 0)) / (now - self._last)
-        self._last, self._last_step = now, step
-        tell("step", step=step, total=total, epoch=step // data.steps + 1, loss=loss, macs=ratio(), speed=speed)
+    def progress(self, images: int, **values: Any) -> None:
+        """A line now and then, with the images a second since the last one.
+
+        Args:
+            images: Of this step, over all workers.
+            values: What else to say.
+        """
+        self._images += images
+        seconds = time.perf_counter() - self._last
+        if self._active and seconds >= _REPORT_SECONDS:
+            tell("step", images_per_second=self._images / seconds, **values)
+            self._last, self._images = time.perf_counter(), 0
 
     def epoch(self, **values: Any) -> None:
         """A line for good."""

@@ -31,9 +31,9 @@ def runtime_folder(*, cuda: bool = False) -> Path:
     return Path(platformdirs.user_cache_dir("trp-onnx")) / f"{_package(cuda)}-{VERSION}"
 
 
-def is_set_up() -> bool:
-    """Whether a training runtime is there."""
-    return _complete(runtime_folder()) or _complete(runtime_folder(cuda=True))
+def installed_runtime() -> Path | None:
+    """The folder of the runtime that is there, the CUDA build first: who has it wants it."""
+    return next((f for f in (runtime_folder(cuda=True), runtime_folder()) if _complete(f)), None)
 
 
 def ensure_runtime() -> None:
@@ -43,7 +43,7 @@ def ensure_runtime() -> None:
         TrainingError: See `setup_training`.
     """
     check_python()
-    if not is_set_up():
+    if installed_runtime() is None:
         say(f"setting up the training runtime, once: {_package(False)} {VERSION} into {runtime_folder()}")
         setup_training()
 
@@ -111,7 +111,7 @@ def worker_environment() -> dict[str, str]:
         TrainingError: The runtime is not set up.
     """
     check_python()
-    folder = next((f for f in (runtime_folder(), runtime_folder(cuda=True)) if _complete(f)), None)
+    folder = installed_runtime()
     if folder is None:
         raise TrainingError("the training runtime is not set up: run trp-onnx setup-training")
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))

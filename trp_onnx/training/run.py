@@ -60,6 +60,16 @@ class Trained:
     correct: int | None
     written_correct: int | None = None
 
+    def notes(self) -> list[str]:
+        """What the owner should know."""
+        if self.correct is None or self.written_correct in (None, self.correct):
+            return []
+        return [
+            f"the written file gets {self.written_correct} of the {self.samples} held-out samples right, the trained "
+            f"network {self.correct}: folding BatchNormalization and splitting weights sums in another order, and "
+            "samples on the border between two classes may fall on either side"
+        ]
+
 
 class TrainingRun:
     """A run directory with its workers; a context manager."""

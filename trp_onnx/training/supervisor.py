@@ -169,7 +169,8 @@ def _error(event: dict[str, Any]) -> TrpOnnxError:
 
 def _line(event: dict[str, Any]) -> str:
     loss = f"loss {event['loss']:.3f}" if event["loss"] is not None else ""
-    return f"epoch {event['epoch']}  {loss}  MACs {event['macs']:.3f}"
+    ranks = f"  ranks {min(event['ranks'])}-{max(event['ranks'])}" if event["ranks"] else ""
+    return f"epoch {event['epoch']}  {loss}  MACs {event['macs']:.3f}{ranks}  {event['images_per_second']:.0f} images/s"
 
 
 def _summary(event: dict[str, Any]) -> str:
