@@ -70,8 +70,8 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         np.savez(data, x=_signals(1600, shape))
     batch = 16 if "imagenet" in name else 32
     options = TrainingOptions(
-        epochs=epochs, batch=batch, micro_batch=batch // 2, rate=rate, warmup=20, every=10, labels=0.0, clip=5.0, augment=(),
-        workers=arguments.workers,
+        epochs=epochs, batch=batch, micro_batch=batch // 2, rate=rate, warmup=20, every=10, labels=0.0,
+        clip=5.0, augment=(), workers=arguments.workers,
     )  # fmt: skip
     start = time.perf_counter()
     report = trp_onnx.compress(

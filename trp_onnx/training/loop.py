@@ -170,9 +170,10 @@ class Trainer:
                 self.train_on(batch, total)
                 now = time.perf_counter()
                 self._seconds = before + now - began
+                images = round(len(batch[0].x) / batch[0].part) if batch else 0
                 self._metrics.progress(
-                    round(len(batch[0].x) / batch[0].part) if batch else 0, step=self.step, total=total, epoch=epoch + 1,
-                    loss=self._loss, macs=self.ranks.ratio(), ranks=[min(rank) for rank in self.ranks.current],
+                    images, step=self.step, total=total, epoch=epoch + 1, loss=self._loss, macs=self.ranks.ratio(),
+                    ranks=[min(rank) for rank in self.ranks.current],
                 )  # fmt: skip
                 due = now - checkpointed >= self.options.checkpoint_seconds
                 # Inside an epoch only: its end has a checkpoint of its own.
