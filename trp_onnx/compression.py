@@ -130,7 +130,7 @@ def compress(
         layers = find_layers(normal, input_shapes)
         clock.lap("normalise")
 
-        finds_ranks = session is not None and session.finds_ranks(macs)
+        finds_ranks = session is not None and session.finds_ranks(energy, macs)
         if finds_ranks:
             chosen, kept = choose_schemes(layers, rules, scheme), {}
         else:

@@ -32,7 +32,7 @@ class TrainingOptions:
         nesterov: Whether momentum looks ahead.
         weight_decay: On weights; not on biases and BatchNormalization.
         clip: Largest norm of the gradient; None for any.
-        strategy: What decides on ranks, see `projection`; None for "ranks" with a MACs budget, else "paper".
+        strategy: What decides on ranks, see `projection`; None for "paper" with an energy alone, else "ranks".
         every: m, steps from one projection to the next.
         nuclear: lambda of the nuclear norm; 0 for none.
         nuclear_every_step: Add it on every step, divided by m, not on projection steps alone.

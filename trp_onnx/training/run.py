@@ -138,12 +138,12 @@ class TrainingRun:
             raise OutputError(f"cannot write '{path}': {error.strerror}") from error
         return DataSource(str(path.resolve()), path.stat().st_size, data.preprocessing)
 
-    def finds_ranks(self, macs: float | None) -> bool:
+    def finds_ranks(self, energy: float | None, budget: float | None) -> bool:
         """Whether training decides on the ranks, and not the planner before it."""
-        return bool(self._options.epochs) and self._strategy(macs) != "ranks"
+        return bool(self._options.epochs) and self._strategy(energy, budget) != "ranks"
 
-    def _strategy(self, macs: float | None) -> str:
-        return self._options.strategy or ("ranks" if macs is not None else "paper")
+    def _strategy(self, energy: float | None, budget: float | None) -> str:
+        return self._options.strategy or ("paper" if energy is not None and budget is None else "ranks")
 
     def train(
         self, model: ir.Model, layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]],
@@ -166,7 +166,7 @@ class TrainingRun:
         Raises:
             TrpOnnxError: See `Supervisor.train`, `make_trainable`.
         """
-        strategy = self._strategy(budget)
+        strategy = self._strategy(energy, budget)
         check_strategy(strategy, energy, budget)
         if not self._options.epochs:
             return list(layers), plan_at_ranks(layers, chosen, "planned", kept)
