@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _latency import latency_ratio
 from _results import Results, markdown
 
 import trp_onnx
@@ -143,7 +142,7 @@ def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any
         "validation_correct_written": None if trained is None else trained.written_correct,
         "macs_ratio": round(1 / report.macs.ratio, 4),
         "parameters": report.parameters.after, "parameters_ratio": round(1 / report.parameters.ratio, 4),
-        "latency_ratio": round(latency_ratio(dense, written, (1, 3, 32, 32)), 3),
+        "latency_ratio": round(trp_onnx.bench([dense, written]).contenders[1].ratio.median, 3),
         "train_seconds": None if trained is None else round(trained.seconds),
         "wall_seconds": round(wall),
         "training": row.training, "energy": row.energy, "teacher": row.teacher,

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from trp_onnx.demonstration import demo
     from trp_onnx.diagnosis import Diagnosis, doctor
     from trp_onnx.inspection import Inspection, inspect
+    from trp_onnx.latency import Bench, bench
     from trp_onnx.planning import Decision, LayerRule
     from trp_onnx.report import Report
     from trp_onnx.training import TrainingOptions
 
 _HOMES = {
     "Accuracy": "accuracy",
+    "Bench": "latency",
     "Dataset": "data",
     "Decision": "planning",
     "Diagnosis": "diagnosis",
@@ -44,6 +46,7 @@ _HOMES = {
     "Preprocessing": "data",
     "Report": "report",
     "TrainingOptions": "training",
+    "bench": "latency",
     "compress": "compression",
     "demo": "demonstration",
     "doctor": "diagnosis",
@@ -54,6 +57,7 @@ _HOMES = {
 
 __all__ = [
     "Accuracy",
+    "Bench",
     "DataError",
     "Dataset",
     "Decision",
@@ -71,6 +75,7 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "__version__",
+    "bench",
     "compress",
     "demo",
     "doctor",

@@ -370,6 +370,39 @@ def doctor(json_to: str | None) -> None:
         sys.exit(1)
 
 
+@main.command()
+@click.argument("models", type=_FILE, nargs=-1, required=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True, help="At most so many rounds.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Intra-op threads.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu, xnnpack, nnapi, coreml, qnn or openvino.")
+@click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to run on, one array a name; generated otherwise.")
+@click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
+              help="Size of an input with dynamic dimensions; may be repeated.")  # fmt: skip
+@click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON; - for stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the models, not every layer.")
+def bench(
+    models: tuple[Path, ...],
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    json_to: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Time MODELS against the first one, fairly: interleaved, medians of ratios, the provider proved."""
+    with _command():
+        from trp_onnx.latency import bench as run
+
+        result = run(models, input_shapes=dict(input_shapes), **options)
+        _write_json(result.to_dict(), json_to)
+    if json_to != "-":
+        from trp_onnx.report import bench_tables
+
+        console = _consoles()[0]
+        for table in bench_tables(result)[: 1 if quiet else 2]:
+            console.print(table)
+        for note in result.notes:
+            console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+
+
 @main.command("setup-training")
 @click.option("--wheel", type=_FILE, help="A wheel file, for machines without a network.")
 @click.option("--cuda", is_flag=True, help="The CUDA build (299 MB).")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trp_onnx.inspection import ENERGIES, Inspection
+from trp_onnx.latency import Bench
 from trp_onnx.planning import Decision
 from trp_onnx.report.document import Report
 
@@ -111,6 +112,34 @@ def inspection_table(inspection: Inspection) -> Table:
     )
     table.caption_justify = "left"
     return table
+
+
+def bench_tables(bench: Bench) -> list[Table]:
+    """Speed-ups, and where each model spends its time."""
+    models = Table(header_style="bold", box=None, pad_edge=False)
+    models.add_column("model", overflow="fold")
+    for heading in ("ms", "speed-up", "95 %", "providers"):
+        models.add_column(heading, justify="right", no_wrap=True)
+    for contender in bench.contenders:
+        ratio = contender.ratio
+        models.add_row(
+            _plain(contender.model), f"{contender.milliseconds:.3f}", f"{ratio.median:.3f}x",
+            f"{ratio.low:.3f}-{ratio.high:.3f}",
+            ", ".join(f"{name.removesuffix('ExecutionProvider')} {n}" for name, n in contender.providers.items()),
+        )  # fmt: skip
+    threads = f"{bench.threads} thread" + ("s" if bench.threads > 1 else "")
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in bench.shapes.items())
+    models.caption = f"{bench.rounds} interleaved rounds, {threads}, {_plain(shapes)}"
+    models.caption_justify = "left"
+    layers = Table(header_style="bold", box=None, pad_edge=False)
+    layers.add_column("layer", overflow="fold")
+    for index, _ in enumerate(bench.contenders):
+        layers.add_column("ms" if index == 0 else f"ms of model {index + 1}", justify="right", no_wrap=True)
+    first = bench.contenders[0].layers
+    for name in sorted(first, key=lambda n: (-first[n], n)):
+        cells = [contender.layers.get(name) for contender in bench.contenders]
+        layers.add_row(_plain(name) or "layout changes", *("" if c is None else f"{c:.4f}" for c in cells))
+    return [models, layers]
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,186 @@
+"""`trp-onnx bench`: several models against the first, and where each spends its time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.data import read_npz
+from trp_onnx.errors import DataError, UsageError
+from trp_onnx.latency.sessions import NodeTime, bound_call, node_times, open_timed
+from trp_onnx.latency.timing import Ratio, compare
+from trp_onnx.layers import FACTORISABLE
+from trp_onnx.model import open_model
+from trp_onnx.progress import watch
+from trp_onnx.runtime import feeds_for
+from trp_onnx.schemes import SCHEMES
+
+_BLOCKED = "_nchwc"
+_PARTS = {part for scheme in SCHEMES.values() for part in scheme.parts}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model of a benchmark.
+
+    Attributes:
+        model: Its file.
+        milliseconds: Median of one run; drifts with the machine, for orientation.
+        ratio: Speed-up over the first model.
+        providers: Nodes that each execution provider ran.
+        layers: Milliseconds of each layer, its factors added up, by the name of the layer; "" for the rest.
+    """
+
+    model: str
+    milliseconds: float
+    ratio: Ratio
+    providers: dict[str, int]
+    layers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The result of `bench`.
+
+    Attributes:
+        contenders: In the order that was given.
+        rounds: Interleaved rounds that were run.
+        threads: Intra-op threads.
+        provider: The execution provider that was asked for.
+        shapes: Shape of each input.
+        notes: What a reader should know.
+    """
+
+    contenders: tuple[Contender, ...]
+    rounds: int
+    threads: int
+    provider: str
+    shapes: dict[str, tuple[int, ...]]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        return dataclasses.asdict(self)
+
+
+def bench(
+    models: Sequence[str | PathLike[str]],
+    *,
+    rounds: int = 200,
+    threads: int = 1,
+    provider: str = "cpu",
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: str | PathLike[str] | None = None,
+) -> Bench:
+    """Time models against the first one, interleaved (see `timing`).
+
+    Args:
+        models: `.onnx` or `.ort` files that take the same inputs.
+        rounds: At most so many; it ends when every interval is under 1 %.
+        threads: Intra-op threads.
+        provider: "cpu", "xnnpack", "nnapi", "coreml", "qnn" or "openvino".
+        input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
+        inputs: An `.npz` with one array for each input; generated otherwise.
+
+    Raises:
+        UsageError: No model, or a provider that is not there.
+        ModelError: A model cannot be loaded or run, or fell back to another provider.
+        DataError: The inputs cannot be read.
+    """
+    paths = [Path(model) for model in models]
+    if not paths:
+        raise UsageError("give at least one model")
+    if rounds < 1 or threads < 1:
+        raise UsageError("--rounds and --threads are whole numbers from 1")
+    onnx_files = [path for path in paths if path.suffix != ".ort"]
+    if inputs is not None:
+        feeds = read_npz(Path(inputs))
+    elif onnx_files:
+        feeds = feeds_for(open_model(onnx_files[0]), input_shapes)
+    else:
+        raise DataError("an .ort file does not say enough about its inputs: give --inputs")
+    calls = [bound_call(open_timed(path, provider, threads), feeds) for path in paths]
+    with watch(f"timing {len(paths)} models") as show:
+        timing = compare(calls, rounds, on_round=lambda done: show(done, rounds, f"timing {len(paths)} models"))
+    contenders = []
+    for path, seconds, ratio in zip(paths, timing.seconds, timing.ratios, strict=True):
+        nodes = node_times(path, feeds, provider, threads)
+        ran: dict[str, int] = {}
+        for node in nodes:
+            ran[node.provider] = ran.get(node.provider, 0) + 1
+        contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(path, nodes)))
+    notes = []
+    if len(onnx_files) not in (0, len(paths)):
+        notes.append(
+            "an .ort file stands beside an .onnx: on x86 the .onnx runs in blocked layout and the .ort does not, so "
+            "their ratio is one of layouts too"
+        )
+    if any(ratio.width > 0.02 for ratio in timing.ratios):
+        notes.append(f"after {timing.rounds} rounds an interval is still wide: the machine is busy; try --rounds")
+    shapes = {name: tuple(np.shape(array)) for name, array in feeds.items()}
+    return Bench(tuple(contenders), timing.rounds, threads, provider, shapes, tuple(notes))
+
+
+def layer_milliseconds(path: Path, nodes: Sequence[NodeTime]) -> dict[str, float]:
+    """Time of each layer: nodes of the profile under the name of the layer that they are, or are a factor of.
+
+    The runtime fuses an activation or an addition into the convolution before it and names the whole after the
+    last output: a product under the name of something else is traced back to the layer it began with.
+    """
+    producer: dict[str, ir.Node] = {}
+    if path.suffix != ".ort":
+        for node in open_model(path).graph:
+            producer |= {value.name or "": node for value in node.outputs}
+    by_name = {_name(node): node for node in producer.values()}
+    found: dict[str, float] = {}
+    claimed: set[str] = set()
+    late: list[tuple[ir.Node, float]] = []
+    for timed in nodes:
+        plain = timed.name.removesuffix(_BLOCKED)
+        source = by_name.get(timed.name) or producer.get(plain)
+        if "reorder" in timed.op.lower():
+            name = ""
+        elif source is None:
+            name = plain
+        elif source.op_type not in FACTORISABLE and any(op in timed.op for op in FACTORISABLE):
+            late.append((source, timed.seconds))
+            continue
+        else:
+            name = _name(source)
+        claimed.add(name)
+        found[factor_of(name)] = found.get(factor_of(name), 0.0) + timed.seconds * 1e3
+    for node, seconds in late:
+        name = _fused_layer(node, claimed)
+        claimed.add(name)
+        found[factor_of(name)] = found.get(factor_of(name), 0.0) + seconds * 1e3
+    return found
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or ""
+
+
+def _fused_layer(node: ir.Node, claimed: set[str]) -> str:
+    """The nearest layer before a node that no other entry of the profile stands for."""
+    front, seen = [node], {node}
+    while front:
+        for candidate in front:
+            if candidate.op_type in FACTORISABLE and _name(candidate) not in claimed:
+                return _name(candidate)
+        before = [p for n in front if n is node or n.op_type not in FACTORISABLE for p in n.predecessors()]
+        front = [p for p in before if p not in seen]
+        seen.update(front)
+    return _name(node)
+
+
+def factor_of(name: str) -> str:
+    """The layer that a node is a factor of, by our naming (`conv1/v` -> `conv1`), or the name itself."""
+    layer, _, part = name.rpartition("/")
+    return layer if layer and part in _PARTS else name
