@@ -46,6 +46,7 @@ class Row:
         training: What differs from the defaults of `TrainingOptions`; None for no training.
         energy: e of the paper's rule.
         teacher: Another network to learn from.
+        plan_by: What the planner's ranks make least.
     """
 
     net: str
@@ -54,6 +55,7 @@ class Row:
     training: dict[str, Any] | None = field(default_factory=dict)
     energy: float | None = None
     teacher: str | None = None
+    plan_by: str = "weights"
 
 
 def _paper(nuclear: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any
     options = {"epochs": EPOCHS, "validation": VALIDATION, "workers": arguments.workers} | (row.training or {})
     start = time.perf_counter()
     report = trp_onnx.compress(
-        source, written, macs=1 / row.ratio, energy=row.energy, scheme=row.scheme, align=1,
+        source, written, macs=1 / row.ratio, energy=row.energy, scheme=row.scheme, align=1, plan_by=row.plan_by,
         data=None if row.training is None else arguments.train, preprocessing=CIFAR,
         train=None if row.training is None else TrainingOptions(**options),
         teacher=None if row.teacher is None else arguments.models / f"{row.teacher}_cifar10.onnx",
@@ -145,7 +147,7 @@ def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any
         "latency_ratio": round(trp_onnx.bench([dense, written]).contenders[1].ratio.median, 3),
         "train_seconds": None if trained is None else round(trained.seconds),
         "wall_seconds": round(wall),
-        "training": row.training, "energy": row.energy, "teacher": row.teacher,
+        "training": row.training, "energy": row.energy, "teacher": row.teacher, "plan_by": row.plan_by,
         "sha256": hashlib.sha256(written.read_bytes()).hexdigest(),
         "plan": {d.name: [d.scheme, *(d.rank or ())] for d in report.layers if d.scheme},
     }  # fmt: skip

@@ -257,6 +257,13 @@ def main() -> None:
     show_default=True,
     help="Ranks are multiples of N channels; auto: the SIMD block of this CPU.",
 )
+@click.option(
+    "--plan-by",
+    type=click.Choice(["weights", "outputs"]),
+    default="weights",
+    show_default=True,
+    help="What --macs makes least: weight errors, or what they do to the outputs, measured on --data.",
+)
 @click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to verify on, one array a name; generated otherwise.")
 @_data_options(required=False)
 @click.option("--test", type=_FILE, help="Labelled samples to measure both files on, once, at the end.")

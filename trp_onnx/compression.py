@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
@@ -19,7 +20,15 @@ from trp_onnx.layers import find_layers
 from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
-from trp_onnx.planning import LayerRule, Plan, choose_schemes, make_plan, read_rules, resolve_alignment
+from trp_onnx.planning import (
+    LayerRule,
+    Plan,
+    choose_schemes,
+    make_plan,
+    measure_damage,
+    read_rules,
+    resolve_alignment,
+)
 from trp_onnx.progress import track
 from trp_onnx.report import Report, Size
 from trp_onnx.runtime import Arrays, feeds_for
@@ -30,6 +39,9 @@ if TYPE_CHECKING:
     from trp_onnx.training import TrainingOptions
 
 logger = logging.getLogger(__name__)
+
+PLAN_SAMPLES = 256
+"""Samples of the data on which damage is measured."""
 
 VERIFY_SAMPLES = 16
 """Samples of the data on which outputs are compared, when there is data."""
@@ -45,6 +57,7 @@ def compress(
     config: str | PathLike[str] | Sequence[LayerRule] | None = None,
     scheme: str = "auto",
     align: int | str = "auto",
+    plan_by: str = "weights",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: str | PathLike[str] | None = None,
     data: str | PathLike[str] | Dataset | None = None,
@@ -74,6 +87,8 @@ def compress(
         config: The per-layer map, a TOML file (see `planning.rules`) or rules.
         scheme: "auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2" or "svd".
         align: Ranks are multiples of this many channels; "auto" takes the SIMD block of this CPU.
+        plan_by: What a budget's allocation makes least: relative errors of "weights", or their damage to the
+            "outputs", measured on samples of `data` (labels are not looked at).
         input_shapes: Shapes for inputs with dynamic sizes, by name. A symbolic batch counts as 1.
         inputs: An `.npz` with one array for each input, to verify on; generated otherwise.
         data: Samples to train on, or the name of a function, "pkg.module:function", see `training.batches`; a
@@ -103,9 +118,12 @@ def compress(
     clock = _Clock()
     rules = () if config is None else read_rules(Path(config)) if isinstance(config, (str, PathLike)) else config
     step = resolve_alignment(align)
-    if train is not None and data is None:
-        raise UsageError("training needs data: give --data")
-    measured = test if test is not None or train is not None else data
+    if plan_by not in ("weights", "outputs"):
+        raise UsageError(f"--plan-by is weights or outputs, not '{plan_by}'")
+    learns = train is not None or plan_by == "outputs"
+    if learns and data is None:
+        raise UsageError("training and planning by outputs need data: give --data")
+    measured = test if test is not None or learns else data
     dataset = open_data(Path(measured), preprocessing) if isinstance(measured, (str, PathLike)) else measured
 
     original = open_model(source)
@@ -134,8 +152,12 @@ def compress(
         if finds_ranks:
             chosen, kept = choose_schemes(layers, rules, scheme), {}
         else:
+            damage = None
+            if plan_by == "outputs" and data is not None:
+                x = session.samples(PLAN_SAMPLES) if session is not None else _samples(original, data, preprocessing)
+                damage = measure_damage(normal, layers, x, scheme, progress=lambda groups: track(groups, "damage"))
             plan = make_plan(
-                layers, energy=energy, macs=macs, vbmf=vbmf, rules=rules, scheme=scheme, align=step,
+                layers, energy=energy, macs=macs, vbmf=vbmf, rules=rules, scheme=scheme, align=step, damage=damage,
                 progress=lambda groups: track(groups, "spectra"),
             )  # fmt: skip
             chosen, kept = plan.chosen, {decision.name: decision.reason for decision in plan.decisions}
@@ -184,6 +206,16 @@ def compress(
     if report_dir is not None:
         _write_report(Path(report_dir), report)
     return report
+
+
+def _samples(
+    model: ir.Model, data: str | PathLike[str] | Dataset, preprocessing: Preprocessing | None
+) -> np.ndarray:  # fmt: skip
+    """Samples to plan on, in the type that the model takes: (b, ...)."""
+    dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
+    count = min(PLAN_SAMPLES, len(dataset))
+    (x,) = as_feed(model, dataset.take(np.random.default_rng(0).permutation(len(dataset))[:count])[0]).values()
+    return np.ascontiguousarray(x)
 
 
 class _Clock:

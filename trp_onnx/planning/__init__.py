@@ -5,6 +5,7 @@ layers; `rules` reads the per-layer map; `plan` puts them together.
 """
 
 from trp_onnx.planning.alignment import resolve_alignment
+from trp_onnx.planning.damage import measure_damage
 from trp_onnx.planning.plan import Decision, Plan, choose_schemes, make_plan, plan_at_ranks
 from trp_onnx.planning.rules import LayerRule, read_rules
 
@@ -14,6 +15,7 @@ __all__ = [
     "Plan",
     "choose_schemes",
     "make_plan",
+    "measure_damage",
     "plan_at_ranks",
     "read_rules",
     "resolve_alignment",

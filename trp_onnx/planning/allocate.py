@@ -41,7 +41,7 @@ def allocate(choices: Sequence[Sequence[Option]], budget: int) -> list[Option] |
     if sum(front[0].macs for front in fronts) > budget:
         return None
     costs = [np.array([option.macs for option in front], dtype=np.float64) for front in fronts]
-    errors = [np.array([option.error for option in front]) for front in fronts]
+    errors = [np.array([option.damage for option in front]) for front in fronts]
     price, picks = _dual(costs, errors, budget)
     bound = _bound(costs, errors, price, budget)
     best = [front[pick] for front, pick in zip(fronts, picks, strict=True)]
@@ -55,7 +55,7 @@ def allocate(choices: Sequence[Sequence[Option]], budget: int) -> list[Option] |
 
 
 def _total(plan: Sequence[Option]) -> float:
-    return sum(option.error for option in plan)
+    return sum(option.damage for option in plan)
 
 
 Vectors = Sequence[NDArray[np.float64]]
@@ -117,7 +117,7 @@ def _dynamic_program(
             step = -(-front[i].macs // unit)
             if step >= size:
                 continue
-            candidate = best[: size - step] + front[i].error
+            candidate = best[: size - step] + front[i].damage
             better = candidate < improved[step:]
             improved[step:][better] = candidate[better]
             choice[step:][better] = i

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
+from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.schemes import Rank, Scheme, candidates
 
 _TUCKER_STEPS = 32
@@ -28,6 +29,7 @@ class Option:
         macs: Multiply-accumulates, summed over the layers of the site.
         parameters: Entries of the weights.
         error: Squared relative error of the weight, `|W - W'|^2 / |W|^2`.
+        measured: What that does to the network's outputs, where it was measured (see `damage`).
     """
 
     scheme: str | None
@@ -35,6 +37,12 @@ class Option:
     macs: int
     parameters: int
     error: float
+    measured: float | None = None
+
+    @property
+    def damage(self) -> float:
+        """What the allocation makes least: the measured damage, or else the error."""
+        return self.error if self.measured is None else self.measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +73,9 @@ def sites_of(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def survey(layers: tuple[Layer, ...], choice: str, align: int, *, vbmf: bool = False) -> Site:
+def survey(
+    layers: tuple[Layer, ...], choice: str, align: int, *, vbmf: bool = False, curve: DamageCurve | None = None
+) -> Site:
     """Measure the spectra of one weight and list its options.
 
     Args:
@@ -73,6 +83,7 @@ def survey(layers: tuple[Layer, ...], choice: str, align: int, *, vbmf: bool = F
         choice: A scheme name or "auto".
         align: Ranks are multiples of this many channels, groups counted together.
         vbmf: Whether to compute the variational ranks as well.
+        curve: What errors of this weight do to the network's outputs.
 
     Raises:
         ModelError: The weight holds NaN or infinity.
@@ -87,7 +98,7 @@ def survey(layers: tuple[Layer, ...], choice: str, align: int, *, vbmf: bool = F
     for scheme in candidates(choice, geometry.kernel):
         errors = scheme.errors(weight)
         ranks = _ranks(scheme, layers, align)
-        found += [_option(layers, scheme, rank, errors) for rank in ranks]
+        found += [_option(layers, scheme, rank, errors, curve) for rank in ranks]
         if vbmf:
             variational[scheme.name] = _round_up(scheme.vbmf_rank(weight), scheme, layers, align)
     paying = tuple(option for option in found if option.macs < dense.macs)
@@ -107,19 +118,23 @@ def exact_option(site_layers: tuple[Layer, ...], scheme: Scheme, rank: Rank) -> 
 
 
 def pareto(options: Sequence[Option]) -> list[Option]:
-    """The options that no other one beats in both MACs and error, by rising MACs."""
+    """The options that no other one beats in both MACs and damage, by rising MACs."""
     best: list[Option] = []
-    for option in sorted(options, key=lambda o: (o.macs, o.error)):
-        if not best or option.error < best[-1].error:
+    for option in sorted(options, key=lambda o: (o.macs, o.damage)):
+        if not best or option.damage < best[-1].damage:
             best.append(option)
     return best
 
 
-def _option(layers: tuple[Layer, ...], scheme: Scheme, rank: Rank, errors: Array) -> Option:
+def _option(
+    layers: tuple[Layer, ...], scheme: Scheme, rank: Rank, errors: Array, curve: DamageCurve | None = None
+) -> Option:
     geometry = layers[0].geometry
     assert geometry is not None
     parameters = int(scheme.parameters(geometry, rank))
-    return Option(scheme.name, rank, _cost(layers, scheme, rank), parameters, float(errors[rank]))
+    error = float(errors[rank])
+    measured = None if curve is None else curve(error)
+    return Option(scheme.name, rank, _cost(layers, scheme, rank), parameters, error, measured)
 
 
 def _cost(layers: tuple[Layer, ...], scheme: Scheme | None, rank: Rank) -> int:

@@ -4,7 +4,7 @@ Each layer's options come from its spectrum; one rule picks among them:
 
     energy E    the cheapest option whose squared relative error is at most E
     macs R      all layers together at most R of the network's MACs, with the least sum of squared
-                relative errors (see `allocate`)
+                relative errors (see `allocate`), or of what these do to the outputs (see `damage`)
     vbmf        the rank that variational Bayes takes for signal, under the cheapest scheme
 
 No option is dearer than the dense layer, none has a rank below 1, all ranks are multiples of the
@@ -20,6 +20,7 @@ from math import sqrt
 from trp_onnx.errors import ModelError, TargetError, UsageError
 from trp_onnx.layers import Layer
 from trp_onnx.planning.allocate import allocate
+from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import Option, Site, dense_option, exact_option, sites_of, survey
 from trp_onnx.planning.rules import LayerRule, check_all_match, first_match
 from trp_onnx.schemes import SCHEMES, Rank, candidates
@@ -91,6 +92,7 @@ def make_plan(
     rules: Sequence[LayerRule] = (),
     scheme: str = "auto",
     align: int = 1,
+    damage: Mapping[object, DamageCurve] | None = None,
     progress: Progress = lambda groups: groups,
 ) -> Plan:
     """Decide on every layer.
@@ -104,6 +106,7 @@ def make_plan(
             map says all.
         scheme: A scheme name or "auto", which lets every layer choose.
         align: Ranks are multiples of this many channels.
+        damage: What errors of each weight do to the outputs, by `Layer.key`; judges `macs` instead of the errors.
         progress: Wraps the list of weights whose spectra are computed, to show a bar.
 
     Raises:
@@ -126,7 +129,8 @@ def make_plan(
         rule = first_match(rules, group[0].name)
         choice = rule.scheme if rule is not None and rule.scheme else scheme
         wants_vbmf = vbmf or (rule is not None and rule.vbmf)
-        site = survey(group, choice, align, vbmf=wants_vbmf)
+        curve = None if damage is None else damage.get(group[0].key)
+        site = survey(group, choice, align, vbmf=wants_vbmf, curve=curve)
         sites.append(site)
         verdict = _by_rule(site, rule, choice) if rule is not None else None
         if verdict is not None:
@@ -325,9 +329,15 @@ def _by_budget(
             f"--macs {macs:g} is out of reach: with every layer at its cheapest {least / total:.3f} of the MACs remain"
         )
     return {
-        index: (option, f"discards {option.error:.4f} of the energy" if option.scheme else _why_dense(site))
+        index: (option, _why_chosen(option) if option.scheme else _why_dense(site))
         for (index, site), option in zip(free, chosen, strict=True)
     }
+
+
+def _why_chosen(option: Option) -> str:
+    if option.measured is None:
+        return f"discards {option.error:.4f} of the energy"
+    return f"discards {option.error:.4f} of the energy, for a damage of {option.measured:.2g} to the outputs"
 
 
 def _why_dense(site: Site) -> str:

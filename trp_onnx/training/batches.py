@@ -111,6 +111,11 @@ class Batches:
         """Forward passes of a step."""
         return -(-self._batch // self._micro)
 
+    def samples(self, count: int) -> np.ndarray:
+        """Some samples of the training part as they are, model inputs: (b, ...) with b at most `count`."""
+        chosen = np.random.default_rng([self._seed, 0x5A]).permutation(self.training)[:count]
+        return np.ascontiguousarray(self._dataset.take(chosen)[0])
+
     @property
     def labels(self) -> np.ndarray | None:
         """All labels, or None."""
@@ -137,6 +142,15 @@ class CallableBatches:
         if not self.steps or not any(True for _ in self._run("validation", 0)):
             raise DataError(f'\'{reference}\' yields no batch for one of the splits "train" and "validation"')
         self.micro_batches = -(-max(sizes) // micro_batch)
+
+    def samples(self, count: int) -> np.ndarray:
+        """The first samples of the first epoch: (b, ...) with b at most `count`."""
+        found: list[np.ndarray] = []
+        for x, _ in self._run("train", 0):
+            found.append(x)
+            if sum(map(len, found)) >= count:
+                break
+        return np.concatenate(found)[:count]
 
     @property
     def labels(self) -> np.ndarray | None:

@@ -138,6 +138,10 @@ class TrainingRun:
             raise OutputError(f"cannot write '{path}': {error.strerror}") from error
         return DataSource(str(path.resolve()), path.stat().st_size, data.preprocessing)
 
+    def samples(self, count: int) -> np.ndarray:
+        """Some samples of the training part, model inputs: (b, ...)."""
+        return self._batches.samples(count)
+
     def finds_ranks(self, energy: float | None, budget: float | None) -> bool:
         """Whether training decides on the ranks, and not the planner before it."""
         return bool(self._options.epochs) and self._strategy(energy, budget) != "ranks"

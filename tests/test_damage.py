@@ -1,0 +1,63 @@
+"""Planning by what the outputs feel."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+import trp_onnx
+from tests.graphs import conv_net, info, model, rng, run, save, weights
+from trp_onnx.errors import UsageError
+from trp_onnx.planning.curve import DamageCurve
+
+
+@pytest.fixture
+def loud_and_quiet(tmp_path: Path) -> Path:
+    """y = loud(x) + quiet(x) / 1000: the second layer hardly matters."""
+    w = {"a": weights(32, 32, seed=1), "b": weights(32, 32, seed=2), "k": np.float32(1e-3)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"], name="loud"),
+        helper.make_node("MatMul", ["x", "b"], ["q"], name="quiet"),
+        helper.make_node("Mul", ["q", "k"], ["r"]),
+        helper.make_node("Add", ["p", "r"], ["y"]),
+    ]
+    return save(model(nodes, [info("x", ["N", 4, 32])], [info("y", ["N", 4, 32])], w), tmp_path / "net.onnx")
+
+
+def test_ranks_go_where_the_outputs_feel_them(loud_and_quiet: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 4, 32)).astype(np.float32))
+    ranks, errors = {}, {}
+    for how in ("weights", "outputs"):
+        out = tmp_path / f"{how}.onnx"
+        report = trp_onnx.compress(
+            loud_and_quiet, out, macs=0.6, align=1, plan_by=how, data=tmp_path / "x.npz", inputs=None
+        )
+        ranks[how] = {layer.name: layer.rank for layer in report.layers}
+        x = {"x": rng(1).standard_normal((64, 4, 32)).astype(np.float32)}
+        errors[how] = np.linalg.norm(run(out, x)[0] - run(loud_and_quiet, x)[0])
+    assert ranks["outputs"]["loud"] is None and ranks["weights"]["loud"] is not None
+    assert errors["outputs"] < 0.2 * errors["weights"]
+
+
+def test_data_that_plans_does_not_measure(tmp_path: Path) -> None:
+    net, data = conv_net(tmp_path / "net.onnx"), tmp_path / "x.npz"
+    np.savez(data, x=rng().standard_normal((40, 12, 12, 3)).astype(np.float32), y=np.arange(40) % 10)
+    planned = trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, align=1, plan_by="outputs", data=data)
+    assert planned.accuracy_after is None
+    both = trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, align=1, plan_by="outputs", data=data, test=data)
+    assert both.accuracy_after is not None
+    assert any("damage" in layer.reason for layer in planned.layers)
+
+
+def test_planning_by_outputs_needs_data(tmp_path: Path) -> None:
+    net = conv_net(tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match="need data"):
+        trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, plan_by="outputs")
+    with pytest.raises(UsageError, match="weights or outputs"):
+        trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, plan_by="feeling")
+
+
+def test_curves_interpolate_and_go_on_in_proportion() -> None:
+    curve = DamageCurve(np.array([0.0, 0.1, 0.2]), np.array([0.0, 1.0, 4.0]))
+    assert [curve(e) for e in (0.0, 0.05, 0.2, 0.4)] == [0.0, 0.5, 4.0, 8.0]
