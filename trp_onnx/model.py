@@ -13,11 +13,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.errors import ModelError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
 
 EXTERNAL_FROM = 1536 * 2**20
 """Bytes of weights from which they go into a file of their own; protobuf ends at 2 GiB."""
@@ -97,6 +101,15 @@ def count_parameters(model: ir.Model) -> int:
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all tensors that a model stores."""
     return sum(tensor.nbytes for tensor in tensors(model))
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """A copy in one piece, external weights read in; for models that fit in memory twice."""
+    copy = model.clone()
+    for value in copy.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    return ir.to_proto(copy)
 
 
 def has_external_data(model: ir.Model) -> bool:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from trp_onnx import linalg
 from trp_onnx.layers import Layer
+from trp_onnx.model import to_proto
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import sites_of
 from trp_onnx.runtime import Arrays, open_session, run_session
@@ -53,11 +54,7 @@ def measure_damage(
     Raises:
         ModelError: The model does not run on the samples.
     """
-    copy = model.clone()
-    for value in copy.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
-    proto = ir.to_proto(copy)
+    proto = to_proto(model)
     expected = _run(proto, x)
     curves: dict[object, DamageCurve] = {}
     for group in progress(sites_of(layers)):

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trp_onnx.errors import ModelError
 from trp_onnx.layers import Layer
+from trp_onnx.model import to_proto
 from trp_onnx.runtime import open_session, relative_error, run_session
 
 OPSETS = (12, 21)
@@ -108,11 +109,7 @@ def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
     Raises:
         ModelError: It has no float weights, or something stands in the way.
     """
-    copy = model.clone()
-    for value in copy.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
-    original = ir.to_proto(copy)
+    original = to_proto(model)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
     freed = _free_batch(proto)
