@@ -14,13 +14,16 @@ An output that ends in Softmax holds probabilities p; there z = log p, which has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from trp_onnx.errors import DataError, UsageError
+from trp_onnx.training.options import TrainingOptions
 
 LABELS = "trp.labels"
 LOSS = "trp.loss"
@@ -51,10 +54,62 @@ class OutputLoss:
         return f"trp.target.{self.name}"
 
 
+def choose_losses(model: onnx.ModelProto, options: TrainingOptions, labelled: bool) -> tuple[OutputLoss, ...]:
+    """What each output is held to: labels on the first that holds one score a class, the teacher on all.
+
+    Args:
+        model: With the sizes of its outputs.
+        options: Weights and kinds.
+        labelled: Whether the data has labels.
+
+    Raises:
+        DataError: Labels are asked for, but there are none, or no output to compare them with.
+        UsageError: Nothing to learn from, or a weight for an output that does not exist.
+    """
+    if options.labels and not labelled:
+        raise DataError("the training data has no labels: train with distillation alone, --labels 0")
+    labels = (1.0 if options.distill == 0 else 0.3) if options.labels is None else options.labels
+    labels = labels if labelled else 0.0
+    distill = (0.7 if labels else 1.0) if options.distill is None else options.distill
+    if not labels and not distill:
+        raise UsageError("training: without labels the loss needs --distill")
+    unknown = set(options.output_weights) - {value.name for value in model.graph.output}
+    if unknown:
+        raise UsageError(f"training: the model has no output '{min(unknown)}' to weigh")
+    producers = {name: node for node in model.graph.node for name in node.output}
+    losses: list[OutputLoss] = []
+    for value in model.graph.output:
+        weight = options.output_weights.get(value.name, 1.0)
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
+        scores = bool(dims) and max(dims) == size_of(model, value.name) > 1
+        takes_labels = scores and labels > 0 and not any(loss.label_weight for loss in losses)
+        logits = takes_labels or options.distill_kind == "kl" or (options.distill_kind == "auto" and scores)
+        probabilities = logits and _is_softmax(producers, value.name)
+        label_weight = labels * weight if takes_labels else 0.0
+        losses.append(OutputLoss(value.name, logits, probabilities, label_weight, distill * weight))
+    if labels and not any(loss.label_weight for loss in losses):
+        raise DataError("the model has no output with one score a class: train with --labels 0")
+    return tuple(losses)
+
+
+def size_of(model: onnx.ModelProto, output: str) -> int:
+    """Values of one sample in an output: the product of all dimensions but the first."""
+    value = next(value for value in model.graph.output if value.name == output)
+    return int(np.prod([d.dim_value for d in value.type.tensor_type.shape.dim[1:]]))
+
+
+def _is_softmax(producers: Mapping[str, onnx.NodeProto], name: str) -> bool:
+    node = producers.get(name)
+    while node is not None and node.op_type in ("Identity", "Reshape", "Flatten", "Squeeze"):
+        node = producers.get(node.input[0])
+    return node is not None and node.op_type == "Softmax"
+
+
 def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature: float) -> None:
     """Append the loss; it becomes the model's only output."""
     graph = model.graph
     shapes = {value.name: value for value in graph.output}
+    sizes = {value.name: size_of(model, value.name) for value in graph.output}
     terms: list[tuple[str, float]] = []
 
     def node(op: str, inputs: list[str], result: str, **attributes: Any) -> str:
@@ -92,7 +147,7 @@ def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature:
             )
             terms.append((term, loss.label_weight))
         if loss.distill_weight:
-            classes = _classes(value)
+            classes = sizes[loss.name]
             graph.input.append(helper.make_tensor_value_info(loss.target, TensorProto.FLOAT, ["batch", classes]))
             soft = node("Mul", [logits, constant(f"{prefix}.1/T", 1 / temperature)], f"{prefix}.soft")
             soft = node("LogSoftmax", [soft], f"{prefix}.log_softmax", axis=1)
@@ -107,11 +162,6 @@ def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature:
     node("Identity", [total], LOSS)
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(LOSS, TensorProto.FLOAT, []))
-
-
-def _classes(value: onnx.ValueInfoProto) -> int:
-    """Scores of one sample: the product of all dimensions but the first."""
-    return int(np.prod([d.dim_value for d in value.type.tensor_type.shape.dim[1:]]))
 
 
 def soften(outputs: np.ndarray, temperature: float, *, probabilities: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from trp_onnx.accuracy import as_feed
 from trp_onnx.data import Dataset, Preprocessing
-from trp_onnx.errors import DataError, OutputError, TrainingError, UsageError
+from trp_onnx.errors import DataError, ModelError, OutputError, TrainingError, UsageError
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.model import open_model, write_text
 from trp_onnx.normalise import normalise
@@ -28,12 +28,12 @@ from trp_onnx.schemes import Rank
 from trp_onnx.training.batches import DataSource, is_function, open_batches
 from trp_onnx.training.job import CHECKPOINT, JOB, LOG, MODEL, RESULT, TEACHER, Job
 from trp_onnx.training.loop import ranks_of, unpack_result
-from trp_onnx.training.losses import OutputLoss
+from trp_onnx.training.losses import choose_losses, size_of
 from trp_onnx.training.options import TrainingOptions
 from trp_onnx.training.projection import Projection, check_strategy, targets_of
 from trp_onnx.training.quarantine import ensure_runtime
 from trp_onnx.training.supervisor import Supervisor
-from trp_onnx.training.trainable import Trainable, make_trainable, materialise, separate_vectors
+from trp_onnx.training.trainable import make_trainable, materialise, separate_vectors
 
 _SAMPLES = 4
 
@@ -210,18 +210,29 @@ class TrainingRun:
         """One stage: write the run directory, have it worked on, take the weights over."""
         separate_vectors(model)
         trainable = make_trainable(model, self._x)
-        outputs = self._losses(trainable.model, options)
-        distilled = any(output.distill_weight for output in outputs)
+        outputs = choose_losses(trainable.model, options, self._labelled)
+        for output in outputs:
+            if output.label_weight:
+                self._check_labels(size_of(trainable.model, output.name))
+        teacher = self._teacher_for(trainable.model) if any(o.distill_weight for o in outputs) else None
         job = Job(
             options, trainable.model.graph.input[0].name, outputs, trainable.parameters, trainable.no_decay,
-            trainable.statistics, projection, self._source, distilled,
+            trainable.statistics, projection, self._source, teacher is not None,
         )  # fmt: skip
-        self._write(folder, job, trainable, distilled)
+        try:
+            (folder / MODEL).write_bytes(trainable.model.SerializeToString())
+            if teacher is not None:
+                (folder / TEACHER).write_bytes(teacher.SerializeToString())
+        except OSError as error:
+            raise OutputError(f"cannot write '{folder}': {error.strerror}") from error
+        write_text(folder / JOB, job.to_json())
+
         arrays, state = self._supervisor.train(folder)
         shapes = {t.name: tuple(t.dims) for t in trainable.model.graph.initializer}
         for name, array in unpack_result(job, shapes, arrays).items():
-            if name in model.graph.initializers:
-                model.graph.initializers[name].const_value = ir.tensor(array.copy(), name=name)
+            if name not in model.graph.initializers:
+                raise ModelError(f"the trained weight '{name}' has no place in the model: please report it")
+            model.graph.initializers[name].const_value = ir.tensor(array.copy(), name=name)
         samples = sum(len(micro.x) for micro in self._batches.validation(256, 0, 1))
         correct = None if state["accuracy"] is None else round(state["accuracy"] * samples)
         before = self._trained.seconds if self._trained is not None else 0.0
@@ -230,60 +241,15 @@ class TrainingRun:
         )
         return state
 
-    def _write(self, folder: Path, job: Job, trainable: Trainable, distilled: bool) -> None:
-        try:
-            (folder / MODEL).write_bytes(trainable.model.SerializeToString())
-            if distilled:
-                teacher = make_trainable(normalise(open_model(self._teacher))[0], self._x).model
-                (folder / TEACHER).write_bytes(teacher.SerializeToString())
-        except OSError as error:
-            raise OutputError(f"cannot write '{folder}': {error.strerror}") from error
-        write_text(folder / JOB, job.to_json())
-
-    def _losses(self, model: onnx.ModelProto, options: TrainingOptions) -> tuple[OutputLoss, ...]:
-        """What each output is held to."""
-        labels = (1.0 if options.distill == 0 else 0.3) if options.labels is None else options.labels
-        if not self._labelled:
-            if options.labels:
-                raise DataError(f"'{self._source.name}' has no labels: train with distillation alone, --labels 0")
-            labels = 0.0
-        distill = (0.7 if labels else 1.0) if options.distill is None else options.distill
-        if not labels and not distill:
-            raise UsageError("training: without labels the loss needs --distill")
-        unknown = set(options.output_weights) - {value.name for value in model.graph.output}
-        if unknown:
-            raise UsageError(f"training: the model has no output '{min(unknown)}' to weigh")
-        if distill:
-            self._check_teacher(model)
-        producers = {name: node for node in model.graph.node for name in node.output}
-        losses: list[OutputLoss] = []
-        for value in model.graph.output:
-            weight = options.output_weights.get(value.name, 1.0)
-            dims = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
-            scores = bool(dims) and max(dims) == int(np.prod(dims)) and max(dims) > 1
-            takes_labels = scores and labels > 0 and not any(loss.label_weight for loss in losses)
-            logits = takes_labels or options.distill_kind == "kl" or (options.distill_kind == "auto" and scores)
-            probabilities = logits and _is_softmax(producers, value.name)
-            losses.append(
-                OutputLoss(
-                    value.name, logits, probabilities, labels * weight if takes_labels else 0.0, distill * weight
-                )
-            )
-            if takes_labels:
-                self._check_labels(max(dims))
-        if labels and not any(loss.label_weight for loss in losses):
-            raise DataError("the model has no output with one score a class: train with --labels 0")
-        return tuple(losses)
-
-    def _check_teacher(self, model: onnx.ModelProto) -> None:
-        """A teacher has as many outputs as the model, each with as many values for a sample."""
-        shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim[1:]] for v in model.graph.output]
-        teacher = open_model(self._teacher)
-        taught = [[d for d in v.shape[1:] if isinstance(d, int)] if v.shape else [] for v in teacher.graph.outputs]
-        if [int(np.prod(s)) for s in shapes] != [int(np.prod(s)) for s in taught]:
+    def _teacher_for(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The teacher, BatchNormalization folded; its outputs are those of the model, each of the same size."""
+        teacher = make_trainable(normalise(open_model(self._teacher))[0], self._x).model
+        sizes, taught = ([size_of(m, value.name) for value in m.graph.output] for m in (model, teacher))
+        if sizes != taught:
             raise UsageError(
-                f"training: the teacher '{self._teacher}' has outputs of shape {taught}, the model of {shapes}"
+                f"training: the teacher '{self._teacher}' has outputs of {taught} values a sample, the model of {sizes}"
             )
+        return teacher
 
     def _check_labels(self, scores: int) -> None:
         labels = self._batches.labels
@@ -346,10 +312,3 @@ class TrainingRun:
 def _fixed_batch(model: ir.Model) -> int | None:
     shape = model.graph.inputs[0].shape
     return shape[0] if shape is not None and len(shape) and isinstance(shape[0], int) else None
-
-
-def _is_softmax(producers: dict[str, onnx.NodeProto], name: str) -> bool:
-    node = producers.get(name)
-    while node is not None and node.op_type in ("Identity", "Reshape", "Flatten", "Squeeze"):
-        node = producers.get(node.input[0])
-    return node is not None and node.op_type == "Softmax"
