@@ -28,6 +28,8 @@ class Results:
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a row, and write the file."""
+        if self.path.exists():  # another process may have added rows
+            self.rows = json.loads(self.path.read_text())["rows"]
         self.rows.append(row)
         packages = ("trp-onnx", "onnx", "onnxruntime", "numpy", "scipy")
         document = {
