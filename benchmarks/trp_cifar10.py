@@ -77,6 +77,7 @@ ROWS |= {
     "r20-trp2-2.66": Row("resnet20", 2.66, "spatial", _paper(), ENERGY),
     "r20-trp2-nu-2.84": Row("resnet20", 2.84, "spatial", _paper(NUCLEAR), ENERGY),
     "r20-ours-2.84": Row("resnet20", 2.84),
+    "r20-outputs-2.84": Row("resnet20", 2.84, plan_by="outputs"),
     "r20-best-2.84": Row("resnet20", 2.84, training=BEST, teacher="resnet56"),
     "r20-best-3.6": Row("resnet20", 3.6, training=BEST, teacher="resnet56"),
     "r20-labelled-2": Row("resnet20", 2.0),
