@@ -46,7 +46,6 @@ class Row:
         training: What differs from the defaults of `TrainingOptions`; None for no training.
         energy: e of the paper's rule.
         teacher: Another network to learn from.
-        plan_by: What the planner's ranks make least.
     """
 
     net: str
@@ -55,7 +54,6 @@ class Row:
     training: dict[str, Any] | None = field(default_factory=dict)
     energy: float | None = None
     teacher: str | None = None
-    plan_by: str = "weights"
 
 
 def _paper(nuclear: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -77,7 +75,6 @@ ROWS |= {
     "r20-trp2-2.66": Row("resnet20", 2.66, "spatial", _paper(), ENERGY),
     "r20-trp2-nu-2.84": Row("resnet20", 2.84, "spatial", _paper(NUCLEAR), ENERGY),
     "r20-ours-2.84": Row("resnet20", 2.84),
-    "r20-outputs-2.84": Row("resnet20", 2.84, plan_by="outputs"),
     "r20-best-2.84": Row("resnet20", 2.84, training=BEST, teacher="resnet56"),
     "r20-best-3.6": Row("resnet20", 3.6, training=BEST, teacher="resnet56"),
     "r20-labelled-2": Row("resnet20", 2.0),
@@ -126,7 +123,7 @@ def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any
     options = {"epochs": EPOCHS, "validation": VALIDATION, "workers": arguments.workers} | (row.training or {})
     start = time.perf_counter()
     report = trp_onnx.compress(
-        source, written, macs=1 / row.ratio, energy=row.energy, scheme=row.scheme, align=1, plan_by=row.plan_by,
+        source, written, macs=1 / row.ratio, energy=row.energy, scheme=row.scheme, align=1,
         data=None if row.training is None else arguments.train, preprocessing=CIFAR,
         train=None if row.training is None else TrainingOptions(**options),
         teacher=None if row.teacher is None else arguments.models / f"{row.teacher}_cifar10.onnx",
@@ -148,7 +145,7 @@ def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any
         "latency_ratio": round(trp_onnx.bench([dense, written]).contenders[1].ratio.median, 3),
         "train_seconds": None if trained is None else round(trained.seconds),
         "wall_seconds": round(wall),
-        "training": row.training, "energy": row.energy, "teacher": row.teacher, "plan_by": row.plan_by,
+        "training": row.training, "energy": row.energy, "teacher": row.teacher,
         "sha256": hashlib.sha256(written.read_bytes()).hexdigest(),
         "plan": {d.name: [d.scheme, *(d.rank or ())] for d in report.layers if d.scheme},
     }  # fmt: skip
