@@ -207,7 +207,7 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
 
     from trp_onnx.data import Preprocessing
     from trp_onnx.layers import find_layers
-    from trp_onnx.planning import make_plan
+    from trp_onnx.planning import Planner
     from trp_onnx.training import TrainingOptions, loop
     from trp_onnx.training.batches import DataSource
     from trp_onnx.training.communicator import connect
@@ -225,7 +225,7 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     projection = Projection()
     if order.get("project"):
         layers = find_layers(model)
-        chosen = make_plan(layers, macs=0.4, scheme="spatial", align=1).chosen
+        chosen = Planner(layers, scheme="spatial").plan(macs=0.4).chosen
         total = sum(layer.macs or 0 for layer in layers)
         projection = Projection(tuple(targets_of(layers, chosen)), every=20, budget=0.4, total_macs=total)
     folder = Path(tempfile.mkdtemp())

@@ -1,7 +1,10 @@
 """Carry out a plan: each layer that has a scheme becomes a chain of layers of the same operator.
 
-Bias, alpha and beta go to the last factor. The factors take their names from the layer (`conv1` ->
-`conv1/v`, `conv1/h`), and the last one keeps the layer's output.
+Bias, alpha and beta go to the last factor. With the moments of what flows into a layer, its factors keep the
+outputs instead of the weight, and its bias takes up what they change in the mean: b' = b + (W - W') E[x].
+
+The factors take their names from the layer (`conv1` -> `conv1/v`, `conv1/h`), and the last one keeps the
+layer's output.
 """
 
 from __future__ import annotations
@@ -11,11 +14,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.constants import Constant, resolve_constant
 from trp_onnx.layers import Layer
+from trp_onnx.linalg import Array
+from trp_onnx.moments import Moments
 from trp_onnx.schemes import SCHEMES, Rank, Scheme
 
 Keep = Callable[[str, np.ndarray, ir.DataType], ir.TensorProtocol]
 """Makes a tensor of a name, an array and a type: in memory or on disk."""
+
+Split = Callable[[Layer, Scheme, Rank], Sequence[Array]]
+"""The weights of the factors, (G, out, in, *kernel) each."""
 
 _GEMM_OPTIONAL_C = 11
 
@@ -28,6 +37,8 @@ class FactorisePass(ir.passes.InPlacePass):
         layers: Sequence[Layer],
         chosen: Mapping[str, tuple[str, Rank]],
         keep: Keep | None = None,
+        moments: Mapping[str, Moments] | None = None,
+        split: Split | None = None,
         progress: Callable[[Sequence[Layer]], Iterable[Layer]] | None = None,
     ) -> None:
         """Say what to do.
@@ -36,12 +47,17 @@ class FactorisePass(ir.passes.InPlacePass):
             layers: From `find_layers`, of the same model.
             chosen: Scheme name and rank, by layer name; layers without an entry stay.
             keep: How to store the factors; in memory by default.
+            moments: Of what flows into the layers, by name; layers that have none go by their weight.
+            split: Where the factors of a layer come from instead of its weight, for graphs whose values do not
+                matter.
             progress: Wraps the list of layers to factorise, to show a bar.
         """
         super().__init__()
         self.layers = [layer for layer in layers if layer.name in chosen]
         self.chosen = chosen
         self.keep = keep or (lambda name, array, dtype: ir.tensor(array.astype(dtype.numpy()), name=name))
+        self.moments = moments or {}
+        self.split = split
         self.progress = progress or (lambda layers: layers)
         self._taken: set[str | None] = set()
 
@@ -51,27 +67,40 @@ class FactorisePass(ir.passes.InPlacePass):
             value.name for node in ir.traversal.RecursiveGraphIterator(model.graph) for value in node.outputs
         }
         self._taken.update(model.graph.initializers)
-        shared: dict[object, list[ir.Value]] = {}
+        shared: dict[object, tuple[list[ir.Value], Array | None]] = {}
         for layer in self.progress(self.layers):
             name, rank = self.chosen[layer.name]
             scheme = SCHEMES[name]
             key = (layer.key, name, rank)
             if key not in shared:
                 shared[key] = self._weights(model, layer, scheme, rank)
-            self._rewrite(model, layer, scheme, shared[key])
+            self._rewrite(model, layer, scheme, *shared[key])
         return ir.passes.PassResult(model, modified=bool(self.layers))
 
-    def _weights(self, model: ir.Model, layer: Layer, scheme: Scheme, rank: Rank) -> list[ir.Value]:
+    def _weights(
+        self, model: ir.Model, layer: Layer, scheme: Scheme, rank: Rank
+    ) -> tuple[list[ir.Value], Array | None]:
+        """The factors, and what they take from the mean of the outputs, (G N,)."""
         assert layer.layout is not None and layer.constant is not None
-        return [
+        moments, shift = self.moments.get(layer.name), None
+        if self.split is not None:
+            factors = self.split(layer, scheme, rank)
+        elif moments is None:
+            factors = scheme.split(layer.weight(), rank)
+        else:
+            weight, centred = layer.weight(), corrects_bias(layer)
+            factors = scheme.split(weight, rank, moments.moment(centred=centred))
+            shift = mean_error(weight - scheme.merge(factors), moments) if centred else None
+        values = [
             self._initializer(
                 model,
                 f"{layer.name}/{part}.weight",
                 layer.layout.from_canonical(factor),
                 layer.constant.dtype,
             )
-            for part, factor in zip(scheme.parts, scheme.split(layer.weight(), rank), strict=True)
+            for part, factor in zip(scheme.parts, factors, strict=True)
         ]
+        return values, shift
 
     def _initializer(self, model: ir.Model, name: str, array: np.ndarray, dtype: ir.DataType | None) -> ir.Value:
         assert dtype is not None
@@ -94,7 +123,16 @@ class FactorisePass(ir.passes.InPlacePass):
         self._taken.add(name)
         return name
 
-    def _rewrite(self, model: ir.Model, layer: Layer, scheme: Scheme, weights: list[ir.Value]) -> None:
+    def _corrected(self, model: ir.Model, layer: Layer, shift: Array) -> ir.Value:
+        """The layer's bias, with the shift added."""
+        assert layer.constant is not None
+        bias = bias_of(layer)
+        corrected = shift if bias is None else bias.array().astype(np.float64).reshape(-1) + shift
+        return self._initializer(model, f"{layer.name}/bias", corrected, layer.constant.dtype)
+
+    def _rewrite(
+        self, model: ir.Model, layer: Layer, scheme: Scheme, weights: list[ir.Value], shift: Array | None
+    ) -> None:  # fmt: skip
         node, graph = layer.node, layer.node.graph
         assert graph is not None and layer.layout is not None and layer.geometry is not None
         place = scheme.place(layer.geometry.kernel, transposed=layer.geometry.transposed)
@@ -108,7 +146,7 @@ class FactorisePass(ir.passes.InPlacePass):
                 attributes = _product_attributes(layer, part, last)
                 inputs = [weight, flow] if layer.layout.on_left else [flow, weight]
             if part == last:
-                inputs += node.inputs[2:3]
+                inputs += node.inputs[2:3] if shift is None else [self._corrected(model, layer, shift)]
             elif layer.op == "Gemm" and model.opset_imports.get("", 0) < _GEMM_OPTIONAL_C:
                 inputs.append(
                     self._initializer(model, f"{layer.name}/{scheme.parts[part]}.bias", np.zeros(1), weight.dtype)
@@ -128,6 +166,32 @@ class FactorisePass(ir.passes.InPlacePass):
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         new.name, new.shape, new.type = name_of_output, shape, type_
+
+
+def bias_of(layer: Layer) -> Constant | None:
+    """The bias of a Conv or Gemm, where it is constant."""
+    inputs = layer.node.inputs
+    found = resolve_constant(inputs[2] if len(inputs) > 2 else None, layer.constant.opset if layer.constant else 0)
+    return found if isinstance(found, Constant) else None
+
+
+def corrects_bias(layer: Layer) -> bool:
+    """Whether a layer has a bias to take up a change of the mean, or can be given one."""
+    node = layer.node
+    if layer.op == "Conv":
+        return len(node.inputs) < 3 or node.inputs[2] is None or bias_of(layer) is not None
+    if layer.op != "Gemm" or layer.layout is None or layer.layout.on_left or layer.geometry is None:
+        return False
+    if any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):
+        return False
+    bias = bias_of(layer)
+    return bias is not None and bias.array().shape in ((layer.geometry.out_channels,), (1, layer.geometry.out_channels))
+
+
+def mean_error(error: Array, moments: Moments) -> Array:
+    """What an error of the weight takes from the mean of the outputs: (G, N, C, *k) -> (G N,)."""
+    groups, n = error.shape[:2]
+    return np.asarray(error.reshape(groups, n, -1) @ moments.mean[:, :, None]).reshape(-1)
 
 
 def _conv_attributes(layer: Layer, place: tuple[int, ...], part: int) -> list[ir.Attr]:

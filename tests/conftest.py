@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ def shared_data() -> Path | None:
     """The measuring data beside the checkout, or wherever TRP_ONNX_DATA points; None where absent."""
     candidates = [os.environ.get("TRP_ONNX_DATA"), REPO.parent / "shared" / "data"]
     return next((Path(c) for c in candidates if c and Path(c).is_dir()), None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measurements of tests stay out of the user's cache, those of the commands that they start as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRP_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

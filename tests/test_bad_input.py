@@ -213,7 +213,7 @@ def test_an_npz_with_pickled_objects(tmp_path: Path, net: Path) -> None:
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3, 4, 10], [0, 1, 2, 3, 4, -1]])
 def test_labels_out_of_range(tmp_path: Path, net: Path, labels: list[int]) -> None:
     data = save_npz(tmp_path / "d.npz", x=IMAGES, y=np.array(labels))
-    message = refused(tmp_path, net, 1, "--macs", 0.6, "--data", data)
+    message = refused(tmp_path, net, 1, "--macs", 0.6, "--test", data)
     assert f"label {labels[-1]}, but the model has 10 classes" in message
 
 

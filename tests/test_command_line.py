@@ -134,7 +134,7 @@ def test_evaluate_counts_what_the_written_file_gets_right(net: Path, tmp_path: P
         tmp_path / "o.onnx",
         macs=0.7,
         align=1,
-        data=tmp_path / "d.npz",
+        test=tmp_path / "d.npz",
         preprocessing=trp_onnx.Preprocessing(**options),
     )
     document = report.to_dict()["accuracy"]
@@ -199,7 +199,8 @@ def test_demo_trains_compresses_and_measures(tmp_path: Path) -> None:
     assert report["macs"]["ratio"] <= 0.12
     assert f"{report['accuracy']['after']:.2%}" in text
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [
-        "digits-direct.onnx", "digits-small.onnx", "digits-test.npz", "digits-train.npz", "digits.onnx", "report.json",
+        "digits-direct.onnx", "digits-small.onnx", "digits-test.npz", "digits-train.npz", "digits.onnx", "plan.toml",
+        "report.json",
     ]  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def test_planning_by_outputs_needs_data(tmp_path: Path) -> None:
     net = conv_net(tmp_path / "net.onnx")
     with pytest.raises(UsageError, match="need data"):
         trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, plan_by="outputs")
-    with pytest.raises(UsageError, match="weights or outputs"):
+    with pytest.raises(UsageError, match="auto, weights or outputs"):
         trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, plan_by="feeling")
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trp_onnx.demonstration import demo
     from trp_onnx.diagnosis import Diagnosis, doctor
     from trp_onnx.inspection import Inspection, inspect
-    from trp_onnx.latency import Bench, bench
+    from trp_onnx.latency import Bench, LatencyTable, bench, profile
     from trp_onnx.planning import Decision, LayerRule
     from trp_onnx.report import Report
     from trp_onnx.training import TrainingOptions
@@ -42,6 +42,7 @@ _HOMES = {
     "Decision": "planning",
     "Diagnosis": "diagnosis",
     "Inspection": "inspection",
+    "LatencyTable": "latency",
     "LayerRule": "planning",
     "Preprocessing": "data",
     "Report": "report",
@@ -53,6 +54,7 @@ _HOMES = {
     "evaluate": "accuracy",
     "inspect": "inspection",
     "open_data": "data",
+    "profile": "latency",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "Decision",
     "Diagnosis",
     "Inspection",
+    "LatencyTable",
     "LayerRule",
     "ModelError",
     "OutputError",
@@ -82,6 +85,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "open_data",
+    "profile",
 ]
 
 

@@ -127,7 +127,7 @@ def _data_options(required: bool) -> Callable[[F], F]:
 
         data_help = (
             "Samples: an .npz (x, y), a folder of images with one subfolder a class, CIFAR-10's files, or "
-            "pkg.module:function to train on. Measures the accuracy of both files; with --train, trains."
+            "pkg.module:function to train on. compress fits ranks and factors to them, without labels, or trains."
         )
         layouts, colors = click.Choice(["nchw", "nhwc"]), click.Choice(["rgb", "bgr"])
         options = (
@@ -247,6 +247,10 @@ def main() -> None:
 @click.option(
     "--energy", type=float, metavar="E", help="Discard at most this part of each layer's squared singular values."
 )
+@click.option("--speedup", type=float, metavar="S", help="Make it S times as fast, by measured times of its layers.")
+@click.option(
+    "--max-drop", type=float, metavar="P", help="As fast as can be at P points less accuracy, held out of --data."
+)
 @click.option("--vbmf", is_flag=True, help="Ranks by variational Bayesian matrix factorisation.")
 @click.option("--config", type=_FILE, metavar="TOML", help="Per-layer map; goes before the rule above.")
 @click.option("--scheme", type=click.Choice(_SCHEMES), default="auto", show_default=True, help="How layers are split.")
@@ -259,17 +263,19 @@ def main() -> None:
 )
 @click.option(
     "--plan-by",
-    type=click.Choice(["weights", "outputs"]),
-    default="weights",
+    type=click.Choice(["auto", "weights", "outputs"]),
+    default="auto",
     show_default=True,
-    help="What --macs makes least: weight errors, or what they do to the outputs, measured on --data.",
+    help="What a budget makes least: layer errors, or what they do to the outputs, measured on --data.",
 )
+@click.option("--latency-table", type=_FILE, metavar="JSON", help="From trp-onnx profile; measured here otherwise.")
+@click.option("--threads", type=int, default=1, show_default=True, help="Intra-op threads the speed-up is meant for.")
 @click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to verify on, one array a name; generated otherwise.")
 @_data_options(required=False)
 @click.option("--test", type=_FILE, help="Labelled samples to measure both files on, once, at the end.")
 @_training_options
 @_model_options
-@click.option("--report", "report_dir", type=_FILE, metavar="DIR", help="Write report.json there.")
+@click.option("--report", "report_dir", type=_FILE, metavar="DIR", help="Write report.json and plan.toml there.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary, not every layer.")
 def compress(
     model: Path,
@@ -408,6 +414,38 @@ def bench(
             console.print(table)
         for note in result.notes:
             console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+
+
+@main.command()
+@click.argument("model", type=_FILE)
+@click.option("-o", "--output", "out", type=_FILE, required=True, help="Where the table goes.")
+@click.option("--scheme", type=click.Choice(_SCHEMES), default="auto", show_default=True, help="Which schemes to time.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Intra-op threads.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu, xnnpack, nnapi, coreml, qnn or openvino.")
+@click.option("--no-simplify", is_flag=True, help="Do not run onnx-simplifier first, as in compress.")
+@click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
+              help="Size of an input with dynamic dimensions; may be repeated.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Do not print the table.")
+def profile(
+    model: Path,
+    out: Path,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    no_simplify: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Time the layers of MODEL, dense and factorised, so that compress --latency-table can plan for this machine."""
+    with _command():
+        from trp_onnx.latency import profile as run
+        from trp_onnx.latency import save_table
+
+        table = run(model, input_shapes=dict(input_shapes), simplify=not no_simplify, **options)
+        save_table(table, out)
+    if not quiet:
+        from trp_onnx.report import latency_tables
+
+        for part in latency_tables(table):
+            _consoles()[0].print(part)
 
 
 @main.command("setup-training")

@@ -1,4 +1,4 @@
-"""The main job: open -> normalise -> find layers -> plan -> (train) -> factorise -> verify -> save -> report."""
+"""The main job: open -> normalise -> find layers -> plan -> (train) -> factorise -> save -> verify -> report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +17,25 @@ import onnx_ir as ir
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
 from trp_onnx.errors import DataError, OutputError, UsageError
+from trp_onnx.latency.profiling import measure_table
+from trp_onnx.latency.realised import realise
+from trp_onnx.latency.table import read_table
 from trp_onnx.layers import find_layers
 from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
+from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
 from trp_onnx.planning import (
+    Candidate,
+    Evidence,
     LayerRule,
     Plan,
+    Planner,
+    check_rule,
     choose_schemes,
-    make_plan,
+    fastest_within,
     measure_damage,
+    plan_to_toml,
     read_rules,
     resolve_alignment,
 )
@@ -40,8 +50,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PLAN_SAMPLES = 256
-"""Samples of the data on which damage is measured."""
+SAMPLES = 512
+"""Samples of the data that factors are fitted to."""
+
+DAMAGE_SAMPLES = 64
+"""Samples of those on which damage is measured."""
+
+JUDGING_SAMPLES, LEAST_JUDGING = 2000, 100
+"""Labelled samples of the data, at most and at least, that are held out to choose among candidates."""
 
 VERIFY_SAMPLES = 16
 """Samples of the data on which outputs are compared, when there is data."""
@@ -54,10 +70,14 @@ def compress(
     energy: float | None = None,
     macs: float | None = None,
     vbmf: bool = False,
+    speedup: float | None = None,
+    max_drop: float | None = None,
     config: str | PathLike[str] | Sequence[LayerRule] | None = None,
     scheme: str = "auto",
     align: int | str = "auto",
-    plan_by: str = "weights",
+    plan_by: str = "auto",
+    latency_table: str | PathLike[str] | None = None,
+    threads: int = 1,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: str | PathLike[str] | None = None,
     data: str | PathLike[str] | Dataset | None = None,
@@ -72,8 +92,9 @@ def compress(
 ) -> Report:
     """Factorise the layers of an ONNX file and write the result, verified, to another.
 
-    With `train`, the network is first trained on `data` with projection (Trained Rank Pruning), so that
-    factorisation costs next to no accuracy.
+    With `data`, factors keep the outputs of their layers on those samples instead of the weights. With `train`,
+    the network is first trained on `data` with projection (Trained Rank Pruning), so that factorisation costs
+    next to no accuracy.
 
     Nothing appears at `out` before the written file has been opened again, checked and run beside the
     original; the input is never modified.
@@ -81,21 +102,29 @@ def compress(
     Args:
         model: The trained network.
         out: Where the compressed one goes; weights of a large model into `<out>.data` beside it.
-        energy: Discard at most this part of each layer's squared singular values.
+        energy: Discard at most this part of each layer's energy: of its squared singular values, or, with
+            `data`, of its outputs.
         macs: Keep at most this part of the network's MACs.
         vbmf: Take ranks from variational Bayes.
+        speedup: Make the network this many times as fast, by a latency table, at the least damage.
+        max_drop: As fast as can be at so many points less of top-1 accuracy, on labelled samples of `data`
+            that are held out for it.
         config: The per-layer map, a TOML file (see `planning.rules`) or rules.
         scheme: "auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2" or "svd".
-        align: Ranks are multiples of this many channels; "auto" takes the SIMD block of this CPU.
-        plan_by: What a budget's allocation makes least: relative errors of "weights", or their damage to the
-            "outputs", measured on samples of `data` (labels are not looked at).
+        align: Ranks are multiples of this many channels; "auto" takes the step of the latency table, or the SIMD
+            block of this CPU.
+        plan_by: What a budget's allocation makes least: relative errors ("weights"), or the damage they do to the
+            "outputs", measured on samples of `data` (labels are not looked at); "auto" is outputs where there
+            is data that nothing is trained on.
+        latency_table: A table that `profile` wrote, here or on another machine; measured here where not given.
+        threads: Intra-op threads that the speed-up is meant for.
         input_shapes: Shapes for inputs with dynamic sizes, by name. A symbolic batch counts as 1.
         inputs: An `.npz` with one array for each input, to verify on; generated otherwise.
-        data: Samples to train on, or the name of a function, "pkg.module:function", see `training.batches`; a
-            part of them is held out to choose the best weights. Without `train` they only measure, like `test`.
+        data: Samples to fit ranks and factors to, labels not needed; with `train`, samples to train on, or the name
+            of a function, "pkg.module:function", see `training.batches`, and a part of them is held out.
         preprocessing: How samples become inputs.
         simplify: Whether to run onnx-simplifier first.
-        report_dir: Where `report.json` goes; made if it does not exist.
+        report_dir: Where `report.json` and `plan.toml` go; made if it does not exist.
         train: How to train; no training where not given.
         test: Labelled samples, on which the accuracy of both files is measured once, at the end.
         teacher: Another ONNX file whose outputs are the ones to learn; the model itself otherwise.
@@ -107,7 +136,7 @@ def compress(
 
     Raises:
         ModelError: The model cannot be read, run or factorised.
-        DataError: The data cannot be read or does not fit.
+        DataError: The data or the latency table cannot be read or does not fit.
         OutputError: The result cannot be written.
         VerificationError: The written file failed its check; it was removed.
         UsageError: The options contradict each other or the model.
@@ -117,17 +146,20 @@ def compress(
     source, out = Path(model), Path(out)
     clock = _Clock()
     rules = () if config is None else read_rules(Path(config)) if isinstance(config, (str, PathLike)) else config
-    step = resolve_alignment(align)
-    if plan_by not in ("weights", "outputs"):
-        raise UsageError(f"--plan-by is weights or outputs, not '{plan_by}'")
-    learns = train is not None or plan_by == "outputs"
-    if learns and data is None:
-        raise UsageError("training and planning by outputs need data: give --data")
-    measured = test if test is not None or learns else data
-    dataset = open_data(Path(measured), preprocessing) if isinstance(measured, (str, PathLike)) else measured
+    check_rule(
+        energy=energy, macs=macs, vbmf=vbmf, speedup=speedup, max_drop=max_drop, mapped=bool(rules), scheme=scheme
+    )
+    _check_usage(plan_by, data is not None, train is not None, max_drop is not None, threads)
+    block = resolve_alignment(align)
+    timed = speedup is not None or max_drop is not None or latency_table is not None
+    table = None if latency_table is None else read_table(Path(latency_table))
+    samples = _Samples(data, preprocessing, max_drop is not None) if data is not None and train is None else None
+    tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
 
     original = open_model(source)
-    feeds, verified_on = _feeds(original, input_shapes, inputs, dataset)
+    feeds, verified_on = _feeds(
+        original, input_shapes, inputs, tested or (samples.dataset if samples is not None else None)
+    )
     with ExitStack() as stack:
         staging = stack.enter_context(Staging(out, source, original))
         session = None
@@ -148,26 +180,59 @@ def compress(
         layers = find_layers(normal, input_shapes)
         clock.lap("normalise")
 
+        if timed and table is None:
+            named = scheme if all(rule.scheme is None for rule in rules) else "auto"
+            one = feeds_for(normal, input_shapes)
+            table = measure_table(normal, layers, one, scheme=named, threads=threads)
+        if table is not None:
+            table.check(layers)
+            block = table.step if align == "auto" else block
+            clock.lap("time")
+        evidence = Evidence(table=table)
+        by_outputs = plan_by == "outputs" or (plan_by == "auto" and samples is not None and not (vbmf or energy))
+        if samples is not None:
+            x = samples.fitting(original)
+            moments = collect_moments(normal, layers, x, progress=lambda batches: track(batches, "moments"))
+            evidence = replace(evidence, moments=moments)
+            clock.lap("moments")
+        if by_outputs and session is not None:
+            x = session.samples(DAMAGE_SAMPLES)
+        if by_outputs:
+            damage = measure_damage(
+                normal,
+                layers,
+                x[:DAMAGE_SAMPLES],
+                scheme,
+                evidence.moments,
+                progress=lambda groups: track(groups, "damage"),
+            )
+            evidence = replace(evidence, damage=damage)
+            clock.lap("damage")
+
         finds_ranks = session is not None and session.finds_ranks(energy, macs)
+        candidates: tuple[Candidate, ...] = ()
         if finds_ranks:
             chosen, kept = choose_schemes(layers, rules, scheme), {}
         else:
-            damage = None
-            if plan_by == "outputs" and data is not None:
-                x = session.samples(PLAN_SAMPLES) if session is not None else _samples(original, data, preprocessing)
-                damage = measure_damage(normal, layers, x, scheme, progress=lambda groups: track(groups, "damage"))
-            plan = make_plan(
-                layers, energy=energy, macs=macs, vbmf=vbmf, rules=rules, scheme=scheme, align=step, damage=damage,
+            planner = Planner(
+                layers, rules=rules, scheme=scheme, align=block, evidence=evidence,
                 progress=lambda groups: track(groups, "spectra"),
             )  # fmt: skip
+            if max_drop is not None and samples is not None:
+                plan, candidates = _search(planner, max_drop, source, normal, input_shapes, samples, staging.folder)
+            else:
+                plan = planner.plan(energy=energy, macs=macs, vbmf=vbmf, speedup=speedup)
             chosen, kept = plan.chosen, {decision.name: decision.reason for decision in plan.decisions}
         clock.lap("plan")
 
         if session is not None:
-            layers, plan = session.train(normal, layers, chosen, kept, energy=energy, budget=macs, align=step)
+            layers, plan = session.train(normal, layers, chosen, kept, energy=energy, budget=macs, align=block)
             clock.lap("train")
 
-        FactorisePass(layers, plan.chosen, staging.keep, lambda layers: track(layers, "factorising"))(normal)
+        FactorisePass(
+            layers, plan.chosen, staging.keep, evidence.moments,
+            progress=lambda layers: track(layers, "factorising"),
+        )(normal)  # fmt: skip
         if session is not None:
             session.finetune(normal)
             FoldBatchNormPass()(normal)
@@ -180,8 +245,10 @@ def compress(
         written, errors = verify(staging.path, source, original, feeds, expected)
         clock.lap("verify")
 
-        accuracy = _accuracy(source, staging.path, dataset)
+        accuracy = _accuracy(source, staging.path, tested)
         clock.lap("evaluate")
+        latency = None if table is None else realise(table, plan.speedup, source, staging.path, input_shapes)
+        clock.lap("bench")
         trained = session.summary(staging.path) if session is not None else None
         report = Report(
             model=str(source),
@@ -194,7 +261,9 @@ def compress(
             layers=plan.decisions,
             accuracy_before=accuracy[0] if accuracy else None,
             accuracy_after=accuracy[1] if accuracy else None,
-            align=step,
+            align=block,
+            latency=latency,
+            candidates=candidates,
             trained=trained,
             notes=(*notes, *(trained.notes() if trained is not None else ()), *plan.notes, *_notes_on_ends(plan)),
             seconds=clock.laps,
@@ -208,14 +277,64 @@ def compress(
     return report
 
 
-def _samples(
-    model: ir.Model, data: str | PathLike[str] | Dataset, preprocessing: Preprocessing | None
-) -> np.ndarray:  # fmt: skip
-    """Samples to plan on, in the type that the model takes: (b, ...)."""
-    dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
-    count = min(PLAN_SAMPLES, len(dataset))
-    (x,) = as_feed(model, dataset.take(np.random.default_rng(0).permutation(len(dataset))[:count])[0]).values()
-    return np.ascontiguousarray(x)
+def _check_usage(plan_by: str, data: bool, train: bool, max_drop: bool, threads: int) -> None:
+    if plan_by not in ("auto", "weights", "outputs"):
+        raise UsageError(f"--plan-by is auto, weights or outputs, not '{plan_by}'")
+    if threads < 1:
+        raise UsageError(f"--threads is a whole number from 1, not {threads}")
+    if (train or max_drop or plan_by == "outputs") and not data:
+        raise UsageError("training, --max-drop and planning by outputs need data: give --data")
+    if train and max_drop:
+        raise UsageError("--max-drop chooses among plans that need no training; with --train give --speedup or --macs")
+
+
+class _Samples:
+    """The data that ranks and factors are fitted to; what is left of it judges candidates where there are any."""
+
+    def __init__(self, data: str | PathLike[str] | Dataset, preprocessing: Preprocessing | None, judges: bool) -> None:
+        self.dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
+        order = np.random.default_rng(0).permutation(len(self.dataset))
+        held_out = 0
+        if judges:
+            if self.dataset.labels is None:
+                raise DataError(f"'{self.dataset.source}' has no labels: --max-drop cannot measure accuracy on it")
+            held_out = min(JUDGING_SAMPLES, len(order) // 2)
+            if held_out < LEAST_JUDGING:
+                raise DataError(
+                    f"'{self.dataset.source}' has {len(order)} samples: --max-drop holds half of them out to measure "
+                    f"accuracy, which {2 * LEAST_JUDGING} make meaningful at the least"
+                )
+        self.judging = self.dataset.subset(order[:held_out])
+        self._fitting = order[held_out : held_out + SAMPLES]
+
+    def fitting(self, model: ir.Model) -> np.ndarray:
+        """Samples to fit to, in the type that the model takes: (b, ...)."""
+        (x,) = as_feed(model, self.dataset.take(self._fitting)[0]).values()
+        return np.ascontiguousarray(x)
+
+
+def _search(
+    planner: Planner,
+    max_drop: float,
+    source: Path,
+    normal: ir.Model,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    samples: _Samples,
+    folder: Path,
+) -> tuple[Plan, tuple[Candidate, ...]]:
+    """The fastest plan within a drop, each candidate written out and run on the held-out samples."""
+
+    def accuracy(plan: Plan) -> Accuracy:
+        copy, path = normal.clone(), folder / "candidate.onnx"
+        FactorisePass(find_layers(copy, input_shapes), plan.chosen, moments=planner.evidence.moments)(copy)
+        CleanUpPass()(copy)
+        ir.save(copy, path, format="protobuf")
+        try:
+            return evaluate(path, samples.judging)
+        finally:
+            path.unlink()
+
+    return fastest_within(planner, max_drop, evaluate(source, samples.judging), accuracy)
 
 
 class _Clock:
@@ -284,3 +403,4 @@ def _write_report(folder: Path, report: Report) -> None:
     except OSError as error:
         raise OutputError(f"cannot make the report folder '{folder}': {error.strerror}") from error
     write_text(folder / "report.json", report.to_json())
+    write_text(folder / "plan.toml", plan_to_toml(report.layers))

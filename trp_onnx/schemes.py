@@ -20,6 +20,9 @@ Spatial and channel are TRP2 and TRP1 of arXiv 1812.02402 (after Jaderberg et al
 unfolding's spectrum. For Tucker-2 with orthonormal bases it is the energy outside the core's leading
 (r_in, r_out) block, so one full core gives the error at every pair of ranks.
 
+Errors and factors are those of the weight, or, given the second moment of the layer's inputs, those of its
+outputs (see `regression`). The moment of a patch is `(G, D, D)`, D = C times the kernel, in the order of W.
+
 Convolution acts axis by axis, so each factor takes stride, dilation and padding of the axes it carries
 and leaves the others alone: exact at full rank for any geometry. In a transposed convolution the same
 holds with the order of sizes reversed. An axis of kernel 1 goes to the end where its stride makes the
@@ -36,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from trp_onnx import linalg
+from trp_onnx import linalg, regression
 from trp_onnx.linalg import Array
 
 Rank = tuple[int, ...]
@@ -118,12 +121,20 @@ class Scheme(ABC):
         """The inverse: `fold(unfold(W)[i], W.shape, i)` is W."""
 
     @abstractmethod
-    def errors(self, weight: Array) -> Array:
-        """Relative squared weight error at every rank: `errors(W)[rank]`, 1 at rank 0, 0 at full rank."""
+    def errors(self, weight: Array, moment: Array | None = None) -> Array:
+        """Relative squared error at every rank: `errors(W)[rank]`, 1 at rank 0, 0 at full rank."""
 
     @abstractmethod
-    def split(self, weight: Array, rank: Rank) -> tuple[Array, ...]:
+    def split(self, weight: Array, rank: Rank, moment: Array | None = None) -> tuple[Array, ...]:
         """W (G, N, C, *k) -> the factors' weights, each (G, out, in, *its kernel), in running order."""
+
+    def merge(self, factors: Sequence[Array]) -> Array:
+        """The one weight (G, N, C, *k) that the factors stand for."""
+        # On every kernel axis one of two factors is 1 wide, so a product of matrices at each tap does it.
+        merged, *rest = [np.moveaxis(factor, (1, 2), (-2, -1)) for factor in factors]
+        for factor in rest:
+            merged = factor @ merged
+        return np.moveaxis(merged, (-2, -1), (1, 2))
 
     def full_rank(self, geometry: Geometry) -> Rank:
         """The largest rank on each mode."""
@@ -145,6 +156,15 @@ class Scheme(ABC):
             widths[f] * widths[f + 1] * prod(k for k, p in zip(geometry.kernel, place, strict=True) if p == f)
             for f in range(len(widths) - 1)
         )
+
+    def shapes(self, geometry: Geometry, rank: Rank) -> list[tuple[int, ...]]:
+        """Shapes of the factors' weights, (G, out, in, *kernel), in running order."""
+        place = self.place(geometry.kernel)
+        widths = (geometry.in_channels, *rank, geometry.out_channels)
+        return [
+            (geometry.groups, widths[f + 1], widths[f], *_unit(geometry.kernel, place, f))
+            for f in range(len(widths) - 1)
+        ]
 
     def vbmf_rank(self, weight: Array) -> Rank:
         """The rank that variational Bayes finds in each unfolding, at least 1."""
@@ -196,16 +216,36 @@ class PairScheme(Scheme):
         order, _ = self._order(shape[3:])
         return matrix.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
 
-    def errors(self, weight: Array) -> Array:  # noqa: D102
+    def errors(self, weight: Array, moment: Array | None = None) -> Array:  # noqa: D102
+        if moment is not None:
+            return regression.pair_errors(*self._arranged(weight, moment))
         return linalg.relative_tail(linalg.singular_values(self.unfold(weight)[0]))
 
-    def split(self, weight: Array, rank: Rank) -> tuple[Array, ...]:  # noqa: D102
+    def split(self, weight: Array, rank: Rank, moment: Array | None = None) -> tuple[Array, ...]:  # noqa: D102
         groups, out_channels, in_channels, *kernel = weight.shape
         place = self.place(kernel)
+        shapes = (in_channels, *_unit(kernel, place, 0)), _unit(kernel, place, 1)
+        if moment is not None:
+            inner, outer = regression.fit_pair(*self._arranged(weight, moment), rank[0])
+            return inner.reshape(groups, rank[0], *shapes[0]), outer.reshape(groups, out_channels, rank[0], *shapes[1])
         left, right = linalg.factor_pair(self.unfold(weight)[0], rank[0])
-        first = np.swapaxes(left, 1, 2).reshape(groups, rank[0], in_channels, *_unit(kernel, place, 0))
-        second = np.swapaxes(right.reshape(groups, rank[0], out_channels, *_unit(kernel, place, 1)), 1, 2)
+        first = np.swapaxes(left, 1, 2).reshape(groups, rank[0], *shapes[0])
+        second = np.swapaxes(right.reshape(groups, rank[0], out_channels, *shapes[1]), 1, 2)
         return first, second
+
+    def _arranged(self, weight: Array, moment: Array) -> tuple[Array, Array]:
+        """W as (G, A, N, T) and the moment as (G, A, T, A, T), see `regression`."""
+        groups, n, c, *kernel = weight.shape
+        place = self.place(kernel)
+        first = [1 + axis for axis, p in enumerate(place) if p == 0]
+        second = [1 + axis for axis, p in enumerate(place) if p == 1]
+        places = np.arange(c * prod(kernel)).reshape(c, *kernel).transpose(0, *first, *second)
+        taps = prod(places.shape[1 + len(first) :])
+        places = places.reshape(-1)
+        flat = weight.reshape(groups, n, -1)[:, :, places].reshape(groups, n, -1, taps)
+        size = flat.shape[2]
+        arranged = moment[:, places[:, None], places].reshape(groups, size, taps, size, taps)
+        return flat.transpose(0, 2, 1, 3), arranged
 
 
 class Tucker2Scheme(Scheme):
@@ -245,7 +285,11 @@ class Tucker2Scheme(Scheme):
         core = np.swapaxes(basis_in, 1, 2)[:, None] @ core
         return basis_in, basis_out, core
 
-    def errors(self, weight: Array) -> Array:  # noqa: D102
+    def errors(self, weight: Array, moment: Array | None = None) -> Array:  # noqa: D102
+        if moment is not None:
+            # What either projection leaves, as if they were independent: there is no cheap exact figure.
+            by_input, by_output = (SCHEMES[name].errors(weight, moment) for name in _TUCKER_SIDES)
+            return 1.0 - (1.0 - by_input)[:, None] * (1.0 - by_output)
         n, c, *kernel = weight.shape[1:]
         taps = prod(kernel)
         _, _, core = self._bases(weight, (min(c, n * taps), min(n, c * taps)))
@@ -255,7 +299,9 @@ class Tucker2Scheme(Scheme):
         total = kept[-1, -1]
         return np.maximum(0.0, 1.0 - kept / total) if total > 0 else np.zeros_like(kept)
 
-    def split(self, weight: Array, rank: Rank) -> tuple[Array, ...]:  # noqa: D102
+    def split(self, weight: Array, rank: Rank, moment: Array | None = None) -> tuple[Array, ...]:  # noqa: D102
+        if moment is not None:
+            return self._split_by_outputs(weight, rank, moment)
         groups, n, c, *kernel = weight.shape
         basis_in, basis_out, core = self._bases(weight, rank)
         # Share the core's scale with its neighbours, mode by mode: one range for all three factors.
@@ -269,6 +315,19 @@ class Tucker2Scheme(Scheme):
             core.reshape(groups, rank[1], rank[0], *kernel),
             (basis_out * scale_out[:, None, :]).reshape(groups, n, rank[1], *ones),
         )
+
+    def _split_by_outputs(self, weight: Array, rank: Rank, moment: Array) -> tuple[Array, ...]:
+        """Outputs first, exactly; then the inputs of what is left; then the last factor by regression."""
+        groups, n = weight.shape[:2]
+        by_input, by_output = (SCHEMES[name] for name in _TUCKER_SIDES)
+        reduced, _ = by_output.split(weight, (rank[1],), moment)
+        first, core = by_input.split(reduced, (rank[0],), moment)
+        inner = by_input.merge((first, core)).reshape(groups, rank[1], -1)
+        last = regression.regress_outputs(weight.reshape(groups, n, -1), moment, inner)
+        return first, core, last.reshape(groups, n, rank[1], *(1,) * (weight.ndim - 3))
+
+
+_TUCKER_SIDES = ("channel-mirror", "channel")
 
 
 def _root_norm(core: Array, axes: tuple[int, int]) -> Array:

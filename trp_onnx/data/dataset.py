@@ -10,7 +10,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def subset(self, indices: np.ndarray) -> Dataset:
+        """Chosen samples as a data set of their own; indices (b,)."""
+        chosen = tuple(self.samples[i] for i in indices) if isinstance(self.samples, tuple) else self.samples[indices]
+        return replace(self, samples=chosen, labels=None if self.labels is None else self.labels[indices])
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Preprocessed samples and their labels, in order, the last batch as small as it must be.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -115,7 +115,8 @@ def bench(
         ran: dict[str, int] = {}
         for node in nodes:
             ran[node.provider] = ran.get(node.provider, 0) + 1
-        contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(path, nodes)))
+        graph = open_model(path).graph if path.suffix != ".ort" else ()
+        contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(graph, nodes)))
     notes = []
     if len(onnx_files) not in (0, len(paths)):
         notes.append(
@@ -128,16 +129,15 @@ def bench(
     return Bench(tuple(contenders), timing.rounds, threads, provider, shapes, tuple(notes))
 
 
-def layer_milliseconds(path: Path, nodes: Sequence[NodeTime]) -> dict[str, float]:
+def layer_milliseconds(graph: Iterable[ir.Node], nodes: Sequence[NodeTime]) -> dict[str, float]:
     """Time of each layer: nodes of the profile under the name of the layer that they are, or are a factor of.
 
     The runtime fuses an activation or an addition into the convolution before it and names the whole after the
     last output: a product under the name of something else is traced back to the layer it began with.
     """
     producer: dict[str, ir.Node] = {}
-    if path.suffix != ".ort":
-        for node in open_model(path).graph:
-            producer |= {value.name or "": node for value in node.outputs}
+    for node in graph:
+        producer |= {value.name or "": node for value in node.outputs}
     by_name = {_name(node): node for node in producer.values()}
     found: dict[str, float] = {}
     claimed: set[str] = set()

@@ -6,12 +6,14 @@ Here the session is asked what it got, and its profile which provider ran each n
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -68,11 +70,11 @@ def resolve_provider(name: str) -> str:
     return wanted
 
 
-def open_timed(path: Path, provider: str = "cpu", threads: int = 1, *, profile: str | None = None) -> Any:
+def open_timed(path: Path | bytes, provider: str = "cpu", threads: int = 1, *, profile: str | None = None) -> Any:
     """A session to time.
 
     Args:
-        path: `.onnx` or `.ort`.
+        path: `.onnx` or `.ort`, or a serialised model.
         provider: A name of `PROVIDERS`.
         threads: Intra-op threads; above one they sleep between runs instead of spinning, for a spinning pool
             takes the cores of every other session.
@@ -95,13 +97,14 @@ def open_timed(path: Path, provider: str = "cpu", threads: int = 1, *, profile: 
         options.enable_profiling = True
         options.profile_file_prefix = profile
     chain = [wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]]
+    source, name = (path, "the model") if isinstance(path, bytes) else (str(path), f"'{path}'")
     try:
-        session = ort.InferenceSession(str(path), options, providers=chain)
+        session = ort.InferenceSession(source, options, providers=chain)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"onnxruntime {ort.__version__} cannot load '{path}': {reason}") from error
+        raise ModelError(f"onnxruntime {ort.__version__} cannot load {name}: {reason}") from error
     if session.get_providers()[0] != wanted:
-        raise ModelError(f"'{path}' fell back from {provider} to {session.get_providers()[0]}")
+        raise ModelError(f"{name} fell back from {provider} to {session.get_providers()[0]}")
     return session
 
 
@@ -138,32 +141,85 @@ def bound_call(session: Any, feeds: Mapping[str, np.ndarray]) -> Callable[[], ob
     return call
 
 
-def node_times(path: Path, feeds: Mapping[str, np.ndarray], provider: str = "cpu", threads: int = 1) -> list[NodeTime]:
-    """Time and provider of each node, in running order, from the runtime's own profile.
+@dataclass(frozen=True)
+class Run:
+    """One run of a profiled session: its time, and its nodes in running order."""
+
+    seconds: float
+    nodes: tuple[NodeTime, ...]
+
+
+class Profiled:
+    """A session that notes the time of every node in every run; a context manager.
 
     Profiling costs 1 to 2.5 %: for shares, not for speed-ups.
+    """
+
+    def __init__(
+        self, model: Path | bytes, feeds: Mapping[str, np.ndarray], provider: str = "cpu", threads: int = 1
+    ) -> None:
+        """Open it; errors are those of `open_timed` and `bound_call`."""
+        self._folder = tempfile.TemporaryDirectory()
+        try:
+            prefix = os.path.join(self._folder.name, "p")  # noqa: PTH118
+            self._session = open_timed(model, provider, threads, profile=prefix)
+            self.run = bound_call(self._session, feeds)
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def runs(self) -> list[Run]:
+        """What was noted so far, run by run; ends the profile.
+
+        A duration is stored in whole microseconds, cut off: half of one is added.
+        """
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        whole = sorted((event["ts"], event["dur"]) for event in events if event.get("name") == "model_run")
+        starts = [start for start, _ in whole]
+        found: list[list[tuple[int, NodeTime]]] = [[] for _ in starts]
+        for event in events:
+            name = event.get("name", "")
+            if event.get("cat") == "Node" and name.endswith(_KERNEL):
+                arguments = event["args"]
+                node = NodeTime(
+                    name.removesuffix(_KERNEL), arguments.get("op_name", ""), arguments.get("provider", ""),
+                    (event["dur"] + 0.5) * 1e-6,
+                )  # fmt: skip
+                found[bisect.bisect_right(starts, event["ts"]) - 1].append((event["ts"], node))
+        return [
+            Run((duration + 0.5) * 1e-6, tuple(node for _, node in sorted(nodes, key=lambda pair: pair[0])))
+            for (_, duration), nodes in zip(whole, found, strict=True)
+        ]
+
+    def __enter__(self) -> Profiled:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = None
+        self._folder.cleanup()
+
+
+def node_times(path: Path, feeds: Mapping[str, np.ndarray], provider: str = "cpu", threads: int = 1) -> list[NodeTime]:
+    """Mean time and provider of each node, in running order, from the runtime's own profile.
 
     Raises:
         UsageError, ModelError: See `open_timed`; also when the provider ran no node at all.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_timed(path, provider, threads, profile=os.path.join(folder, "p"))  # noqa: PTH118
-        call = bound_call(session, feeds)
+    with Profiled(path, feeds, provider, threads) as session:
         for _ in range(_PROFILED_RUNS):
-            call()
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    total: dict[str, NodeTime] = {}
-    runs: dict[str, int] = {}
-    for event in events:
-        name = event.get("name", "")
-        if event.get("cat") != "Node" or not name.endswith(_KERNEL):
-            continue
-        node, arguments = name.removesuffix(_KERNEL), event["args"]
-        before = total.get(node)
-        seconds = event["dur"] * 1e-6 + (before.seconds if before else 0.0)
-        total[node] = NodeTime(node, arguments.get("op_name", ""), arguments.get("provider", ""), seconds)
-        runs[node] = runs.get(node, 0) + 1
-    found = [NodeTime(t.name, t.op, t.provider, t.seconds / runs[t.name]) for t in total.values()]
+            session.run()
+        runs = session.runs()
+    seconds: dict[str, list[float]] = {}
+    known: dict[str, NodeTime] = {}
+    for run in runs:
+        for node in run.nodes:
+            known.setdefault(node.name, node)
+            seconds.setdefault(node.name, []).append(node.seconds)
+    found = [
+        NodeTime(name, node.op, node.provider, sum(seconds[name]) / len(seconds[name])) for name, node in known.items()
+    ]
     if not any(node.provider == PROVIDERS[provider] for node in found):
         raise ModelError(f"'{path}': the execution provider {provider} took none of the nodes; they ran on the CPU")
     return found

@@ -1,10 +1,10 @@
-"""Ranks for a budget: one option a layer, the least total error within so many MACs.
+"""Ranks for a budget: one option a layer, the least total damage within so many MACs, or so much time.
 
-    minimise sum_l error_l(option_l)   subject to   sum_l macs_l(option_l) <= budget
+    minimise sum_l error_l(option_l)   subject to   sum_l cost_l(option_l) <= budget
 
 a multiple-choice knapsack. The Lagrangian dual
 
-    g(lam) = sum_l min_o (error_l(o) + lam macs_l(o)) - lam budget   <=   the optimum   for every lam >= 0
+    g(lam) = sum_l min_o (error_l(o) + lam cost_l(o)) - lam budget   <=   the optimum   for every lam >= 0
 
 is maximised by bisection; its last feasible minimiser is a solution whose distance to the optimum is at
 most the gap to `g`. Every option whose reduced cost exceeds that gap is in no better solution and is
@@ -25,22 +25,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trp_onnx.planning.options import Option, pareto
+from trp_onnx.planning.options import Cost, Option, in_macs, pareto
 
 STEPS = (20_000, 1_000_000)
 """At most so many steps of the budget are told apart, in the first and in the second pass."""
 
 
-def allocate(choices: Sequence[Sequence[Option]], budget: int) -> list[Option] | None:
-    """One option of each list, together within `budget` MACs, with the least sum of errors.
+def allocate(choices: Sequence[Sequence[Option]], budget: int, cost: Cost = in_macs) -> list[Option] | None:
+    """One option of each list, together within `budget`, with the least sum of damages.
 
     Returns:
         The chosen options, or None when even the cheapest ones exceed the budget.
     """
-    fronts = [pareto(options) for options in choices]
-    if sum(front[0].macs for front in fronts) > budget:
+    fronts = [pareto(options, cost) for options in choices]
+    if sum(cost(front[0]) for front in fronts) > budget:
         return None
-    costs = [np.array([option.macs for option in front], dtype=np.float64) for front in fronts]
+    costs = [np.array([cost(option) for option in front], dtype=np.float64) for front in fronts]
     errors = [np.array([option.damage for option in front]) for front in fronts]
     price, picks = _dual(costs, errors, budget)
     bound = _bound(costs, errors, price, budget)
@@ -48,7 +48,7 @@ def allocate(choices: Sequence[Sequence[Option]], budget: int) -> list[Option] |
     for steps in STEPS:
         gap = _total(best) - bound
         kept = _within_gap(costs, errors, price, gap)
-        plan = _dynamic_program(fronts, kept, budget, steps)
+        plan = _dynamic_program(fronts, kept, budget, steps, cost)
         if plan is not None and _total(plan) < _total(best):
             best = plan
     return best
@@ -102,10 +102,10 @@ def _within_gap(costs: Vectors, errors: Vectors, price: float, gap: float) -> li
 
 
 def _dynamic_program(
-    fronts: Sequence[Sequence[Option]], kept: Sequence[NDArray[np.intp]], budget: int, steps: int
+    fronts: Sequence[Sequence[Option]], kept: Sequence[NDArray[np.intp]], budget: int, steps: int, cost: Cost
 ) -> list[Option] | None:
     """The best choice among the kept options; None when rounding the costs up leaves none."""
-    unit = math.gcd(*(fronts[layer][i].macs for layer, indices in enumerate(kept) for i in indices)) or 1
+    unit = math.gcd(*(cost(fronts[layer][i]) for layer, indices in enumerate(kept) for i in indices)) or 1
     unit *= math.ceil(budget / unit / steps) or 1
     size = budget // unit + 1
     best = np.zeros(size)  # least error with at most so many units spent
@@ -114,7 +114,7 @@ def _dynamic_program(
         improved = np.full(size, np.inf)
         choice = np.full(size, -1, dtype=np.int32)
         for i in indices:
-            step = -(-front[i].macs // unit)
+            step = -(-cost(front[i]) // unit)
             if step >= size:
                 continue
             candidate = best[: size - step] + front[i].damage
@@ -130,5 +130,5 @@ def _dynamic_program(
     for front, choice in zip(reversed(fronts), reversed(came_from), strict=True):
         option = front[int(choice[left])]
         plan.append(option)
-        left -= -(-option.macs // unit)
+        left -= -(-cost(option) // unit)
     return plan[::-1]

@@ -1,37 +1,56 @@
 """What a layer's error does to the network's outputs, measured on data: the planner's judge.
 
-Relative weight error is blind to where a layer stands. So each layer is perturbed alone, put on a few of the
-ranks it might get, and the network is run:
+A layer's own error is blind to where the layer stands: the same 10 % may be lost in the noise or change every
+answer. So each layer is perturbed alone, in the direction in which factorisation will move it,
 
-    damage_l(e) = mean_b KL(softmax(z_b) || softmax(z'_b))      for outputs of one score a class
-                  mean((y - y')^2) / mean(y^2)                  for any other
+    W(t) = W + t (W_r - W),    e(t) = t^2 e_r,    bias corrected for the mean,
 
-as a function of the relative squared weight error e of that rank, linear between the measured points and
-through (0, 0). Damages of several layers are added up, which is exact to first order when their output errors
-are uncorrelated. A few runs a layer on a few hundred samples; labels are not needed.
+and the network is run. That gives, at a few relative squared errors e,
+
+    damage_l(e) = mean_b KL(softmax(z_b / T) || softmax(z'_b / T))      for outputs of one score a class
+                  mean((y - y')^2) / mean(y^2)                          for any other
+
+linear in between and through (0, 0). Damages of several layers are added up, which is exact to first order
+when their output errors are uncorrelated. A few dozen samples do; labels are not needed. Curves are kept in the
+user's cache: a sweep that was stopped goes on where it was.
+
+Before a perturbed layer nothing changes, so a run starts at the last *gate* before it: a place where all that
+flows through the network is one value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_onnx import linalg
+from trp_onnx.cache import Cache
 from trp_onnx.layers import Layer
+from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
+from trp_onnx.moments import Moments
+from trp_onnx.passes.factorise import bias_of, corrects_bias, mean_error
 from trp_onnx.planning.curve import DamageCurve
-from trp_onnx.planning.options import sites_of
+from trp_onnx.planning.options import Evidence, sites_of
 from trp_onnx.runtime import Arrays, open_session, run_session
 from trp_onnx.schemes import candidates
 
-PARTS = (0.0, 0.06, 0.12, 0.25, 0.5, 0.75)
-"""Ranks at which a layer is perturbed, as parts of the largest one that pays."""
+ERRORS = (0.03, 0.15, 0.6)
+"""Relative squared errors at which a layer is perturbed: what plans use lies around them."""
+
+SURE = 0.9
+"""Scores are divided by 2 until the mean of the largest probability is at most this: the divergence of a network
+that is sure of every answer stays near zero until answers flip."""
 
 BATCH = 32
+
+_VERSION = 1
+"""Changes with what the curves mean: older ones in a cache are measured again."""
 
 
 def measure_damage(
@@ -39,77 +58,225 @@ def measure_damage(
     layers: Sequence[Layer],
     x: np.ndarray,
     scheme: str = "auto",
+    moments: Mapping[str, Moments] | None = None,
     *,
     progress: Callable[[Sequence[tuple[Layer, ...]]], Iterable[tuple[Layer, ...]]] = lambda groups: groups,
-) -> dict[object, DamageCurve]:
+) -> dict[str, DamageCurve]:
     """Perturb every layer that can be factorised, one at a time.
 
     Args:
         model: Normalised, with one input; not changed.
         layers: Its layers.
         x: (b, ...) samples, as the model takes them.
-        scheme: Under which the perturbed weights are of low rank; "auto" takes the first that fits.
+        scheme: In whose direction the weights move; "auto" takes the first that fits.
+        moments: Of what flows into the layers, see `Evidence`.
         progress: Wraps the list of weights.
 
     Raises:
         ModelError: The model does not run on the samples.
     """
+    evidence = Evidence(moments or {})
     proto = to_proto(model)
-    expected = _run(proto, x)
-    curves: dict[object, DamageCurve] = {}
+    cache = Cache("damage", _fingerprint(proto, x, scheme, moments))
+    network = _Network(proto, x)
+    curves: dict[str, DamageCurve] = {}
     for group in progress(sites_of(layers)):
-        owner = group[0]
-        assert owner.geometry is not None and owner.constant is not None and owner.layout is not None
-        fitting = candidates(scheme, owner.geometry.kernel)
-        if not fitting:
-            continue
-        chosen, weight = fitting[0], owner.weight()
-        parts = linalg.decompose(chosen.unfold(weight)[0])
-        tail = linalg.relative_tail(parts.values)
-        largest = len(tail) - 1
-        while (
-            largest > 1
-            and len(chosen.full_rank(owner.geometry)) == 1
-            and (chosen.macs(owner.geometry, (largest,)) >= owner.geometry.macs)
-        ):
-            largest -= 1
-        points = {0.0: 0.0}
-        for rank in sorted({max(1, round(part * largest)) for part in PARTS}, reverse=True):
-            near = owner.layout.from_canonical(chosen.fold(parts.truncate(rank), weight.shape))
-            changed = _with_weight(proto, owner.constant.value.name or "", near)
-            points[float(tail[rank])] = _damage(expected, _run(changed, x))
-        errors = sorted(points)
-        damages = np.maximum.accumulate([points[error] for error in errors])
-        curves[owner.key] = DamageCurve(np.array(errors), damages)
+        known = cache.get(group[0].name)
+        if known is None:
+            known = [[0.0, 0.0]]
+            known += [
+                [error, network.damage(group, changes)] for error, changes in _perturbations(group, scheme, evidence)
+            ]
+            cache.put(group[0].name, known)
+        if len(known) > 1:
+            errors, damages = np.array(known).T
+            curves[group[0].name] = DamageCurve(errors, np.maximum.accumulate(damages))
     return curves
 
 
-def _with_weight(model: onnx.ModelProto, name: str, array: np.ndarray) -> onnx.ModelProto:
-    """A copy in which a value, initializer or computed, is this array."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for tensor in changed.graph.initializer:
+def _fingerprint(
+    model: onnx.ModelProto, x: np.ndarray, scheme: str, moments: Mapping[str, Moments] | None
+) -> str:  # fmt: skip
+    """All that a curve depends on."""
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
+    digest.update(np.ascontiguousarray(x).data)
+    for found in (moments or {}).values():
+        digest.update(np.ascontiguousarray(found.mean).data)
+    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {SURE}"
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """New weight for a group of layers, as it is stored, and what their biases take up, (N,), or None."""
+
+    weight: np.ndarray
+    shift: Array | None
+
+
+def _perturbations(group: tuple[Layer, ...], scheme: str, evidence: Evidence) -> Iterator[tuple[float, _Changes]]:
+    owner = group[0]
+    assert owner.geometry is not None and owner.layout is not None
+    fitting = candidates(scheme, owner.geometry.kernel)
+    if not fitting:
+        return
+    weight, moment, moments = owner.weight(), evidence.moment(owner), evidence.moments.get(owner.name)
+    errors = fitting[0].errors(weight, moment)
+    full = tuple(size - 1 for size in errors.shape)
+    # The smallest rank that loses no more than the largest error to be tried.
+    rank = full
+    for part in np.linspace(1, 0, 65)[1:]:
+        smaller = tuple(max(1, round(part * size)) for size in full)
+        if errors[smaller] > ERRORS[1]:
+            break
+        rank = smaller
+    if errors[rank] <= 0:
+        rank = (1,) * len(full)
+    if errors[rank] <= 0:
+        return  # the weight is of rank 1: nothing is lost at any rank
+    step = fitting[0].merge(fitting[0].split(weight, rank, moment)) - weight
+    reached = _relative(step, weight, moment)
+    if reached <= 0:
+        return
+    for error in ERRORS:
+        change = step * np.sqrt(error / reached)
+        shift = None
+        if moments is not None and corrects_bias(owner):
+            shift = mean_error(-change, moments)
+        yield error, _Changes(owner.layout.from_canonical(weight + change), shift)
+
+
+def _relative(step: Array, weight: Array, moment: Array | None) -> float:
+    """Relative squared error of a change: of the outputs where the moment is known, else of the weight."""
+
+    def energy(w: Array) -> float:
+        flat = w.reshape(*w.shape[:2], -1)
+        return float(np.square(flat).sum() if moment is None else ((flat @ moment) * flat).sum())
+
+    whole = energy(weight)
+    return energy(step) / whole if whole > 0 else 0.0
+
+
+class _Network:
+    """A network that is run from the last gate before whatever was changed."""
+
+    def __init__(self, model: onnx.ModelProto, x: np.ndarray) -> None:
+        self._model, self._x = model, x
+        self._given = model.graph.input[0].name
+        self._expected: Arrays | None = None
+        self._gates = _gates(model.graph)
+        self._at, self._place = self._given, -1
+
+    def damage(self, group: tuple[Layer, ...], changes: _Changes) -> float:
+        """What it does to the outputs."""
+        if self._expected is None:
+            self._expected = self._run(self._model, self._given, self._x)
+        names = {layer.node.outputs[0].name for layer in group}
+        places = [i for i, node in enumerate(self._model.graph.node) if names & set(node.output)]
+        self._advance(min(places, default=0))
+        tail = _from(self._model, self._at, self._place)
+        owner = group[0]
+        assert owner.constant is not None
+        _replace(tail, owner.constant.value.name or "", changes.weight)
+        if changes.shift is not None:
+            for layer in group:
+                _shift(tail, layer, changes.shift)
+        return _damage(self._expected, self._run(tail, self._at, self._x))
+
+    def _advance(self, place: int) -> None:
+        """Move `x` to the last gate before the node at this place; back to the start for an earlier one."""
+        if place <= self._place:  # layers come in running order but for those in subgraphs
+            return
+        gates = [(i, name) for i, name in self._gates if self._place < i < place]
+        if gates:
+            index, name = gates[-1]
+            head = _from(self._model, self._at, self._place)
+            del head.graph.output[:]
+            head.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+            self._x = self._run(head, self._at, self._x)[name]
+            self._at, self._place = name, index
+
+    def _run(self, model: onnx.ModelProto, name: str, x: np.ndarray) -> Arrays:
+        """Outputs for all samples, batch by batch; a fixed batch size is kept to."""
+        session = open_session(model)
+        declared = self._model.graph.input[0].type.tensor_type.shape.dim
+        size = declared[0].dim_value if declared and declared[0].dim_value else BATCH
+        found: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(x) - size + 1, size) if len(x) >= size else (0,):
+            for output, value in run_session(session, {name: x[start : start + size]}).items():
+                found.setdefault(output, []).append(value)
+        return {output: np.concatenate(values) for output, values in found.items()}
+
+
+def _gates(graph: onnx.GraphProto) -> list[tuple[int, str]]:
+    """Nodes after which all that flows on is one value, and that value; none in networks with subgraphs."""
+    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
+        return []
+    last: dict[str, int] = {}
+    for i, node in enumerate(graph.node):
+        last |= dict.fromkeys(node.input, i)
+    end = len(graph.node)
+    last |= {value.name: end for value in graph.output}
+    depends = {value.name for value in graph.input}
+    gates, live = [], set(depends)
+    for i, node in enumerate(graph.node):
+        if depends.intersection(node.input):  # what depends on no input can be computed again
+            depends.update(node.output)
+            live.update(node.output)
+        live = {name for name in live if last.get(name, -1) > i}
+        if len(live) == 1:
+            gates.append((i, next(iter(live))))
+    return gates
+
+
+def _from(model: onnx.ModelProto, start: str, place: int) -> onnx.ModelProto:
+    """The network from a gate on: a copy whose input is that value."""
+    tail = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph, whole = tail.graph, model.graph
+    graph.name = whole.name
+    needed = {name for node in whole.node[place + 1 :] for name in node.input}
+    if place < 0:
+        graph.input.extend(whole.input)
+        graph.node.extend(whole.node)
+        graph.initializer.extend(whole.initializer)
+    else:
+        graph.input.append(onnx.helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, None))
+        constant: list[onnx.NodeProto] = []
+        for node in reversed(whole.node[: place + 1]):  # constants that are computed before the gate
+            if needed.intersection(node.output) and start not in node.output:
+                constant.append(node)
+                needed.update(node.input)
+        graph.node.extend(reversed(constant))
+        graph.node.extend(whole.node[place + 1 :])
+        graph.initializer.extend(tensor for tensor in whole.initializer if tensor.name in needed)
+    graph.output.extend(whole.output)
+    return tail
+
+
+def _replace(model: onnx.ModelProto, name: str, array: np.ndarray) -> None:
+    """Make a value, initializer or computed, this array."""
+    for tensor in model.graph.initializer:
         if tensor.name == name:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array, dtype), name))
-            return changed
-    for node in changed.graph.node:
+            return
+    for node in model.graph.node:
         if name in node.output:
             node.output[list(node.output).index(name)] = f"{name}/replaced"
-    changed.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
-    return changed
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
 
 
-def _run(model: onnx.ModelProto, x: np.ndarray) -> Arrays:
-    """Outputs for all samples, batch by batch; a fixed batch size is kept to."""
-    session = open_session(model)
-    first = session.get_inputs()[0]
-    size = first.shape[0] if first.shape and isinstance(first.shape[0], int) else BATCH
-    found: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(x) - size + 1, size) if len(x) >= size else ():
-        for name, value in run_session(session, {first.name: x[start : start + size]}).items():
-            found.setdefault(name, []).append(value)
-    return {name: np.concatenate(values) for name, values in found.items()}
+def _shift(model: onnx.ModelProto, layer: Layer, shift: Array) -> None:
+    """Add to the bias of one layer."""
+    bias = bias_of(layer)
+    name = f"{layer.node.outputs[0].name}/bias/shifted"
+    array = shift if bias is None else bias.array().astype(np.float64).reshape(-1) + shift
+    dtype = np.float32 if layer.constant is None or layer.constant.dtype is None else layer.constant.dtype.numpy()
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array, dtype), name))
+    for node in model.graph.node:
+        if layer.node.outputs[0].name in node.output:
+            inputs = [*node.input[:2], name]
+            del node.input[:]
+            node.input.extend(inputs)
 
 
 def _damage(expected: Arrays, actual: Arrays) -> float:
@@ -120,7 +287,11 @@ def _damage(expected: Arrays, actual: Arrays) -> float:
             continue
         scores = before.reshape(len(before), -1)
         if before.ndim > 1 and scores.shape[1] == max(before.shape[1:]) > 1:
-            p, q = _log_softmax(scores), _log_softmax(after.reshape(len(after), -1))
+            temperature, p = 1.0, _log_softmax(scores)
+            while np.exp(p.max(axis=1)).mean() > SURE:
+                temperature *= 2
+                p = _log_softmax(scores / temperature)
+            q = _log_softmax(after.reshape(len(after), -1) / temperature)
             total += float((np.exp(p) * (p - q)).sum(axis=1).mean())
         else:
             total += float(np.mean(np.square(before - after)) / max(float(np.mean(np.square(before))), 1e-30))

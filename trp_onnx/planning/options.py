@@ -1,22 +1,49 @@
 """What a layer could become: every scheme and rank that costs less than the dense layer.
 
-Layers that share one weight are one `Site`: they get the same factors, and their costs add up.
+Cost is MACs, and time as well where it was measured. Layers that share one weight are one `Site`: they get the
+same factors, and their costs add up.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
+from trp_onnx.moments import Moments
+from trp_onnx.passes.factorise import corrects_bias
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.schemes import Rank, Scheme, candidates
 
+if TYPE_CHECKING:
+    from trp_onnx.latency.table import LatencyTable
+
 _TUCKER_STEPS = 32
 """At most so many ranks of each Tucker mode are weighed, evenly spaced: the error changes smoothly."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a network beyond its weights; each part may be missing.
+
+    Attributes:
+        moments: Of what flows into its layers, by name: errors are those of the outputs then.
+        damage: What errors of each layer do to the network's outputs, by its name.
+        table: What its layers and their factors take in time.
+    """
+
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    damage: Mapping[str, DamageCurve] = field(default_factory=dict)
+    table: LatencyTable | None = None
+
+    def moment(self, layer: Layer) -> Array | None:
+        """What errors of a layer's weight are weighed with: (G, D, D); None for the weight itself."""
+        moments = self.moments.get(layer.name)
+        return None if moments is None else moments.moment(centred=corrects_bias(layer))
 
 
 @dataclass(frozen=True)
@@ -28,8 +55,9 @@ class Option:
         rank: Its rank; empty for the dense layer.
         macs: Multiply-accumulates, summed over the layers of the site.
         parameters: Entries of the weights.
-        error: Squared relative error of the weight, `|W - W'|^2 / |W|^2`.
+        error: Squared relative error, of the layer's outputs where moments are known, else of its weight.
         measured: What that does to the network's outputs, where it was measured (see `damage`).
+        time: Part of the dense network's time, where there is a latency table.
     """
 
     scheme: str | None
@@ -38,6 +66,7 @@ class Option:
     parameters: int
     error: float
     measured: float | None = None
+    time: float | None = None
 
     @property
     def damage(self) -> float:
@@ -52,16 +81,14 @@ class Site:
     Attributes:
         layers: In graph order; the first gives the factors their names.
         dense: The layers as they are.
-        options: Everything strictly cheaper than that, at any rank >= 1.
+        options: Everything strictly cheaper than that in MACs, and in time where it is known, at any rank >= 1.
         cheapest: The cheapest option before the break-even guard, to say what is missing.
-        vbmf: For each scheme the rank that variational Bayes finds; only filled on request.
     """
 
     layers: tuple[Layer, ...]
     dense: Option
     options: tuple[Option, ...]
     cheapest: Option | None
-    vbmf: dict[str, Rank]
 
 
 def sites_of(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
@@ -73,68 +100,96 @@ def sites_of(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def survey(
-    layers: tuple[Layer, ...], choice: str, align: int, *, vbmf: bool = False, curve: DamageCurve | None = None
-) -> Site:
+def survey(layers: tuple[Layer, ...], choice: str, align: int, evidence: Evidence) -> Site:
     """Measure the spectra of one weight and list its options.
 
     Args:
         layers: One group of `sites_of`.
         choice: A scheme name or "auto".
         align: Ranks are multiples of this many channels, groups counted together.
-        vbmf: Whether to compute the variational ranks as well.
-        curve: What errors of this weight do to the network's outputs.
+        evidence: What errors and time are read from.
 
     Raises:
         ModelError: The weight holds NaN or infinity.
     """
     owner = layers[0]
-    geometry = owner.geometry
-    assert geometry is not None
-    weight = owner.weight()
-    dense = dense_option(layers)
+    assert owner.geometry is not None
+    weight, moment = owner.weight(), evidence.moment(owner)
+    dense = dense_option(layers, evidence.table)
     found: list[Option] = []
-    variational: dict[str, Rank] = {}
-    for scheme in candidates(choice, geometry.kernel):
-        errors = scheme.errors(weight)
-        ranks = _ranks(scheme, layers, align)
-        found += [_option(layers, scheme, rank, errors, curve) for rank in ranks]
-        if vbmf:
-            variational[scheme.name] = _round_up(scheme.vbmf_rank(weight), scheme, layers, align)
-    paying = tuple(option for option in found if option.macs < dense.macs)
-    return Site(layers, dense, paying, min(found, key=lambda o: o.macs, default=None), variational)
+    for scheme in candidates(choice, owner.geometry.kernel):
+        errors = scheme.errors(weight, moment)
+        found += [_option(layers, scheme, rank, errors, evidence) for rank in _ranks(scheme, layers, align)]
+    paying = tuple(option for option in found if option.macs < dense.macs and _in_time(option, dense))
+    return Site(layers, dense, paying, min(found, key=lambda o: (o.time or 0.0, o.macs), default=None))
 
 
-def dense_option(site_layers: tuple[Layer, ...]) -> Option:
+def _in_time(option: Option, dense: Option) -> bool:
+    return option.time is None or dense.time is None or option.time < dense.time
+
+
+def variational_ranks(layers: tuple[Layer, ...], choice: str, align: int) -> dict[str, Rank]:
+    """For each scheme the rank that variational Bayes finds in the weight, aligned."""
+    geometry = layers[0].geometry
+    assert geometry is not None
+    weight = layers[0].weight()
+    return {
+        scheme.name: _round_up(scheme.vbmf_rank(weight), scheme, layers, align)
+        for scheme in candidates(choice, geometry.kernel)
+    }
+
+
+def dense_option(site_layers: tuple[Layer, ...], table: LatencyTable | None = None) -> Option:
     """The layers as they are."""
     geometry = site_layers[0].geometry
     assert geometry is not None
-    return Option(None, (), _cost(site_layers, None, ()), geometry.parameters, 0.0)
+    time = None if table is None else sum(table.share(layer) for layer in site_layers)
+    return Option(None, (), _cost(site_layers, None, ()), geometry.parameters, 0.0, time=time)
 
 
-def exact_option(site_layers: tuple[Layer, ...], scheme: Scheme, rank: Rank) -> Option:
+def exact_option(site_layers: tuple[Layer, ...], scheme: Scheme, rank: Rank, evidence: Evidence) -> Option:
     """The option at one given rank, aligned or not."""
-    return _option(site_layers, scheme, rank, scheme.errors(site_layers[0].weight()))
+    owner = site_layers[0]
+    return _option(site_layers, scheme, rank, scheme.errors(owner.weight(), evidence.moment(owner)), evidence)
 
 
-def pareto(options: Sequence[Option]) -> list[Option]:
-    """The options that no other one beats in both MACs and damage, by rising MACs."""
+Cost = Callable[[Option], int]
+
+
+def in_macs(option: Option) -> int:
+    """What an option costs in MACs."""
+    return option.macs
+
+
+def in_time(option: Option) -> int:
+    """What an option costs in billionths of the dense network's time."""
+    assert option.time is not None
+    return math.ceil(option.time * 1e9)
+
+
+def pareto(options: Sequence[Option], cost: Cost = in_macs) -> list[Option]:
+    """The options that no other one beats in both cost and damage, by rising cost."""
     best: list[Option] = []
-    for option in sorted(options, key=lambda o: (o.macs, o.damage)):
+    for option in sorted(options, key=lambda o: (cost(o), o.damage)):
         if not best or option.damage < best[-1].damage:
             best.append(option)
     return best
 
 
-def _option(
-    layers: tuple[Layer, ...], scheme: Scheme, rank: Rank, errors: Array, curve: DamageCurve | None = None
-) -> Option:
+def _option(layers: tuple[Layer, ...], scheme: Scheme, rank: Rank, errors: Array, evidence: Evidence) -> Option:
     geometry = layers[0].geometry
     assert geometry is not None
-    parameters = int(scheme.parameters(geometry, rank))
     error = float(errors[rank])
-    measured = None if curve is None else curve(error)
-    return Option(scheme.name, rank, _cost(layers, scheme, rank), parameters, error, measured)
+    curve, table = evidence.damage.get(layers[0].name), evidence.table
+    return Option(
+        scheme.name,
+        rank,
+        _cost(layers, scheme, rank),
+        int(scheme.parameters(geometry, rank)),
+        error,
+        None if curve is None else curve(error),
+        None if table is None else sum(table.share(layer) * table.part(layer, scheme, rank) for layer in layers),
+    )
 
 
 def _cost(layers: tuple[Layer, ...], scheme: Scheme | None, rank: Rank) -> int:

@@ -17,15 +17,19 @@ line, or are kept when it gives none. An entry with a scheme alone restricts tha
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trp_onnx.errors import UsageError
 from trp_onnx.schemes import SCHEME_CHOICES, Rank
+
+if TYPE_CHECKING:
+    from trp_onnx.planning.plan import Decision
 
 _TARGETS = ("rank", "ratio", "energy", "vbmf", "keep")
 
@@ -67,6 +71,35 @@ def read_rules(path: Path) -> tuple[LayerRule, ...]:
             f"but has {sorted(unknown) or 'a single layer'}"
         )
     return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(document.get("layer", []), 1))
+
+
+def plan_to_toml(decisions: Iterable[Decision]) -> str:
+    """A plan as a map that can be edited and given back, its reasons as comments."""
+    lines = ["# A plan of trp-onnx: edit it, and give it back by --config. The first entry that matches counts.", ""]
+    for decision in decisions:
+        if decision.parameters_before is None:
+            lines += [
+                f"# {decision.op} {_quoted(decision.name)} cannot be factorised: {_one_line(decision.reason)}",
+                "",
+            ]
+            continue
+        lines += [f"# {_one_line(decision.reason)}", "[[layer]]", f"regex = {_quoted(f'^{re.escape(decision.name)}$')}"]
+        if decision.scheme is None or decision.rank is None:
+            lines.append("keep = true")
+        else:
+            rank = decision.rank[0] if len(decision.rank) == 1 else list(decision.rank)
+            lines += [f'scheme = "{decision.scheme}"', f"rank = {rank}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string; JSON's escapes are among those of TOML."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def first_match(rules: Iterable[LayerRule], name: str) -> LayerRule | None:

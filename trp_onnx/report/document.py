@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from trp_onnx._version import __version__
 from trp_onnx.accuracy import Accuracy
-from trp_onnx.planning import Decision
+from trp_onnx.latency.realised import Latency
+from trp_onnx.planning import Candidate, Decision
 from trp_onnx.verify import OutputError
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Report:
         accuracy_before: Of the input file, when data was given.
         accuracy_after: Of the written file.
         align: Ranks are multiples of this.
+        latency: Time against the original's, predicted and measured, where ranks were planned by time.
+        candidates: What was tried to find the fastest plan within a drop of accuracy.
         trained: What training came to, when there was any.
         notes: What the owner should know.
         seconds: Wall time of each phase.
@@ -66,6 +69,8 @@ class Report:
     accuracy_before: Accuracy | None = None
     accuracy_after: Accuracy | None = None
     align: int = 1
+    latency: Latency | None = None
+    candidates: tuple[Candidate, ...] = ()
     trained: Trained | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -92,6 +97,13 @@ class Report:
                 "after": self.accuracy_after.top1,
                 "samples": self.accuracy_after.samples,
             }
+        if self.latency is not None:
+            document["latency"] = dataclasses.asdict(self.latency)
+        if self.candidates:
+            document["candidates"] = [
+                {"speedup": c.speedup, "macs": c.macs, "accuracy": c.accuracy.top1, "samples": c.accuracy.samples}
+                for c in self.candidates
+            ]
         if self.trained is not None:
             document["training"] = dataclasses.asdict(self.trained)
         return document

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trp_onnx.inspection import ENERGIES, Inspection
-from trp_onnx.latency import Bench
+from trp_onnx.latency import Bench, LatencyTable
 from trp_onnx.planning import Decision
 from trp_onnx.report.document import Report
 
@@ -62,6 +62,13 @@ def _summary_table(report: Report) -> Table:
             f"{after:.2%}",
             f"{(after - before) * 100:+.2f} points",
         )
+    latency = report.latency
+    if latency is not None and latency.measured is not None and latency.milliseconds is not None:
+        before_ms, after_ms = (f"{ms:.2f} ms" for ms in latency.milliseconds)
+        speed = latency.measured
+        table.add_row("time", before_ms, after_ms, f"{speed.median:.2f}x as fast ({speed.low:.2f}-{speed.high:.2f})")
+    if latency is not None and latency.predicted is not None:
+        table.add_row("time, predicted", "", "", f"{latency.predicted:.2f}x as fast")
     trained = report.trained
     if trained is not None and trained.correct is not None and trained.written_correct is not None:
         parts = (trained.correct / trained.samples, trained.written_correct / trained.samples)
@@ -140,6 +147,26 @@ def bench_tables(bench: Bench) -> list[Table]:
         cells = [contender.layers.get(name) for contender in bench.contenders]
         layers.add_row(_plain(name) or "layout changes", *("" if c is None else f"{c:.4f}" for c in cells))
     return [models, layers]
+
+
+def latency_tables(table: LatencyTable) -> list[Table]:
+    """The layers of a latency table, slowest first, with the ranks that were timed."""
+    shown = Table(header_style="bold", box=None, pad_edge=False)
+    shown.add_column("layer", overflow="fold")
+    for heading in ("ms", "share"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("time of factors over dense, by rank", overflow="fold")
+    for name, share in sorted(table.shares.items(), key=lambda pair: (-pair[1], pair[0])):
+        parts = table.parts.get(table.signatures[name], {})
+        curves = (
+            f"{scheme} " + " ".join(f"{'x'.join(map(str, rank))}:{part:.2f}" for rank, part in knots[:4])
+            for scheme, knots in parts.items()
+            if knots
+        )
+        shown.add_row(_plain(name), f"{share * table.milliseconds:.3f}", f"{share:.1%}", "; ".join(curves))
+    shown.caption = f"{_plain(str(table.target))}; one run {table.milliseconds:.2f} ms; ranks in steps of {table.step}"
+    shown.caption_justify = "left"
+    return [shown]
 
 
 def _plain(text: str) -> str:

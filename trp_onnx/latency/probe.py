@@ -1,0 +1,127 @@
+"""Small graphs in which one layer, dense or factorised, is timed as if it stood in its network.
+
+A convolution stands between two 1x1 convolutions of 16 channels, so that it gets and gives the blocked layout that
+its neighbours in a network have; a product stands alone. Its time is that of the nodes between those two,
+conversions of layout included, from the runtime's profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod, sqrt
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.latency.sessions import NodeTime
+from trp_onnx.layers import Layer, find_layers
+from trp_onnx.linalg import Array
+from trp_onnx.passes.factorise import FactorisePass
+from trp_onnx.schemes import Rank, Scheme
+
+NEIGHBOUR_CHANNELS = 16
+"""A block of the widest layout: less would be padded to it."""
+
+_BEFORE, _AFTER = "before", "after"
+_OPSET, _IR_VERSION = 17, 8
+
+
+def signature(layer: Layer) -> str:
+    """All that a layer's time depends on, as text; equal for layers of one geometry."""
+    geometry, node = layer.geometry, layer.node
+    assert geometry is not None and layer.constant is not None and layer.layout is not None
+    kept = ("strides", "dilations", "pads", "auto_pad", "output_padding", "output_shape", "transA", "transB")
+    attributes = [f"{name}={node.attributes[name].value}" for name in kept if name in node.attributes]
+    dtype = layer.constant.dtype.name if layer.constant.dtype is not None else ""
+    sizes = "x".join(map(str, geometry.in_size)), "x".join(map(str, geometry.kernel))
+    widths = f"{geometry.groups}*({geometry.in_channels}>{geometry.out_channels})"
+    where = f"input {layer.layout.weight_index} batch {list(layer.layout.batch)}"
+    return " ".join([layer.op, widths, f"k{sizes[1]} on {geometry.repeats}x{sizes[0]}", dtype, where, *attributes])
+
+
+def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> bytes:
+    """The graph, serialised; random weights.
+
+    Args:
+        layer: Whose geometry is meant.
+        scheme: How it is split; None for the dense layer.
+        rank: At which rank.
+    """
+    geometry, dtype = layer.geometry, layer.constant.dtype if layer.constant is not None else None
+    assert geometry is not None and layer.layout is not None and dtype is not None
+    rng = np.random.default_rng(0)
+
+    def values(*shape: int) -> np.ndarray:
+        return np.asarray(rng.standard_normal(shape) / sqrt(max(1, prod(shape[1:]))), dtype.numpy())
+
+    initializers: list[ir.Value] = []
+
+    def constant(name: str, array: np.ndarray) -> ir.Value:
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.shape, value.type = ir.Shape(array.shape), ir.TensorType(dtype)
+        initializers.append(value)
+        return value
+
+    shape = (geometry.groups, geometry.out_channels, geometry.in_channels, *geometry.kernel)
+    weight = constant("w", layer.layout.from_canonical(values(*shape).astype(np.float64)).astype(dtype.numpy()))
+    attributes = [attribute for attribute in layer.node.attributes.values() if not attribute.is_ref()]
+    is_conv = bool(geometry.kernel)
+    if is_conv:
+        x = ir.Value(name="x", shape=ir.Shape((geometry.repeats, NEIGHBOUR_CHANNELS, *geometry.in_size)))
+        ones = (1,) * len(geometry.kernel)
+        wide_in, wide_out = geometry.groups * geometry.in_channels, geometry.groups * geometry.out_channels
+        before = ir.node("Conv", [x, constant("before.w", values(wide_in, NEIGHBOUR_CHANNELS, *ones))], name=_BEFORE)
+        before.outputs[0].name = _BEFORE
+        bias = constant("b", values(wide_out))
+        node = ir.Node("", layer.op, [before.outputs[0], weight, bias], attributes, num_outputs=1, name="layer")
+        after = ir.node(
+            "Conv", [node.outputs[0], constant("after.w", values(NEIGHBOUR_CHANNELS, wide_out, *ones))], name=_AFTER
+        )
+        nodes, y = [before, node, after], after.outputs[0]
+    else:
+        x = ir.Value(name="x", shape=ir.Shape(_rows(layer)))
+        operands = [weight, x] if layer.layout.on_left else [x, weight]
+        node = ir.Node("", layer.op, operands, attributes, num_outputs=1, name="layer")
+        nodes, y = [node], node.outputs[0]
+    x.type = ir.TensorType(dtype)
+    node.outputs[0].name = "layer.out"
+    if y is not node.outputs[0]:
+        y.name = _AFTER
+    y.type = ir.TensorType(dtype)
+    graph = ir.Graph([x], [y], nodes=nodes, initializers=initializers, opset_imports={"": _OPSET}, name="probe")
+    model = ir.Model(graph, ir_version=_IR_VERSION)
+    if scheme is not None:
+
+        def split(layer: Layer, scheme: Scheme, rank: Rank) -> Sequence[Array]:
+            assert layer.geometry is not None
+            return [values(*part).astype(np.float64) for part in scheme.shapes(layer.geometry, rank)]
+
+        found = [probed for probed in find_layers(model) if probed.name == "layer"]
+        FactorisePass(found, {"layer": (scheme.name, rank)}, split=split)(model)
+    return bytes(ir.to_proto(model).SerializeToString())
+
+
+def _rows(layer: Layer) -> tuple[int, ...]:
+    """Shape of what a product multiplies its constant with."""
+    geometry, layout = layer.geometry, layer.layout
+    assert geometry is not None and layout is not None
+    rows, width = geometry.repeats, geometry.in_channels
+    flow = "transB" if layout.on_left else "transA"
+    turned = bool(layer.node.attributes.get_int(flow, 0)) != layout.on_left
+    return (*layout.batch, *((width, rows) if turned else (rows, width)))
+
+
+def probe_feeds(layer: Layer) -> dict[str, np.ndarray]:
+    """What a probe of a layer runs on."""
+    geometry, dtype = layer.geometry, layer.constant.dtype if layer.constant is not None else None
+    assert geometry is not None and dtype is not None
+    shape = (geometry.repeats, NEIGHBOUR_CHANNELS, *geometry.in_size) if geometry.kernel else _rows(layer)
+    return {"x": np.random.default_rng(1).standard_normal(shape).astype(dtype.numpy())}
+
+
+def layer_seconds(run: Sequence[NodeTime]) -> float:
+    """Time of the probed layer in one run: of all nodes between its neighbours."""
+    names = [node.name for node in run]
+    start = next((i + 1 for i, name in enumerate(names) if name.removesuffix("_nchwc") == _BEFORE), 0)
+    end = next((i for i, name in enumerate(names) if name.removesuffix("_nchwc") == _AFTER), len(names))
+    return sum(node.seconds for node in run[start:end])

@@ -1,0 +1,228 @@
+"""First and second moments of what flows into each layer, from one streaming pass over samples.
+
+For a convolution the moments are those of its patches, at positions drawn at random and evenly over the samples;
+for Gemm and MatMul those of the rows. Only the sums are kept: memory is bounded by the widest layer's moment and
+one batch of activations, whatever the number of samples.
+
+Sums are taken of `x - s`, s being the mean of the first batch, so that the covariance is not a small
+difference of large numbers:
+
+    mean = s + E[x - s]        covariance = E[(x - s)(x - s)^T] - E[x - s] E[x - s]^T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from trp_onnx.layers import Layer
+from trp_onnx.linalg import Array
+from trp_onnx.model import to_proto
+from trp_onnx.runtime import open_session, run_session
+
+PATCHES, PER_ENTRY = 8192, 8
+"""Patches of a layer: at least so many, and so many for each of a patch's entries."""
+
+SHRINKAGE = 1e-4
+"""Part of the mean variance that every direction is given: those that the samples never take keep their weights."""
+
+_BATCH_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the patches of one layer.
+
+    Attributes:
+        mean: (G, D), D = C times the kernel, in the order of W.
+        covariance: (G, D, D).
+        patches: How many they were taken of.
+    """
+
+    mean: Array
+    covariance: Array
+    patches: int
+
+    def moment(self, *, centred: bool) -> Array:
+        """What an error of the weight is weighed with: (G, D, D).
+
+        Args:
+            centred: Whether the layer's bias takes up the error of the mean.
+        """
+        found = self.covariance
+        if not centred:
+            found = found + self.mean[:, :, None] * self.mean[:, None, :]
+        power = np.trace(found, axis1=1, axis2=2) / found.shape[1]
+        floor = np.maximum(SHRINKAGE * power, np.finfo(np.float64).tiny)
+        return np.asarray(found + floor[:, None, None] * np.eye(found.shape[1]))
+
+
+def observable(layer: Layer) -> bool:
+    """Whether `collect_moments` sees what flows into a layer: not in loop bodies, transposed or batched products."""
+    if layer.reason is not None or layer.place or layer.layout is None:
+        return False
+    return layer.op == "Conv" or (layer.op in ("Gemm", "MatMul") and not layer.layout.batch)
+
+
+def collect_moments(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    x: np.ndarray,
+    *,
+    progress: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = lambda batches: batches,
+) -> dict[str, Moments]:
+    """Run the samples, and take the moments of what every layer sees.
+
+    Args:
+        model: Normalised, with one input; not changed.
+        layers: Its layers.
+        x: (b, ...) samples, as the model takes them.
+        progress: Wraps the list of batches.
+
+    Returns:
+        Moments by the layer's name; layers that share a weight share them. Layers that are not `observable` have
+        none.
+
+    Raises:
+        ModelError: The model does not run on the samples.
+    """
+    seen = [layer for layer in layers if observable(layer)]
+    flows = {layer.name: _flow(layer) for layer in seen}
+    given = model.graph.inputs[0].name or ""
+    proto = _with_outputs(to_proto(model), sorted(set(flows.values()) - {given}))
+    session = open_session(proto)
+    sums = {layer.key: _Sums() for layer in seen}
+    rng = np.random.default_rng(0)
+    for batch in progress(_batches(session, given, x)):
+        values = run_session(session, {given: batch}) | {given: batch}
+        for layer in seen:
+            sums[layer.key].add(_patches(layer, values[flows[layer.name]], len(x), rng))
+    found = {key: total.moments() for key, total in sums.items() if total.count}
+    return {layer.name: found[layer.key] for layer in seen if layer.key in found}
+
+
+def _flow(layer: Layer) -> str:
+    assert layer.layout is not None
+    value = layer.node.inputs[1 - layer.layout.weight_index]
+    assert value is not None
+    return value.name or ""
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model, with these values among its outputs."""
+    known = {value.name for value in model.graph.output}
+    typed = {value.name: value for value in model.graph.value_info}
+    for name in names:
+        if name not in known:
+            kind = typed[name].type.tensor_type.elem_type if name in typed else onnx.TensorProto.FLOAT
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    return model
+
+
+def _batches(session: object, name: str, x: np.ndarray) -> list[np.ndarray]:
+    """Samples in pieces whose activations stay within bounds; a fixed batch size is kept to."""
+    declared = session.get_inputs()[0].shape  # type: ignore[attr-defined]
+    size = declared[0] if declared and isinstance(declared[0], int) else 0
+    if not size:
+        one = run_session(session, {name: x[:1]})
+        size = max(1, min(32, _BATCH_BYTES // max(1, sum(np.asarray(value).nbytes for value in one.values()))))
+        return [x[start : start + size] for start in range(0, len(x), size)]
+    return [x[start : start + size] for start in range(0, len(x) - size + 1, size)]
+
+
+def _patches(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Some of the patches that a layer sees: (G, p, D) in float32."""
+    assert layer.geometry is not None and layer.layout is not None
+    geometry = layer.geometry
+    size = geometry.parameters // max(1, geometry.groups * geometry.out_channels)
+    per_sample = -(-max(PATCHES, PER_ENTRY * size) // samples)
+    if layer.op == "Conv":
+        return _windows(layer, value, per_sample, rng)
+    if layer.layout.on_left != bool(layer.node.attributes.get_int(_other_trans(layer), 0)):
+        value = np.swapaxes(value, -1, -2)
+    rows = value.reshape(-1, value.shape[-1])
+    count = min(len(rows), per_sample * max(1, len(value)))
+    chosen = rows[rng.choice(len(rows), count, replace=False)] if count < len(rows) else rows
+    return np.asarray(chosen, np.float32)[None]
+
+
+def _other_trans(layer: Layer) -> str:
+    assert layer.layout is not None
+    return "transB" if layer.layout.on_left else "transA"
+
+
+def _windows(layer: Layer, value: np.ndarray, per_sample: int, rng: np.random.Generator) -> np.ndarray:
+    """Patches of a convolution at random output positions, the same in all samples of the batch."""
+    geometry, node = layer.geometry, layer.node
+    assert geometry is not None
+    axes = len(geometry.kernel)
+    sizes = value.shape[2:]
+    stride = node.attributes.get_ints("strides", (1,) * axes)
+    dilation = node.attributes.get_ints("dilations", (1,) * axes)
+    begin, out = _padding(layer, sizes, stride, dilation)
+    total = int(np.prod(out))
+    count = min(total, per_sample)
+    flat = rng.choice(total, count, replace=False) if count < total else np.arange(total)
+    index: list[Any] = [slice(None), slice(None)]
+    inside = np.ones((), dtype=bool)
+    for axis, position in enumerate(np.unravel_index(flat, out)):
+        tap = np.arange(geometry.kernel[axis]) * dilation[axis] - begin[axis]
+        place = position[:, None] * stride[axis] + tap
+        shape = [count, *(-1 if a == axis else 1 for a in range(axes))]
+        inside = inside & ((place >= 0) & (place < sizes[axis])).reshape(shape)
+        index.append(np.clip(place, 0, sizes[axis] - 1).reshape(shape))
+    taken = value[tuple(index)] * inside  # (b, G C, p, *k)
+    batch, channels = value.shape[:2]
+    taken = taken.reshape(batch, geometry.groups, channels // geometry.groups, count, -1).transpose(1, 0, 3, 2, 4)
+    return np.asarray(taken.reshape(geometry.groups, batch * count, -1), np.float32)
+
+
+def _padding(
+    layer: Layer, sizes: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[list[int], tuple[int, ...]]:
+    """Zeros before the first entry of each axis, and the sizes of the output (ONNX operator specification)."""
+    assert layer.geometry is not None
+    kernel, node = layer.geometry.kernel, layer.node
+    axes = range(len(kernel))
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    reach = [(kernel[a] - 1) * dilation[a] + 1 for a in axes]
+    if automatic in ("SAME_UPPER", "SAME_LOWER"):
+        out = tuple(-(-sizes[a] // stride[a]) for a in axes)
+        spare = [max(0, (out[a] - 1) * stride[a] + reach[a] - sizes[a]) for a in axes]
+        return [s // 2 if automatic == "SAME_UPPER" else s - s // 2 for s in spare], out
+    pads = node.attributes.get_ints("pads", (0,) * 2 * len(kernel)) if automatic == "NOTSET" else (0,) * 2 * len(kernel)
+    out = tuple((sizes[a] + pads[a] + pads[a + len(kernel)] - reach[a]) // stride[a] + 1 for a in axes)
+    return list(pads[: len(kernel)]), out
+
+
+class _Sums:
+    """Running sums of one layer's shifted patches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shift = np.zeros(0, np.float32)
+        self._first = np.zeros(0)
+        self._second = np.zeros(0, np.float32)
+
+    def add(self, patches: np.ndarray) -> None:
+        """`patches`: (G, p, D)."""
+        if not self.count:
+            groups, _, size = patches.shape
+            self._shift = patches.mean(axis=1, keepdims=True)
+            self._first = np.zeros((groups, size))
+            self._second = np.zeros((groups, size, size), np.float32)
+        patches = patches - self._shift
+        self.count += patches.shape[1]
+        self._first += patches.sum(axis=1, dtype=np.float64)
+        self._second += np.swapaxes(patches, 1, 2) @ patches
+
+    def moments(self) -> Moments:
+        """What they come to."""
+        first = self._first / self.count
+        covariance = self._second.astype(np.float64) / self.count - first[:, :, None] * first[:, None, :]
+        return Moments(self._shift[:, 0].astype(np.float64) + first, covariance, self.count)

@@ -1,0 +1,163 @@
+"""Pairs of factors that keep a layer's *outputs*, given the second moment of its inputs. NumPy only.
+
+A layer computes `W x` on patches x with second moment `S = E[x x^T]`. The error of its outputs is
+
+    E |W x - W' x|^2 = tr((W - W') S (W - W')^T)
+
+A pair splits the entries of a patch in two: `a`, which the first factor sees, and `t`, the taps at which
+the second one reads it, `W'[n, a, t] = sum_r second[n, r, t] first[r, a]`. As matrices, with the weight
+unfolded to `M: (a, n t)`, that is rank r, and there are two cases.
+
+One tap (kxk -> 1x1, and 1x1 -> 1x1): with the leading eigenvectors U of `W S W^T`, `W' = U U^T W` is the best
+there is (Zhang et al., "Accelerating very deep convolutional networks", arXiv 1505.06798, section 3.1).
+
+Several taps: the problem has no closed form. With the moment of one tap, `S_1 = sum_t S[:, t, :, t]`, in
+place of the whole it has one, `M' = M V V^T` with V the leading eigenvectors of `M^T S_1 M`. That is where
+alternating least squares starts: the second factor given the first solves a linear system exactly, the
+first given the second by conjugate gradients on its normal equations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trp_onnx.linalg import Array
+
+ALTERNATIONS = 2
+"""More of them gained under 1 % of the error on the layers that were tried."""
+
+_CG_STEPS = 8
+_RIDGE = 1e-10
+
+
+def pair_errors(weight: Array, moment: Array) -> Array:
+    """Relative squared output error of the start of `fit_pair` at every rank; what follows only lowers it.
+
+    Args:
+        weight: (G, A, N, T).
+        moment: (G, A, T, A, T).
+
+    Returns:
+        (R + 1,) with R = min(A, N T): 1 at rank 0, 0 at full rank; never rising.
+    """
+    total: Array | float = 0.0
+    for w, s in zip(weight, moment, strict=True):
+        first, second = _truncation(w, s)
+        by_taps = np.tensordot(first, np.tensordot(s, first, (2, 1)), (1, 0))  # (r, t, t', r')
+        if w.shape[-1] == 1:
+            gram = by_taps[:, 0, 0] * (second[:, 0].T @ second[:, 0])
+        else:
+            overlap = np.einsum("ntr,nus->rtus", second, second, optimize=True)
+            gram = np.einsum("rtus,rtus->rs", by_taps, overlap, optimize=True)
+        # The error at rank r is the sum over all pairs of components from r on.
+        tail = np.diagonal(gram[::-1, ::-1].cumsum(axis=0).cumsum(axis=1))[::-1]
+        total = total + np.append(tail, 0.0)
+    found = np.asarray(total)
+    if found[0] <= 0:
+        return np.zeros_like(found)
+    return np.minimum.accumulate(np.clip(found / found[0], 0.0, 1.0))
+
+
+def fit_pair(weight: Array, moment: Array, rank: int) -> tuple[Array, Array]:
+    """Factors of least output error.
+
+    Args:
+        weight: (G, A, N, T).
+        moment: (G, A, T, A, T).
+        rank: 1 <= rank <= min(A, N T).
+
+    Returns:
+        `first` (G, rank, A) and `second` (G, N, rank, T), of the same norm at each rank.
+    """
+    pairs = [_fit(w, s, rank) for w, s in zip(weight, moment, strict=True)]
+    return np.stack([first for first, _ in pairs]), np.stack([second for _, second in pairs])
+
+
+def regress_outputs(weight: Array, moment: Array, inner: Array) -> Array:
+    """The matrix B of least output error for `W x = B (P x)`, P given: (G, N, D), (G, D, D), (G, r, D) -> (G, N, r)."""
+    across = moment @ np.swapaxes(inner, 1, 2)
+    return np.stack([_solve(w @ c, p @ c) for w, c, p in zip(weight, across, inner, strict=True)])
+
+
+def _fit(weight: Array, moment: Array, rank: int) -> tuple[Array, Array]:
+    first, right = _truncation(weight, moment)
+    first = first[:rank]
+    second = np.moveaxis(right[..., :rank], 1, 2)  # (n, r, t)
+    if weight.shape[-1] > 1:
+        second = _second(first, weight, moment)
+        for _ in range(ALTERNATIONS):
+            first = _first(first, second, weight, moment)
+            second = _second(first, weight, moment)
+    norms = np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=(0, 2))
+    tiny = np.finfo(np.float64).tiny
+    scale = np.sqrt(np.where((norms[0] > tiny) & (norms[1] > tiny), norms[1] / np.maximum(norms[0], tiny), 1.0))
+    return first * scale[:, None], second / scale[:, None]
+
+
+def _truncation(weight: Array, moment: Array) -> tuple[Array, Array]:
+    """Components of `M V V^T`, strongest first: (R, A) and (N, T, R)."""
+    size, n, taps = weight.shape
+    matrix = weight.reshape(size, n * taps)
+    marginal = np.einsum("atbt->ab", moment)
+    if n * taps <= size:
+        _, vectors = np.linalg.eigh(matrix.T @ marginal @ matrix)
+        right = vectors[:, ::-1]
+    else:
+        root = _root(marginal)
+        values, vectors = np.linalg.eigh(root @ (matrix @ matrix.T) @ root)
+        singular = np.sqrt(np.maximum(values[::-1], 0.0))
+        floor = 1e-12 * singular[0] if singular[0] > 0 else 1.0
+        right = matrix.T @ (root @ vectors[:, ::-1])
+        right = np.where(singular > floor, right / np.maximum(singular, floor), 0.0)
+    return (matrix @ right).T, right.reshape(n, taps, -1)
+
+
+def _root(moment: Array) -> Array:
+    values, vectors = np.linalg.eigh(moment)
+    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
+
+
+def _second(first: Array, weight: Array, moment: Array) -> Array:
+    """Least squares for the second factor: (n, r, t)."""
+    across = np.moveaxis(np.tensordot(moment, first, (2, 1)), 3, 2)  # (a, t, r, t')
+    inner = np.tensordot(first, across, (1, 0))  # (r, t, r', t')
+    outer = np.tensordot(weight, across, ((0, 2), (0, 1)))  # (n, r, t)
+    size = first.shape[0] * weight.shape[2]
+    return _solve(outer.reshape(-1, size), inner.reshape(size, size)).reshape(outer.shape)
+
+
+def _first(first: Array, second: Array, weight: Array, moment: Array) -> Array:
+    """Conjugate gradients for the first factor, from where it stands: (r, a)."""
+    size, _, taps = weight.shape
+    flat = moment.reshape(size * taps, size * taps)
+
+    def descend(error: Array) -> Array:
+        """Half the negative gradient at an error (a, n, t) of the weight."""
+        felt = np.moveaxis(error, 1, 0).reshape(-1, size * taps) @ flat
+        return np.tensordot(second, felt.reshape(-1, size, taps), ((0, 2), (0, 2)))
+
+    def merged(x: Array) -> Array:
+        return np.asarray(np.tensordot(x, second, (0, 1)))  # (a, n, t)
+
+    residual = descend(weight - merged(first))
+    direction, power = residual, float(np.square(residual).sum())
+    start = power
+    for _ in range(_CG_STEPS):
+        if power <= 1e-20 * start or power == 0:
+            break
+        bent = descend(merged(direction))
+        curvature = float((direction * bent).sum())
+        if curvature <= 0:
+            break
+        step = power / curvature
+        first = first + step * direction
+        residual = residual - step * bent
+        before, power = power, float(np.square(residual).sum())
+        direction = residual + (power / before) * direction
+    return first
+
+
+def _solve(right: Array, symmetric: Array) -> Array:
+    """`right @ inv(symmetric)` for a positive semidefinite matrix; the least one where it is singular."""
+    ridge = _RIDGE * max(float(np.trace(symmetric)) / len(symmetric), np.finfo(np.float64).tiny)
+    return np.asarray(np.linalg.solve(symmetric + ridge * np.eye(len(symmetric)), right.T).T)
