@@ -64,7 +64,7 @@ def fit_pair(weight: Array, moment: Array, rank: int) -> tuple[Array, Array]:
     Args:
         weight: (G, A, N, T).
         moment: (G, A, T, A, T).
-        rank: 1 <= rank <= min(A, N T).
+        rank: From 1; above min(A, N T) the rest of the factors is zero.
 
     Returns:
         `first` (G, rank, A) and `second` (G, N, rank, T), of the same norm at each rank.
@@ -81,8 +81,9 @@ def regress_outputs(weight: Array, moment: Array, inner: Array) -> Array:
 
 def _fit(weight: Array, moment: Array, rank: int) -> tuple[Array, Array]:
     first, right = _truncation(weight, moment)
-    first = first[:rank]
-    second = np.moveaxis(right[..., :rank], 1, 2)  # (n, r, t)
+    spare = max(0, rank - len(first))  # a rank above the full one, as one side of Tucker-2 may ask for
+    first = np.pad(first[:rank], ((0, spare), (0, 0)))
+    second = np.moveaxis(np.pad(right[..., :rank], ((0, 0), (0, 0), (0, spare))), 1, 2)  # (n, r, t)
     if weight.shape[-1] > 1:
         second = _second(first, weight, moment)
         for _ in range(ALTERNATIONS):

@@ -1,0 +1,221 @@
+"""Factors that keep outputs: what moments are, what they are good for, and what damage means."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import scipy.linalg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+import trp_onnx
+from tests.graphs import conv_net, distance, info, initializers, model, rng, run, save, weights
+from trp_onnx.errors import DataError
+from trp_onnx.layers import find_layers
+from trp_onnx.model import open_model
+from trp_onnx.moments import collect_moments
+from trp_onnx.planning import measure_damage
+from trp_onnx.schemes import SCHEMES, Geometry
+
+
+def correlated(groups: int, size: int, seed: int) -> np.ndarray:
+    """A second moment whose directions differ a thousandfold."""
+    mixing = rng(seed).standard_normal((groups, size, size)) * np.geomspace(1, 0.03, size)
+    return mixing @ mixing.transpose(0, 2, 1) / size
+
+
+def output_error(weight: np.ndarray, near: np.ndarray, moment: np.ndarray) -> float:
+    def energy(w: np.ndarray) -> float:
+        flat = w.reshape(*w.shape[:2], -1)
+        return float(((flat @ moment) * flat).sum())
+
+    return energy(weight - near) / energy(weight)
+
+
+shapes = st.tuples(
+    st.integers(1, 2), st.integers(2, 7), st.integers(2, 7), st.lists(st.integers(1, 3), min_size=0, max_size=2)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.integers(0, 99))
+def test_full_rank_is_the_identity_and_less_beats_the_weights_own(
+    shape: tuple[int, int, int, list[int]], seed: int
+) -> None:
+    groups, n, c, kernel = shape
+    weight = rng(seed).standard_normal((groups, n, c, *kernel))
+    moment = correlated(groups, c * int(np.prod(kernel)), seed)
+    for scheme in SCHEMES.values():
+        if not scheme.fits(kernel):
+            continue
+        full = scheme.full_rank(Geometry(groups, n, c, tuple(kernel)))
+        exact = scheme.merge(scheme.split(weight, full, moment))
+        assert output_error(weight, exact, moment) < 1e-10  # squared
+        half = tuple(max(1, size // 2) for size in full)
+        errors = scheme.errors(weight, moment)
+        by_data = output_error(weight, scheme.merge(scheme.split(weight, half, moment)), moment)
+        by_weight = output_error(weight, scheme.merge(scheme.split(weight, half)), moment)
+        assert by_data <= by_weight * (1 + 1e-6) + 1e-12
+        if scheme.name != "tucker2":  # whose estimate is one
+            assert by_data <= errors[half] * (1 + 1e-6) + 1e-9
+        assert errors[full] < 1e-9 and errors[(0,) * len(full)] == pytest.approx(1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(1, 3), st.integers(0, 99))
+def test_one_tap_reaches_the_spectrums_tail(n: int, c: int, k: int, seed: int) -> None:
+    """kxk -> 1x1: no other factors of that rank do better, which the whitened SVD of scipy says."""
+    weight, moment = rng(seed).standard_normal((1, n, c, k, 3)), correlated(1, c * k * 3, seed)
+    root = scipy.linalg.sqrtm(moment[0]).real
+    spectrum = scipy.linalg.svdvals(weight.reshape(n, -1) @ root) ** 2
+    for rank in range(1, min(n, c * k * 3)):
+        near = SCHEMES["channel"].merge(SCHEMES["channel"].split(weight, (rank,), moment))
+        tail = spectrum[rank:].sum() / spectrum.sum()
+        assert output_error(weight, near, moment) == pytest.approx(tail, rel=1e-5, abs=1e-9)
+
+
+CONVOLUTIONS = {
+    "plain": {"pads": [1, 1, 1, 1]},
+    "strided": {"strides": [2, 1], "pads": [0, 1, 2, 1]},
+    "dilated": {"dilations": [2, 2], "pads": [2, 2, 2, 2]},
+    "same": {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+    "same below": {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+    "valid": {"auto_pad": "VALID"},
+    "grouped": {"group": 2, "pads": [1, 1, 1, 1]},
+}
+
+
+@pytest.mark.parametrize("how", CONVOLUTIONS)
+def test_moments_are_those_of_the_patches(how: str, tmp_path: Path) -> None:
+    """Against patches that the runtime itself cuts: a convolution with the identity for a weight."""
+    attributes = CONVOLUTIONS[how]
+    groups = attributes.get("group", 1)
+    c, size = 4 // groups, 4 // groups * 9
+    net = conv(tmp_path / "net.onnx", weights(6, c, 3, 3), attributes)
+    cut = conv(tmp_path / "cut.onnx", np.tile(np.eye(size, dtype=np.float32).reshape(size, c, 3, 3), (groups, 1, 1, 1)),
+               attributes)  # fmt: skip
+    x = (rng().standard_normal((5, 4, 9, 8)) + 3).astype(np.float32)
+    opened = open_model(net)
+    (found,) = collect_moments(opened, find_layers(opened), x).values()
+    patches = run(cut, {"x": x})[0]
+    patches = patches.reshape(5, groups, size, -1).transpose(1, 0, 3, 2).reshape(groups, -1, size)
+    np.testing.assert_allclose(found.mean, patches.mean(axis=1), rtol=1e-4, atol=1e-5)
+    for group in range(groups):
+        np.testing.assert_allclose(found.covariance[group], np.cov(patches[group].T, bias=True), rtol=1e-3, atol=1e-4)
+
+
+def conv(path: Path, weight: np.ndarray, attributes: dict[str, object]) -> Path:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", **attributes)
+    return save(model([node], [info("x", ["N", 4, 9, 8])], [info("y", None)], {"w": weight}), path)
+
+
+def samples(path: Path, count: int = 96, seed: int = 0) -> Path:
+    """Smooth images of few colours: what a network sees is far from white."""
+    r = rng(seed)
+    shades = r.standard_normal((count, 1, 1, 3)) + 0.5
+    smooth = np.cumsum(r.standard_normal((count, 12, 12, 1)), axis=1) / 4
+    x = shades * smooth + 0.05 * r.standard_normal((count, 12, 12, 3)) + 1
+    np.savez(path, x=x.astype(np.float32), y=np.arange(count) % 10)
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["spatial", "channel", "tucker2", "auto"])
+def test_outputs_survive_better_with_data(scheme: str, tmp_path: Path) -> None:
+    net = conv_net(tmp_path / "net.onnx", channels=24)
+    seen, unseen = samples(tmp_path / "a.npz"), samples(tmp_path / "b.npz", seed=1)
+    x = np.load(unseen)["x"].transpose(0, 3, 1, 2)
+    errors = {}
+    for name, data in (("weights", None), ("data", seen)):
+        out = tmp_path / f"{name}.onnx"
+        report = trp_onnx.compress(net, out, macs=0.4, align=1, scheme=scheme, data=data)
+        assert report.macs.ratio <= 0.4
+        errors[name] = distance(run(net, {"x": x})[0], run(out, {"x": x})[0])
+    assert errors["data"] < 0.7 * errors["weights"]
+
+
+def test_the_bias_takes_up_the_mean(tmp_path: Path) -> None:
+    """A convolution without a bias gets one, and the mean of its outputs stays."""
+    attributes = {"pads": [0, 0, 0, 0]}
+    net = conv(tmp_path / "net.onnx", weights(8, 4, 3, 3), attributes)
+    x = (rng().standard_normal((40, 4, 9, 8)) + 2).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x.transpose(0, 2, 3, 1))
+    out = tmp_path / "out.onnx"
+    trp_onnx.compress(net, out, macs=0.5, align=1, scheme="channel", data=tmp_path / "x.npz", plan_by="weights")
+    before, after = run(net, {"x": x})[0], run(out, {"x": x})[0]
+    means = before.mean(axis=(0, 2, 3)), after.mean(axis=(0, 2, 3))
+    np.testing.assert_allclose(*means, atol=1e-3 * np.abs(before).max())
+    assert any(name.endswith("/bias") for name in initializers(out))
+
+
+def test_damage_of_the_last_layer_is_its_own_error(tmp_path: Path) -> None:
+    """Behind the last MatMul nothing bends errors: a relative squared error of e is a damage of e."""
+    w = {"a": weights(16, 16, seed=1), "b": weights(16, 16, seed=2)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"], name="first"),
+        helper.make_node("Relu", ["p"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["y"], name="last"),
+    ]
+    net = save(model(nodes, [info("x", ["N", 4, 16])], [info("y", ["N", 4, 16])], w), tmp_path / "net.onnx")
+    x = rng().standard_normal((64, 4, 16)).astype(np.float32)
+    opened = open_model(net)
+    layers = find_layers(opened)
+    curves = measure_damage(opened, layers, x, moments=collect_moments(opened, layers, x))
+    for error in (0.01, 0.1, 0.5):
+        assert curves["last"](error) == pytest.approx(error, rel=0.02)
+        assert 0.1 * error < curves["first"](error) < 2 * error
+    again = measure_damage(opened, layers, x, moments=collect_moments(opened, layers, x))
+    assert again["first"](0.1) == curves["first"](0.1)  # from the cache
+
+
+def test_damage_is_the_same_from_a_gate_as_from_the_start(tmp_path: Path) -> None:
+    """A network that never narrows to one value has no gates; one that does gives the same figures."""
+    w = {"a": weights(8, 8, 3, 3, seed=1), "b": weights(8, 8, 3, 3, seed=2), "c": weights(8, 8, 3, 3, seed=3)}
+    pads = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["p"], name="one", **pads),
+        helper.make_node("Relu", ["p"], ["q"]),
+        helper.make_node("Conv", ["q", "b"], ["r"], name="two", **pads),
+        helper.make_node("Add", ["r", "q"], ["s"]),
+        helper.make_node("Conv", ["s", "c"], ["y"], name="three", **pads),
+    ]
+    sizes = ["N", 8, 6, 6]
+    gated = model(nodes, [info("x", sizes)], [info("y", sizes)], w)
+    twin = onnx.ModelProto()
+    twin.CopyFrom(gated)
+    twin.graph.node.append(helper.make_node("Mul", ["y", "zero"], ["none"]))
+    twin.graph.node.append(helper.make_node("Mul", ["x", "none"], ["also"]))  # x lives to the end: no gate
+    twin.graph.node.append(helper.make_node("Add", ["y", "also"], ["z"]))
+    twin.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), "zero"))
+    twin.graph.output[0].name = "z"
+    x = rng().standard_normal((32, 8, 6, 6)).astype(np.float32)
+    found = []
+    for name, proto in (("gated", gated), ("twin", twin)):
+        opened = open_model(save(proto, tmp_path / f"{name}.onnx"))
+        layers = find_layers(opened)
+        moments = collect_moments(opened, layers, x)
+        found.append(measure_damage(opened, layers, x, "spatial", moments))
+    for layer in ("one", "two", "three"):
+        np.testing.assert_allclose(found[0][layer].damages, found[1][layer].damages, rtol=1e-3)
+
+
+def test_what_is_not_observed_is_said(tmp_path: Path) -> None:
+    w = {"w": weights(8, 8, 3, 3), "v": weights(8, 8, 3, 3, seed=1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["p"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("ConvTranspose", ["p", "v"], ["y"], name="up", pads=[1, 1, 1, 1]),
+    ]
+    sizes = ["N", 8, 6, 6]
+    net = save(model(nodes, [info("x", sizes)], [info("y", sizes)], w), tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=rng().standard_normal((8, 6, 6, 8)).astype(np.float32))
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz")
+    assert any("'up'" in note and "not by the data" in note for note in report.notes)
+
+
+def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    net = conv_net(tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=np.zeros((8, 20, 20, 3), np.uint8))
+    with pytest.raises(DataError, match="takes samples of 3x12x12"):
+        trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, data=tmp_path / "x.npz")
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".partial"] == []

@@ -1,0 +1,255 @@
+"""Plans by time: what a table says, what a plan makes of it, and tables that are wrong."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import trp_onnx
+from tests.graphs import conv_net, rng, run
+from tests.test_command_line import run as cli
+from trp_onnx.errors import DataError, ModelError, TargetError, UsageError
+from trp_onnx.latency import read_table, save_table
+from trp_onnx.layers import find_layers
+from trp_onnx.model import open_model
+from trp_onnx.schemes import SCHEMES
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return conv_net(tmp_path_factory.mktemp("net") / "net.onnx", channels=64)
+
+
+@pytest.fixture(scope="module")
+def measured(net: Path) -> Path:
+    path = net.with_name("table.json")
+    save_table(trp_onnx.profile(net), path)
+    return path
+
+
+def another(measured: Path, tmp_path: Path, **changes: Any) -> Path:
+    """The table with some entries changed."""
+    document = json.loads(measured.read_text()) | changes
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def on_a_phone(measured: Path, tmp_path: Path, shares: dict[str, float], dense: float = 1.0) -> Path:
+    """A table with made-up times: the factors of every layer take what their rank says, in steps of 16."""
+    document = json.loads(measured.read_text())
+    parts = {
+        key: {name: [[rank, dense * sum(rank) / 100] for rank, _ in knots] for name, knots in by.items()}
+        for key, by in document["parts"].items()
+    }
+    target = {"machine": "a phone", "runtime": "1.0", "provider": "cpu", "threads": 1}
+    return another(measured, tmp_path, shares=shares, parts=parts, target=target, step=16, dispatch=0.0)
+
+
+def test_a_table_survives_its_file(measured: Path, tmp_path: Path) -> None:
+    table = read_table(measured)
+    save_table(table, tmp_path / "again.json")
+    assert read_table(tmp_path / "again.json") == table
+    assert table.step in (4, 8, 16, 32)
+    assert 0.3 < sum(table.shares.values()) <= 1
+    assert table.shares["conv2"] > table.shares["conv1"] > 0
+
+
+def test_what_was_timed_is_not_timed_again(net: Path, measured: Path) -> None:
+    assert trp_onnx.profile(net) == read_table(measured)
+
+
+def test_ranks_within_a_step_cost_the_same(net: Path, measured: Path, tmp_path: Path) -> None:
+    table = read_table(on_a_phone(measured, tmp_path, {"conv1": 0.1, "conv2": 0.8, "fc": 0.05}))
+    layer = next(layer for layer in find_layers(open_model(net)) if layer.name == "conv2")
+    times = [table.part(layer, SCHEMES["spatial"], (rank,)) for rank in (17, 24, 32, 33)]
+    assert times[0] == times[1] == times[2] < times[3]
+
+
+def test_a_measured_plan_is_faster_and_says_so(net: Path, tmp_path: Path) -> None:
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.3, report_dir=tmp_path / "report")
+    assert report.latency is not None and report.latency.predicted is not None
+    assert report.latency.predicted >= 1.3
+    assert report.latency.measured is not None and report.latency.measured.median > 1.1
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["latency"]["predicted"] >= 1.3
+
+
+def test_time_is_saved_where_it_is_spent(net: Path, measured: Path, tmp_path: Path) -> None:
+    """On the phone the classifier takes most of the time, though it has next to no MACs."""
+    table = on_a_phone(measured, tmp_path, {"conv1": 0.01, "conv2": 0.3, "fc": 0.6}, dense=0.2)
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.8, align=1, latency_table=table)
+    chosen = {layer.name: layer.scheme for layer in report.layers}
+    assert chosen["fc"] is not None
+    assert report.latency is not None and report.latency.predicted is not None and report.latency.predicted >= 1.8
+    assert report.latency.measured is None and "a phone" in report.latency.target
+
+
+def test_least_damage_within_the_time(net: Path, measured: Path, tmp_path: Path) -> None:
+    """Every cheaper choice that meets the target does more damage: all pairs of options are tried."""
+    table = on_a_phone(measured, tmp_path, {"conv1": 0.3, "conv2": 0.6, "fc": 0.0})
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.5, latency_table=table, scheme="spatial")
+    found = {layer.name: layer for layer in report.layers}
+    layers = {layer.name: layer for layer in find_layers(open_model(net))}
+    times, errors = {}, {}
+    for name in ("conv1", "conv2"):
+        layer, scheme = layers[name], SCHEMES["spatial"]
+        spectrum = scheme.errors(layer.weight())
+        ranks = [r for r in range(16, len(spectrum), 16) if scheme.macs(layer.geometry, (r,)) < layer.geometry.macs]
+        share = read_table(table).shares[name]
+        times[name] = [share, *(share * read_table(table).part(layer, scheme, (r,)) for r in ranks)]
+        errors[name] = [0.0, *(spectrum[r] for r in ranks)]
+    best = min(
+        e1 + e2
+        for t1, e1 in zip(times["conv1"], errors["conv1"], strict=True)
+        for t2, e2 in zip(times["conv2"], errors["conv2"], strict=True)
+        if 0.1 + t1 + t2 <= 1 / 1.5 + 1e-9
+    )
+    assert sum(found[name].relative_error ** 2 for name in times) == pytest.approx(best, abs=1e-9)
+
+
+def test_out_of_reach_says_what_is_in_reach(net: Path, measured: Path, tmp_path: Path) -> None:
+    table = on_a_phone(measured, tmp_path, {"conv1": 0.1, "conv2": 0.5, "fc": 0.0})
+    with pytest.raises(TargetError, match=r"--speedup 9 is out of reach.*predicted to run 2\.\d\dx") as refusal:
+        trp_onnx.compress(net, tmp_path / "out.onnx", speedup=9, latency_table=table)
+    assert refusal.value.exit_code == 3
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_tables_that_are_wrong(net: Path, measured: Path, tmp_path: Path) -> None:
+    def refused(path: Path, kind: type[Exception], words: str, source: Path = net) -> None:
+        with pytest.raises(kind, match=words):
+            trp_onnx.compress(source, tmp_path / "out.onnx", speedup=1.2, latency_table=path)
+        assert not (tmp_path / "out.onnx").exists()
+
+    refused(tmp_path / "none.json", DataError, "cannot be read")
+    (tmp_path / "text.json").write_text("ms: 12")
+    refused(tmp_path / "text.json", DataError, "not JSON")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    refused(tmp_path / "list.json", DataError, "does not say its format")
+    refused(another(measured, tmp_path, format="trp-onnx latency table 99"), DataError, "99")
+    for damage in (
+        {"shares": {"conv1": 1.5}},
+        {"shares": {"conv1": "x"}},
+        {"milliseconds": -1},
+        {"step": 0},
+        {"step": "wide"},
+        {"dispatch": 7},
+        {"parts": {"k": {"spatial": [[[0], 1.0]]}}},
+        {"parts": {"k": {"spatial": [[[4], 0.0]]}}},
+        {"parts": {"k": {"diagonal": [[[4], 1.0]]}}},
+        {"parts": []},
+        {"target": None},
+        {"signatures": 3},
+    ):
+        refused(another(measured, tmp_path, **damage), DataError, "damaged")
+    narrow = conv_net(tmp_path / "narrow.onnx", channels=32)
+    refused(measured, UsageError, "another network", narrow)
+
+
+def test_a_plan_can_be_edited_and_given_back(net: Path, measured: Path, tmp_path: Path) -> None:
+    first = trp_onnx.compress(
+        net, tmp_path / "a.onnx", speedup=1.2, latency_table=measured, report_dir=tmp_path / "report"
+    )
+    plan = tmp_path / "report" / "plan.toml"
+    entries = tomllib.loads(plan.read_text())["layer"]
+    assert len(entries) == 3 and any("rank" in entry for entry in entries)
+    again = trp_onnx.compress(net, tmp_path / "b.onnx", config=plan)
+    assert [(d.scheme, d.rank) for d in again.layers] == [(d.scheme, d.rank) for d in first.layers]
+    x = {"x": rng().standard_normal((2, 3, 12, 12)).astype(np.float32)}
+    np.testing.assert_array_equal(run(tmp_path / "a.onnx", x)[0], run(tmp_path / "b.onnx", x)[0])
+    plan.write_text(plan.read_text().replace("conv2", "conv9"))
+    with pytest.raises(UsageError, match=r"conv9.*matches no layer"):
+        trp_onnx.compress(net, tmp_path / "c.onnx", config=plan)
+
+
+def test_plans_name_layers_that_names_make_hard(tmp_path: Path) -> None:
+    """Quotes, brackets, newlines and globs in names survive the plan's file."""
+    path = conv_net(tmp_path / "net.onnx", channels=32)
+    proto = onnx.load(path)
+    proto.graph.node[0].name, proto.graph.node[2].name = 'a "quoted" [x]*\\1', "line\nbreak\t\x7f#é"
+    onnx.save(proto, path)
+    first = trp_onnx.compress(path, tmp_path / "a.onnx", macs=0.5, align=1, report_dir=tmp_path)
+    again = trp_onnx.compress(path, tmp_path / "b.onnx", config=tmp_path / "plan.toml")
+    assert [(d.name, d.scheme, d.rank) for d in again.layers] == [(d.name, d.scheme, d.rank) for d in first.layers]
+
+
+def labelled(net: Path, folder: Path, count: int = 400) -> tuple[Path, Path]:
+    """The network with its scores centred, so that it takes every class, and samples labelled with what it says."""
+    x = rng().standard_normal((count, 12, 12, 3)).astype(np.float32)
+    scores = run(net, {"x": x.transpose(0, 3, 1, 2)})[0]
+    proto = onnx.load(net)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "bf":
+            bias = onnx.numpy_helper.to_array(tensor) - scores.mean(axis=0)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(bias.astype(np.float32), "bf"))
+    onnx.save(proto, folder / "centred.onnx")
+    np.savez(folder / "d.npz", x=x, y=(scores - scores.mean(axis=0)).argmax(axis=1))
+    return folder / "centred.onnx", folder / "d.npz"
+
+
+def test_max_drop_is_kept_on_what_was_held_out(net: Path, measured: Path, tmp_path: Path) -> None:
+    net, data = labelled(net, tmp_path)
+    table = on_a_phone(measured, tmp_path, {"conv1": 0.1, "conv2": 0.8, "fc": 0.0})
+    faster = []
+    for drop in (15, 60):
+        report = trp_onnx.compress(net, tmp_path / "out.onnx", max_drop=drop, data=data, latency_table=table)
+        assert report.latency is not None and report.latency.predicted is not None
+        chosen = next(c for c in report.candidates if c.speedup == pytest.approx(report.latency.predicted))
+        assert 1 - chosen.accuracy.top1 <= drop / 100
+        dropped = [c for c in report.candidates if 1 - c.accuracy.top1 > drop / 100]
+        assert all(c.speedup >= chosen.speedup for c in dropped)
+        faster.append(report.latency.predicted)
+    assert faster[0] < faster[1]
+
+
+def test_max_drop_that_nothing_keeps(net: Path, measured: Path, tmp_path: Path) -> None:
+    net, data = labelled(net, tmp_path)
+    slow = on_a_phone(measured, tmp_path, {"conv1": 0.0, "conv2": 0.04, "fc": 0.0})
+    with pytest.raises(TargetError, match=r"--max-drop 0\.5 is out of reach"):
+        trp_onnx.compress(net, tmp_path / "out.onnx", max_drop=0.5, data=data, latency_table=slow)
+    np.savez(tmp_path / "bare.npz", x=np.zeros((300, 12, 12, 3), np.float32))
+    with pytest.raises(DataError, match="no labels"):
+        trp_onnx.compress(net, tmp_path / "out.onnx", max_drop=1, data=tmp_path / "bare.npz", latency_table=slow)
+    np.savez(tmp_path / "few.npz", x=np.zeros((30, 12, 12, 3), np.float32), y=np.zeros(30, np.int64))
+    with pytest.raises(DataError, match="30 samples"):
+        trp_onnx.compress(net, tmp_path / "out.onnx", max_drop=1, data=tmp_path / "few.npz", latency_table=slow)
+    with pytest.raises(UsageError, match="need data"):
+        trp_onnx.compress(net, tmp_path / "out.onnx", max_drop=1, latency_table=slow)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [({"speedup": 1.0}, "above 1"), ({"speedup": float("nan")}, "above 1"), ({"speedup": float("inf")}, "above 1"),
+     ({"max_drop": -1}, "from 0"), ({"speedup": 1.5, "macs": 0.5}, "only one"),
+     ({"macs": 0.5, "threads": 0}, "threads")],
+)  # fmt: skip
+def test_rules_that_make_no_sense(net: Path, tmp_path: Path, rule: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        trp_onnx.compress(net, tmp_path / "out.onnx", **rule)
+
+
+def test_profile_on_the_command_line(net: Path, tmp_path: Path) -> None:
+    shown = cli("profile", net, "-o", tmp_path / "t.json")
+    assert "conv2" in shown and "spatial" in shown and "ranks in steps of" in shown
+    text = cli("compress", net, "-o", tmp_path / "out.onnx", "--speedup", 1.2, "--latency-table", tmp_path / "t.json")
+    assert "x as fast" in text and "predicted" in text
+
+
+def test_layers_of_every_kind_are_timed(tmp_path: Path) -> None:
+    """Each kind of layer that can be factorised can be timed: products, groups, transposed, 1-d and 3-d."""
+    from tests.hard_cases import CASES
+
+    timed = 0
+    for name, build in CASES.items():
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(build(), path)
+        try:
+            table = trp_onnx.profile(path)
+        except ModelError:
+            continue  # it does not run here at all, or not without sizes
+        timed += any(part > 0 for by in table.parts.values() for knots in by.values() for _, part in knots)
+    assert timed > len(CASES) / 3
