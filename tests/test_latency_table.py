@@ -47,7 +47,7 @@ def on_a_phone(measured: Path, tmp_path: Path, shares: dict[str, float], dense: 
         for key, by in document["parts"].items()
     }
     target = {"machine": "a phone", "runtime": "1.0", "provider": "cpu", "threads": 1}
-    return another(measured, tmp_path, shares=shares, parts=parts, target=target, step=16, dispatch=0.0)
+    return another(measured, tmp_path, shares=shares, parts=parts, target=target, step=16)
 
 
 def test_a_table_survives_its_file(measured: Path, tmp_path: Path) -> None:
@@ -137,7 +137,6 @@ def test_tables_that_are_wrong(net: Path, measured: Path, tmp_path: Path) -> Non
         {"milliseconds": -1},
         {"step": 0},
         {"step": "wide"},
-        {"dispatch": 7},
         {"parts": {"k": {"spatial": [[[0], 1.0]]}}},
         {"parts": {"k": {"spatial": [[[4], 0.0]]}}},
         {"parts": {"k": {"diagonal": [[[4], 1.0]]}}},

@@ -119,9 +119,9 @@ def probe_feeds(layer: Layer) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(1).standard_normal(shape).astype(dtype.numpy())}
 
 
-def layer_seconds(run: Sequence[NodeTime]) -> float:
-    """Time of the probed layer in one run: of all nodes between its neighbours."""
+def layer_nodes(run: Sequence[NodeTime]) -> Sequence[NodeTime]:
+    """The probed layer in one run: all nodes between its neighbours."""
     names = [node.name for node in run]
     start = next((i + 1 for i, name in enumerate(names) if name.removesuffix("_nchwc") == _BEFORE), 0)
     end = next((i for i, name in enumerate(names) if name.removesuffix("_nchwc") == _AFTER), len(names))
-    return sum(node.seconds for node in run[start:end])
+    return run[start:end]

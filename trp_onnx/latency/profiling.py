@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ import onnx_ir as ir
 from trp_onnx.cache import Cache
 from trp_onnx.errors import ModelError
 from trp_onnx.latency.benchmark import layer_milliseconds
-from trp_onnx.latency.probe import build_probe, layer_seconds, probe_feeds, signature
-from trp_onnx.latency.sessions import Profiled, bound_call, open_timed
+from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds, signature
+from trp_onnx.latency.sessions import NodeTime, Profiled, bound_call, open_timed
 from trp_onnx.latency.table import LatencyTable, Target
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.model import open_model, to_proto
@@ -40,6 +41,7 @@ ROUNDS, SECONDS = 30, 1.5
 """A geometry is timed in so many interleaved rounds, or in about so many seconds, but in 8 at least."""
 
 _LEAST_ROUNDS = 8
+_CHAINS = (50, 150)
 _SAME_STEP = 0.92
 """Times whose ratio is above this belong to one step; without steps 24 channels take 0.78 of what 32 do."""
 
@@ -105,22 +107,25 @@ def measure_table(
     distinct: dict[str, Layer] = {}
     for layer in free:
         distinct.setdefault(signature(layer), layer)
+    offsets = store.get("clock")
+    clock = _Clock(*offsets) if offsets else _measure_clock(provider, threads)
+    store.put("clock", [clock.node, clock.run])
     step = store.get("step")
     if not isinstance(step, int):
-        step = _measure_step(provider, threads)
+        step = _measure_step(clock, provider, threads)
         store.put("step", step)
     for key, layer in track(list(distinct.items()), "timing layers"):
         known = store.get(key) or {}
         missing = [s for s in candidates(scheme, _geometry(layer)) if s.name not in known]
         if missing:
-            known |= _measure_parts(layer, missing, step, provider, threads)
+            known |= _measure_parts(layer, missing, step, clock, provider, threads)
             store.put(key, known)
     proto = to_proto(model).SerializeToString()
     shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
     mark = f"network {hashlib.sha256(proto).hexdigest()} {shape}"
     network = store.get(mark)
     if network is None:
-        network = _measure_network(proto, model.graph, feeds, free, provider, threads)
+        network = _measure_network(proto, model.graph, feeds, free, clock, provider, threads)
         store.put(mark, network)
     wanted = {s.name for layer in free for s in candidates(scheme, _geometry(layer))}
     parts = {
@@ -128,7 +133,7 @@ def measure_table(
         for key in distinct
     }
     return LatencyTable(
-        target, step, network["milliseconds"], network["dispatch"],
+        target, step, network["milliseconds"],
         {layer.name: signature(layer) for layer in free}, network["shares"], parts,
     )  # fmt: skip
 
@@ -154,43 +159,82 @@ def _geometry(layer: Layer) -> tuple[int, ...]:
     return layer.geometry.kernel
 
 
-def _measure_network(
-    proto: bytes, graph: ir.Graph, feeds: Arrays, layers: Sequence[Layer], provider: str, threads: int
-) -> dict[str, Any]:  # fmt: skip
-    """Time of a run and each layer's part of it.
+@dataclass(frozen=True)
+class _Clock:
+    """What a profile's durations are off by, in seconds.
 
-    On a busy machine a run is interrupted at some node: every node's median is that of a run undisturbed, the
-    median of whole runs is not. So the time of a run is put together, of its nodes' medians and of the gaps
-    between them: what the fastest tenth of the plain runs took beyond the nodes, or at most the median gap of the
-    profiled runs, which the profiler itself widens.
+    Reading the clock adds to every node's duration, and what passes between nodes is in none of them: a node
+    really costs its duration less `node`, and a run `run` more than its nodes. On a virtual machine `node` was 2.8
+    microseconds, half of what a small layer takes.
     """
+
+    node: float
+    run: float
+
+    def seconds(self, nodes: Sequence[NodeTime]) -> float:
+        """What nodes really cost."""
+        return max(0.0, sum(node.seconds for node in nodes) - self.node * len(nodes))
+
+
+def _measure_clock(provider: str, threads: int) -> _Clock:
+    """From chains of two lengths of next to nothing, each run plainly and profiled in turns."""
+    excess = [_excess(length, provider, threads) for length in _CHAINS]
+    node = (excess[1] - excess[0]) / (_CHAINS[1] - _CHAINS[0])
+    return _Clock(node, max(0.0, node * _CHAINS[0] - excess[0]))
+
+
+def _excess(length: int, provider: str, threads: int) -> float:
+    """By how much a profile of so many nodes exceeds a plain run."""
+    x = ir.Value(name="x", shape=ir.Shape((1, 16)), type=ir.TensorType(ir.DataType.FLOAT))
+    nodes: list[ir.Node] = []
+    for _ in range(length):
+        nodes.append(ir.node("Sin", [nodes[-1].outputs[0] if nodes else x]))
+    y = nodes[-1].outputs[0]
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], [y], nodes=nodes, opset_imports={"": 17}, name="chain")
+    proto = bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
+    feeds = {"x": np.zeros((1, 16), np.float32)}
     call = bound_call(open_timed(proto, provider, threads), feeds)
     plain: list[float] = []
     with Profiled(proto, feeds, provider, threads) as profiled:
-        rounds, began = 0, time.perf_counter()
-        while rounds < _LEAST_ROUNDS or (rounds < 2 * ROUNDS and time.perf_counter() - began < 2 * SECONDS):
+        for _ in range(3 * ROUNDS):
             start = time.perf_counter()
             call()
             plain.append(time.perf_counter() - start)
             profiled.run()
+        runs = profiled.runs()[3:]
+    noted = [sum(node.seconds for node in run.nodes) for run in runs]
+    return float(np.median(noted) - np.median(plain[3:]))
+
+
+def _measure_network(
+    proto: bytes, graph: ir.Graph, feeds: Arrays, layers: Sequence[Layer], clock: _Clock, provider: str, threads: int
+) -> dict[str, Any]:
+    """Time of a run and each layer's part of it, put together of the medians of its nodes.
+
+    On a busy machine a run is interrupted at some node: every node's median is that of a run undisturbed, the
+    median of whole runs is not.
+    """
+    with Profiled(proto, feeds, provider, threads) as profiled:
+        rounds, began = 0, time.perf_counter()
+        while rounds < _LEAST_ROUNDS or (rounds < 2 * ROUNDS and time.perf_counter() - began < 2 * SECONDS):
+            profiled.run()
             rounds += 1
         runs = profiled.runs()[3:]  # warm
-    seconds = np.median([[node.seconds for node in run.nodes] for run in runs], axis=0)
-    nodes = [dataclasses.replace(node, seconds=float(s)) for node, s in zip(runs[0].nodes, seconds, strict=True)]
-    kernels = float(seconds.sum())
-    widened = float(np.median([run.seconds - sum(node.seconds for node in run.nodes) for run in runs]))
-    gaps = min(max(0.0, float(np.quantile(plain, 0.1)) - kernels), max(0.0, widened))
-    whole = kernels + gaps
+    seconds = np.median([[node.seconds for node in run.nodes] for run in runs], axis=0) - clock.node
+    nodes = [
+        dataclasses.replace(node, seconds=max(0.0, float(s))) for node, s in zip(runs[0].nodes, seconds, strict=True)
+    ]
+    whole = sum(node.seconds for node in nodes) + clock.run
     found = layer_milliseconds(graph, nodes)
     return {
         "milliseconds": whole * 1e3,
         "shares": {layer.name: found.get(layer.name, 0.0) * 1e-3 / whole for layer in layers},
-        "dispatch": gaps / whole / max(1, len(nodes)),
     }
 
 
 def _measure_parts(
-    layer: Layer, schemes: Sequence[Scheme], step: int, provider: str, threads: int
+    layer: Layer, schemes: Sequence[Scheme], step: int, clock: _Clock, provider: str, threads: int
 ) -> dict[str, list[tuple[Rank, float]]]:
     """Time of the factors over the dense layer's, at the knots of each scheme."""
     wanted = [(scheme, rank) for scheme in schemes for rank in _knots(layer, scheme, step)]
@@ -200,7 +244,7 @@ def _measure_parts(
     feeds = probe_feeds(layer)
     probes = [build_probe(layer), *(build_probe(layer, scheme, rank) for scheme, rank in wanted)]
     try:
-        times = _interleaved(probes, feeds, provider, threads)
+        times = _interleaved(probes, feeds, clock, provider, threads)
     except ModelError:
         return found  # a type that the provider has no kernel for: MACs stand in
     for (scheme, rank), part in zip(wanted, _ratios(times), strict=True):
@@ -209,7 +253,7 @@ def _measure_parts(
 
 
 def _interleaved(
-    probes: Sequence[bytes], feeds: Mapping[str, np.ndarray], provider: str, threads: int
+    probes: Sequence[bytes], feeds: Mapping[str, np.ndarray], clock: _Clock, provider: str, threads: int
 ) -> list[list[float]]:  # fmt: skip
     """Seconds of the layer in each probe, (probes, rounds): turns in an order that flips every round."""
     with ExitStack() as stack:
@@ -221,15 +265,15 @@ def _interleaved(
             for session in sessions[:: 1 if rounds % 2 else -1]:
                 session.run()
             rounds += 1
-        return [[layer_seconds(run.nodes) for run in session.runs()[2:]] for session in sessions]
+        return [[clock.seconds(layer_nodes(run.nodes)) for run in session.runs()[2:]] for session in sessions]
 
 
 def _ratios(times: Sequence[Sequence[float]]) -> list[float]:
     """Time of each over the first: mean of the middle half of the rounds' ratios, finer than the clock's ticks."""
     array = np.array(times)
-    ratios = np.sort(array[1:] / array[:1], axis=1)
+    ratios = np.sort(array[1:] / np.maximum(array[:1], 1e-9), axis=1)
     quarter = ratios.shape[1] // 4
-    return [float(row[quarter : len(row) - quarter].mean()) for row in ratios]
+    return [max(1e-3, float(row[quarter : len(row) - quarter].mean())) for row in ratios]
 
 
 def _knots(layer: Layer, scheme: Scheme, step: int) -> list[Rank]:
@@ -257,7 +301,7 @@ def _spread(ranks: Sequence[Rank], count: int) -> list[Rank]:
     return [ranks[int(i)] for i in np.unique(np.rint(np.linspace(0, len(ranks) - 1, count)))]
 
 
-def _measure_step(provider: str, threads: int) -> int:
+def _measure_step(clock: _Clock, provider: str, threads: int) -> int:
     """Channels that cost the same: 32 or 16 or 8 when fewer in the last block are no faster, else 4."""
     weight = ir.tensor(np.zeros((64, 64, 3, 3), np.float32), name="w")
     w = ir.Value(name="w", const_value=weight, shape=ir.Shape((64, 64, 3, 3)), type=ir.TensorType(ir.DataType.FLOAT))
@@ -269,7 +313,11 @@ def _measure_step(provider: str, threads: int) -> int:
     (layer,) = find_layers(ir.Model(graph, ir_version=8))
     ranks = (64, 48, 40, 36)
     times = _interleaved(
-        [build_probe(layer, SCHEMES["spatial"], (rank,)) for rank in ranks], probe_feeds(layer), provider, threads
+        [build_probe(layer, SCHEMES["spatial"], (rank,)) for rank in ranks],
+        probe_feeds(layer),
+        clock,
+        provider,
+        threads,
     )
     by_48, by_40, by_36 = _ratios(times)
     if by_48 > _SAME_STEP:

@@ -21,7 +21,7 @@ import numpy as np
 from trp_onnx.errors import ModelError, UsageError
 
 _QUIET = 4
-_PROFILED_RUNS = 5
+_PROFILED_RUNS = 15
 _KERNEL = "_kernel_time"
 
 PROVIDERS = {
@@ -42,7 +42,7 @@ class NodeTime:
         name: Its name there; `<output tensor>_nchwc` for a convolution in blocked layout.
         op: Its operator there.
         provider: What ran it.
-        seconds: Mean time of a run.
+        seconds: Time of a run.
     """
 
     name: str
@@ -202,7 +202,7 @@ class Profiled:
 
 
 def node_times(path: Path, feeds: Mapping[str, np.ndarray], provider: str = "cpu", threads: int = 1) -> list[NodeTime]:
-    """Mean time and provider of each node, in running order, from the runtime's own profile.
+    """Median time and provider of each node, in running order, from the runtime's own profile.
 
     Raises:
         UsageError, ModelError: See `open_timed`; also when the provider ran no node at all.
@@ -217,9 +217,7 @@ def node_times(path: Path, feeds: Mapping[str, np.ndarray], provider: str = "cpu
         for node in run.nodes:
             known.setdefault(node.name, node)
             seconds.setdefault(node.name, []).append(node.seconds)
-    found = [
-        NodeTime(name, node.op, node.provider, sum(seconds[name]) / len(seconds[name])) for name, node in known.items()
-    ]
+    found = [NodeTime(name, node.op, node.provider, float(np.median(seconds[name]))) for name, node in known.items()]
     if not any(node.provider == PROVIDERS[provider] for node in found):
         raise ModelError(f"'{path}': the execution provider {provider} took none of the nodes; they ran on the CPU")
     return found

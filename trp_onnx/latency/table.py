@@ -1,6 +1,6 @@
 """The latency table of one network: what each layer takes, and what its factors would.
 
-    time(plan) = 1 - sum_l share_l (1 - part_l(scheme_l, rank_l)) + dispatch * (nodes that are added)
+    time(plan) = 1 - sum_l share_l (1 - part_l(scheme_l, rank_l))
 
 as part of the dense network's time. `share_l` is the layer's part of the network's time; `part_l` the time of its
 factors over that of the dense layer, both measured in the same small graph (see `probe`), so that the product holds
@@ -62,7 +62,6 @@ class LatencyTable:
         target: On what they were measured.
         step: Channels in one step of the kernels' time.
         milliseconds: One run of the dense network; drifts with the machine, for orientation.
-        dispatch: What one more node costs, as part of the network's time.
         signatures: Geometry of each layer, by its name.
         shares: Part of the network's time that each layer takes, by its name.
         parts: For each geometry and scheme the ranks that were timed and their time over the dense layer's.
@@ -71,7 +70,6 @@ class LatencyTable:
     target: Target
     step: int
     milliseconds: float
-    dispatch: float
     signatures: dict[str, str]
     shares: dict[str, float]
     parts: dict[str, dict[str, list[tuple[Rank, float]]]]
@@ -81,18 +79,15 @@ class LatencyTable:
         return self.shares.get(layer.name, 0.0)
 
     def part(self, layer: Layer, scheme: Scheme, rank: Rank) -> float:
-        """Time of a layer's factors over that of the dense layer, the dispatch of more nodes included."""
+        """Time of a layer's factors over that of the dense layer."""
         assert layer.geometry is not None
-        share = self.share(layer)
-        if share <= 0:
-            return 1.0
         step = self.step // math.gcd(self.step, layer.geometry.groups)
         full = scheme.full_rank(layer.geometry)
         blocks = tuple(min(max(f, 1), math.ceil(r / step) * step) for r, f in zip(rank, full, strict=True))
         curve = self._curves.get((self.signatures[layer.name], scheme.name))
         if curve is None:
             return float(scheme.macs(layer.geometry, blocks)) / max(1, layer.geometry.macs)
-        return curve(blocks) + self.dispatch * len(rank) / share
+        return curve(blocks)
 
     @cached_property
     def _curves(self) -> dict[tuple[str, str], _Curve]:
@@ -194,7 +189,6 @@ def _from_document(document: Mapping[str, Any]) -> LatencyTable:
         Target(str(target["machine"]), str(target["runtime"]), str(target["provider"]), int(target["threads"])),
         step,
         _time(document["milliseconds"]),
-        float(document["dispatch"]),
         {str(name): str(text) for name, text in document["signatures"].items()},
         {str(name): float(share) for name, share in document["shares"].items()},
         parts,
@@ -202,8 +196,6 @@ def _from_document(document: Mapping[str, Any]) -> LatencyTable:
     total = sum(table.shares.values())
     if not all(0 <= share <= 1 for share in table.shares.values()) or not total <= 1 + 1e-6:
         raise ValueError(f"shares add up to {total:.3f}")
-    if not 0 <= table.dispatch < 1:
-        raise ValueError(f"dispatch is {table.dispatch}")
     return table
 
 
