@@ -70,6 +70,26 @@ def compress(net: Path, out: Path, data: Path | str, **more: object) -> trp_onnx
     return trp_onnx.compress(net, out, data=data, **arguments)  # type: ignore[arg-type]
 
 
+def test_training_to_a_speed(net: Path, data: Path, tmp_path: Path) -> None:
+    """Ranks by the times of another machine, where only the second layer takes time; training keeps to them."""
+    document = trp_onnx.profile(net).to_dict()
+    for by in document["parts"].values():
+        for knots in by.values():
+            knots[:] = [([rank] * len(knots[0][0]), rank / 20) for rank in (1, 20) if knots]
+    document |= {"shares": {"conv1": 0.0, "conv2": 0.9, "fc": 0.0}, "step": 1}
+    document["target"] |= {"machine": "a phone"}
+    (tmp_path / "table.json").write_text(json.dumps(document))
+    report = compress(
+        net, tmp_path / "out.onnx", data, macs=None, speedup=1.5, align="auto", latency_table=tmp_path / "table.json"
+    )
+    assert report.latency is not None and report.latency.predicted is not None
+    assert report.latency.predicted >= 1.5
+    found = {layer.name: layer for layer in report.layers}
+    assert found["conv2"].rank is not None and found["conv2"].rank[0] <= 13
+    assert found["conv2"].time_after is not None and found["conv2"].time_after < 0.6
+    assert report.trained is not None and report.trained.correct == report.trained.written_correct
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

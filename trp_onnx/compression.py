@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -146,9 +146,9 @@ def compress(
     source, out = Path(model), Path(out)
     clock = _Clock()
     rules = () if config is None else read_rules(Path(config)) if isinstance(config, (str, PathLike)) else config
-    check_rule(
-        energy=energy, macs=macs, vbmf=vbmf, speedup=speedup, max_drop=max_drop, mapped=bool(rules), scheme=scheme
-    )
+    rule: dict[str, Any] = {"energy": energy, "macs": macs, "vbmf": vbmf, "speedup": speedup}
+    if train is None:
+        check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
     _check_usage(plan_by, data is not None, train is not None, max_drop is not None, threads)
     block = resolve_alignment(align)
     timed = speedup is not None or max_drop is not None or latency_table is not None
@@ -212,8 +212,11 @@ def compress(
         finds_ranks = session is not None and session.finds_ranks(energy, macs)
         candidates: tuple[Candidate, ...] = ()
         if finds_ranks:
+            if speedup is not None:
+                raise UsageError("this strategy finds ranks itself: it goes with --macs or --energy")
             chosen, kept = choose_schemes(layers, rules, scheme), {}
         else:
+            check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
             planner = Planner(
                 layers, rules=rules, scheme=scheme, align=block, evidence=evidence,
                 progress=lambda groups: track(groups, "spectra"),
@@ -221,12 +224,14 @@ def compress(
             if max_drop is not None and samples is not None:
                 plan, candidates = _search(planner, max_drop, source, normal, input_shapes, samples, staging.folder)
             else:
-                plan = planner.plan(energy=energy, macs=macs, vbmf=vbmf, speedup=speedup)
+                plan = planner.plan(**rule)
             chosen, kept = plan.chosen, {decision.name: decision.reason for decision in plan.decisions}
         clock.lap("plan")
 
         if session is not None:
-            layers, plan = session.train(normal, layers, chosen, kept, energy=energy, budget=macs, align=block)
+            layers, plan = session.train(
+                normal, layers, chosen, kept, energy=energy, budget=macs, align=block, table=table
+            )
             clock.lap("train")
 
         FactorisePass(

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
+from typing import TYPE_CHECKING
 
 from trp_onnx.errors import ModelError, TargetError, UsageError
 from trp_onnx.layers import Layer
@@ -33,7 +34,10 @@ from trp_onnx.planning.options import (
     variational_ranks,
 )
 from trp_onnx.planning.rules import LayerRule, check_all_match, first_match
-from trp_onnx.schemes import SCHEMES, Rank, candidates
+from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates
+
+if TYPE_CHECKING:
+    from trp_onnx.latency.table import LatencyTable
 
 
 @dataclass(frozen=True)
@@ -300,35 +304,67 @@ def choose_schemes(layers: Sequence[Layer], rules: Sequence[LayerRule], scheme: 
 _TYPICAL_ENERGY = 0.05
 
 
+EXACT = 1e-11
+"""A squared relative error below this is float32's rounding."""
+
+
 def plan_at_ranks(
-    layers: Sequence[Layer], ranks: Mapping[str, tuple[str, Rank]], reason: str, kept: Mapping[str, str]
+    layers: Sequence[Layer],
+    ranks: Mapping[str, tuple[str, Rank]],
+    reason: str,
+    kept: Mapping[str, str],
+    table: LatencyTable | None = None,
 ) -> Plan:
-    """The plan that puts layers at given schemes and ranks, where that costs less than the dense layer.
+    """The plan for weights that were trained to some ranks: on their spectra, at no error.
+
+    A weight whose numerical rank came out lower is factorised at that one; a layer whose factors would cost as
+    much as it does, in MACs or by the latency table, stays as it is.
 
     Args:
         layers: From `find_layers`.
         ranks: Scheme and rank, by layer name.
         reason: Where the ranks come from.
         kept: Why the other layers have none, by name.
+        table: What layers take in time.
     """
+    evidence = Evidence(table=table)
     verdicts: dict[str, tuple[Site, Option, str]] = {}
     for group in sites_of(layers):
         if group[0].name not in ranks:
             continue
-        scheme, rank = ranks[group[0].name]
-        site = Site(group, dense_option(group), (), None)
-        option = exact_option(group, SCHEMES[scheme], rank, Evidence())
-        why = reason
+        scheme, wanted = ranks[group[0].name]
+        site = Site(group, dense_option(group, table), (), None)
+        rank, why = _numerical_rank(group[0], SCHEMES[scheme], wanted), reason
+        if rank != wanted:
+            why = f"its numerical rank, below {show_rank(wanted)}, {reason}"
+        option = exact_option(group, SCHEMES[scheme], rank, evidence)
         if option.macs >= site.dense.macs:
             part = option.macs / max(1, site.dense.macs)
             why = f"{reason}, {show_rank(rank)}, does not pay: {scheme} costs {part:.2f} of the dense layer there"
             option = site.dense
+        elif option.time is not None and site.dense.time and option.time >= site.dense.time:
+            part = option.time / site.dense.time
+            why = (
+                f"{reason}, {show_rank(rank)}, does not pay: {scheme} takes {part:.2f} of the dense layer's time there"
+            )
+            option = site.dense
         verdicts |= {layer.name: (site, option, why) for layer in group}
     for group in sites_of(layers):
         for layer in group:
-            site = Site(group, dense_option(group), (), None)
+            site = Site(group, dense_option(group, table), (), None)
             verdicts.setdefault(layer.name, (site, site.dense, kept.get(layer.name, "the configuration keeps it")))
-    return Plan(tuple(_decision(layer, verdicts.get(layer.name), Evidence()) for layer in layers), _notes(layers))
+    return Plan(tuple(_decision(layer, verdicts.get(layer.name), evidence) for layer in layers), _notes(layers))
+
+
+def _numerical_rank(layer: Layer, scheme: Scheme, rank: Rank) -> Rank:
+    """The smallest rank within `rank` that loses nothing more than `rank` does, mode by mode."""
+    errors = scheme.errors(layer.weight())
+    allowed = max(EXACT, float(errors[rank]))
+    found = list(rank)
+    for mode in range(len(found)):
+        while found[mode] > 1 and errors[(*found[:mode], found[mode] - 1, *found[mode + 1 :])] <= allowed:
+            found[mode] -= 1
+    return tuple(found)
 
 
 def check_rule(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -34,6 +34,9 @@ from trp_onnx.training.projection import Projection, check_strategy, targets_of
 from trp_onnx.training.quarantine import ensure_runtime
 from trp_onnx.training.supervisor import Supervisor
 from trp_onnx.training.trainable import make_trainable, materialise, separate_vectors
+
+if TYPE_CHECKING:
+    from trp_onnx.latency.table import LatencyTable
 
 _SAMPLES = 4
 
@@ -152,6 +155,7 @@ class TrainingRun:
     def train(
         self, model: ir.Model, layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]],
         kept: Mapping[str, str], *, energy: float | None, budget: float | None, align: int,
+        table: LatencyTable | None = None,
     ) -> tuple[list[Layer], Plan]:  # fmt: skip
         """Train with projection; the weights of `model` are replaced.
 
@@ -163,6 +167,7 @@ class TrainingRun:
             energy: e of the strategies "paper" and "energy".
             budget: R.
             align: Ranks that are planned again are multiples of this.
+            table: What layers take in time; factors that are no faster are not made.
 
         Returns:
             The layers anew, and the plan at the ranks that training ended with.
@@ -173,7 +178,7 @@ class TrainingRun:
         strategy = self._strategy(energy, budget)
         check_strategy(strategy, energy, budget)
         if not self._options.epochs:
-            return list(layers), plan_at_ranks(layers, chosen, "planned", kept)
+            return list(layers), plan_at_ranks(layers, chosen, "planned", kept, table)
         as_feed(model, self._x[: _fixed_batch(model)])  # refuses samples that do not fit
         materialise(model, layers, chosen)
         layers = find_layers(model, self._shapes(model))
@@ -189,7 +194,7 @@ class TrainingRun:
         for group in sites_of(layers):
             if group[0].name in ranks:
                 ranks |= {layer.name: ranks[group[0].name] for layer in group}
-        return layers, plan_at_ranks(layers, ranks, "the rank it was trained to", kept)
+        return layers, plan_at_ranks(layers, ranks, "the rank it was trained to", kept, table)
 
     def finetune(self, model: ir.Model) -> None:
         """Train the factors of a factorised model, in place, where the options ask for it."""
