@@ -387,7 +387,12 @@ def doctor(json_to: str | None) -> None:
 @click.argument("models", type=_FILE, nargs=-1, required=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True, help="At most so many rounds.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Intra-op threads.")
-@click.option("--provider", default="cpu", show_default=True, help="cpu, xnnpack, nnapi, coreml, qnn or openvino.")
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="cpu, cpu-im2col (its kernels on ARM and in .ort files), xnnpack, nnapi, coreml, qnn or openvino.",
+)
 @click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to run on, one array a name; generated otherwise.")
 @click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
               help="Size of an input with dynamic dimensions; may be repeated.")  # fmt: skip
@@ -421,7 +426,12 @@ def bench(
 @click.option("-o", "--output", "out", type=_FILE, required=True, help="Where the table goes.")
 @click.option("--scheme", type=click.Choice(_SCHEMES), default="auto", show_default=True, help="Which schemes to time.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Intra-op threads.")
-@click.option("--provider", default="cpu", show_default=True, help="cpu, xnnpack, nnapi, coreml, qnn or openvino.")
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    help="cpu, cpu-im2col (its kernels on ARM and in .ort files), xnnpack, nnapi, coreml, qnn or openvino.",
+)
 @click.option("--no-simplify", is_flag=True, help="Do not run onnx-simplifier first, as in compress.")
 @click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
               help="Size of an input with dynamic dimensions; may be repeated.")  # fmt: skip

@@ -85,7 +85,8 @@ def bench(
         models: `.onnx` or `.ort` files that take the same inputs.
         rounds: At most so many; it ends when every interval is under 1 %.
         threads: Intra-op threads.
-        provider: "cpu", "xnnpack", "nnapi", "coreml", "qnn" or "openvino".
+        provider: "cpu", "cpu-im2col" (the kernels of ARM and of `.ort` files), "xnnpack", "nnapi", "coreml", "qnn" or
+            "openvino".
         input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
         inputs: An `.npz` with one array for each input; generated otherwise.
 

@@ -24,8 +24,12 @@ _QUIET = 4
 _PROFILED_RUNS = 15
 _KERNEL = "_kernel_time"
 
+IM2COL = "cpu-im2col"
+"""The CPU without its blocked layout: the kernels that run on ARM, in WebAssembly and in an `.ort` file."""
+
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
+    "cpu-im2col": "CPUExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
     "nnapi": "NnapiExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
@@ -93,10 +97,12 @@ def open_timed(path: Path | bytes, provider: str = "cpu", threads: int = 1, *, p
     options.inter_op_num_threads = 1
     if threads > 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider == IM2COL:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
-    chain = [wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]]
+    chain = [wanted] if wanted == PROVIDERS["cpu"] else [wanted, PROVIDERS["cpu"]]
     source, name = (path, "the model") if isinstance(path, bytes) else (str(path), f"'{path}'")
     try:
         session = ort.InferenceSession(source, options, providers=chain)

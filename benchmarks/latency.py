@@ -1,0 +1,223 @@
+"""What the latency table and the fair protocol are worth, in time alone. Run it on a machine that does nothing else.
+
+aa           two sessions of one model against each other, 20 times 50 rounds: how far from 1
+predicted    the planner's network time against the measured one, at three speed-ups a network
+realised     measured speed-up over the MACs ratio on a ResNet-18-shaped network, in both layouts
+by-macs      ranks planned by time against ranks planned by MACs, at the same total weight error
+cost         seconds to plan for a ResNet-50-shaped network, with an empty cache and with a full one
+
+python benchmarks/latency.py --models DIR [--only KIND ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _networks import resnet18, resnet50
+from _results import Results, markdown
+
+import trp_onnx
+from trp_onnx.latency import compare, profile, save_table
+from trp_onnx.latency.profiling import measure_table
+from trp_onnx.latency.sessions import bound_call, open_timed
+from trp_onnx.layers import find_layers
+from trp_onnx.model import open_model
+from trp_onnx.normalise import normalise
+from trp_onnx.planning import Evidence, Plan, Planner
+from trp_onnx.runtime import feeds_for
+
+FILES = {
+    "resnet20": "resnet20_cifar10.onnx",
+    "resnet56": "resnet56_cifar10.onnx",
+    "squeezenet": "squeezenet1.1_imagenet.onnx",
+    "mobilenet_v2": "mobilenet_v2_1.0_224_imagenet_a.onnx",
+}
+PARTS = (0.3, 0.6, 0.9)
+"""Speed-ups that are asked for, as parts of the way to the fastest plan."""
+
+RATIOS = (0.7, 0.5, 0.35)
+KINDS = ("aa", "predicted", "realised", "by-macs", "cost")
+
+
+def main() -> None:
+    """Measure the rows that are missing, then print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", choices=KINDS, default=KINDS)
+    arguments = parser.parse_args()
+    results = Results("latency", key=("kind", "net", "case"))
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        models = {name: arguments.models / file for name, file in FILES.items()}
+        models["resnet18"] = resnet18(place)
+        measure = {"aa": aa, "predicted": predicted, "realised": realised, "by-macs": by_macs}
+        for kind in arguments.only:
+            if kind == "cost":
+                cost(results, place)
+            else:
+                for name, model in models.items():
+                    measure[kind](results, name, model, place)
+    for kind in KINDS:
+        rows = [row for row in results.rows if row["kind"] == kind]
+        if rows:
+            columns = list(rows[0])
+            print(markdown(columns, [[row[column] for column in columns] for row in rows]), end="\n\n")
+
+
+def add(results: Results, **row: Any) -> None:
+    results.add(row)
+    print(row, flush=True)
+
+
+def aa(results: Results, name: str, model: Path, _: Path) -> None:
+    """Two sessions of one file."""
+    if name not in ("resnet20", "resnet18") or results.has(kind="aa", net=name, case="50 rounds"):
+        return
+    feeds = feeds_for(open_model(model))
+    errors = []
+    for _repeat in range(20):
+        calls = [bound_call(open_timed(model), feeds) for _ in range(2)]
+        errors.append(abs(compare(calls, 50).ratios[1].median - 1))
+    add(results, kind="aa", net=name, case="50 rounds", repeats=20, max_error=round(max(errors), 5),
+        rms_error=round(float(np.sqrt(np.mean(np.square(errors)))), 5))  # fmt: skip
+
+
+def _planner(model: Path, align: int | None = None) -> Planner:
+    normal, _ = normalise(open_model(model))
+    layers = find_layers(normal)
+    table = measure_table(normal, layers, feeds_for(normal))
+    return Planner(layers, align=align or table.step, evidence=Evidence(table=table))
+
+
+def predicted(results: Results, name: str, model: Path, place: Path) -> None:
+    """Three speed-ups between 1 and the fastest."""
+    fastest = _planner(model).fastest()
+    for part in PARTS:
+        case = f"{part:g} of the way"
+        if results.has(kind="predicted", net=name, case=case):
+            continue
+        report = trp_onnx.compress(model, place / "out.onnx", speedup=1 + part * (fastest - 1))
+        latency = report.latency
+        assert latency is not None and latency.predicted is not None and latency.measured is not None
+        add(results, kind="predicted", net=name, case=case, predicted=round(latency.predicted, 4),
+            measured=round(latency.measured.median, 4), low=round(latency.measured.low, 4),
+            high=round(latency.measured.high, 4), time_error=round(latency.measured.median / latency.predicted - 1, 4),
+            macs_ratio=round(report.macs.ratio, 4))  # fmt: skip
+
+
+def realised(results: Results, name: str, model: Path, place: Path) -> None:
+    """In blocked layout, as a plain .onnx runs on x86, and without it, as an .ort or ARM does."""
+    if name != "resnet18":
+        return
+    for provider in ("cpu", "cpu-im2col"):
+        table = place / "table.json"
+        for ratio in RATIOS:
+            for scheme in ("spatial", "auto"):
+                case = f"{provider} {scheme} {ratio:g}"
+                if results.has(kind="realised", net=name, case=case):
+                    continue
+                save_table(profile(model, provider=provider), table)
+                speedup = _speedup_at(model, table, scheme, ratio)
+                report = trp_onnx.compress(
+                    model, place / "out.onnx", speedup=speedup, scheme=scheme, latency_table=table
+                )
+                assert report.latency is not None and report.latency.measured is not None
+                measured, saved = report.latency.measured.median, 1 / report.macs.ratio
+                add(results, kind="realised", net=name, case=case, macs_saved=round(saved, 3),
+                    measured=round(measured, 3), of_macs=round(measured / saved, 3))  # fmt: skip
+
+
+def _speedup_at(model: Path, table: Path, scheme: str, ratio: float) -> float:
+    """The speed-up at which a plan by time keeps about so much of the MACs."""
+    from trp_onnx.latency import read_table
+
+    normal, _ = normalise(open_model(model))
+    found = read_table(table)
+    planner = Planner(find_layers(normal), scheme=scheme, align=found.step, evidence=Evidence(table=found))
+    low, high = 1.01, planner.fastest()
+    for _ in range(20):
+        middle = (low + high) / 2
+        plan = planner.plan(speedup=middle)
+        low, high = (middle, high) if plan.macs_after / plan.macs_before > ratio else (low, middle)
+    return low
+
+
+def by_macs(results: Results, name: str, model: Path, place: Path) -> None:
+    """A plan by MACs, and the fastest plan by time that loses no more weight energy in all."""
+    for ratio in (0.8, 0.6):
+        for align, label in ((1, "align 1"), (None, "align auto")):
+            case = f"MACs {ratio:g}, {label}"
+            if results.has(kind="by-macs", net=name, case=case):
+                continue
+            timed = _planner(model)
+            try:
+                plain = _planner(model, align).plan(macs=ratio)
+            except trp_onnx.TargetError as error:
+                add(results, kind="by-macs", net=name, case=case, unreachable=str(error))
+                continue
+            budget = _error(plain)
+            low, high = 1.0, timed.fastest()
+            best: Plan | None = None
+            for _ in range(25):
+                middle = (low + high) / 2
+                try:
+                    plan = timed.plan(speedup=middle)
+                except trp_onnx.TargetError:
+                    high = middle
+                    continue
+                if _error(plan) <= budget:
+                    low, best = middle, plan
+                else:
+                    high = middle
+            files = []
+            for label_, plan in (("macs", plain), ("time", best)):
+                if plan is None:
+                    continue
+                files.append(place / f"{label_}.onnx")
+                rules = [
+                    trp_onnx.LayerRule(f"^{_escaped(d.name)}$", True, d.scheme, d.rank, keep=d.scheme is None)
+                    for d in plan.decisions if d.parameters_before is not None
+                ]  # fmt: skip
+                trp_onnx.compress(model, files[-1], config=rules)
+            ratios = trp_onnx.bench([model, *files]).contenders
+            add(results, kind="by-macs", net=name, case=case, error=round(budget, 4),
+                plan_by_macs=round(ratios[1].ratio.median, 3),
+                plan_by_time=round(ratios[2].ratio.median, 3) if best is not None else None)  # fmt: skip
+
+
+def _error(plan: Plan) -> float:
+    return sum(decision.relative_error**2 for decision in plan.decisions)
+
+
+def _escaped(name: str) -> str:
+    import re
+
+    return re.escape(name)
+
+
+def cost(results: Results, place: Path) -> None:
+    """Planning alone: open, simplify, time the layers, survey, allocate."""
+    if results.has(kind="cost", net="resnet50", case="empty cache"):
+        return
+    model = resnet50(place)
+    before = os.environ.get("TRP_ONNX_CACHE")
+    os.environ["TRP_ONNX_CACHE"] = str(place / "cache")
+    try:
+        for case in ("empty cache", "full cache"):
+            start = time.perf_counter()
+            _planner(model).plan(speedup=1.5)
+            add(results, kind="cost", net="resnet50", case=case, seconds=round(time.perf_counter() - start, 1))
+    finally:
+        del os.environ["TRP_ONNX_CACHE"]
+        if before is not None:
+            os.environ["TRP_ONNX_CACHE"] = before
+
+
+if __name__ == "__main__":
+    main()
