@@ -200,7 +200,7 @@ def test_demo_trains_compresses_and_measures(tmp_path: Path) -> None:
     assert f"{report['accuracy']['after']:.2%}" in text
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [
         "digits-direct.onnx", "digits-small.onnx", "digits-test.npz", "digits-train.npz", "digits.onnx", "plan.toml",
-        "report.json",
+        "report.html", "report.json",
     ]  # fmt: skip
 
 

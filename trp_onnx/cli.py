@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -275,7 +276,9 @@ def main() -> None:
 @click.option("--test", type=_FILE, help="Labelled samples to measure both files on, once, at the end.")
 @_training_options
 @_model_options
-@click.option("--report", "report_dir", type=_FILE, metavar="DIR", help="Write report.json and plan.toml there.")
+@click.option(
+    "--report", "report_dir", type=_FILE, metavar="DIR", help="Write a page, report.json and plan.toml there."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary, not every layer.")
 def compress(
     model: Path,
@@ -305,6 +308,7 @@ def compress(
             train=training,
             input_shapes=dict(input_shapes),
             simplify=not no_simplify,
+            command=shlex.join(["trp-onnx", *sys.argv[1:]]),
             **options,
         )
         _write_json(report.to_dict(), json_to)

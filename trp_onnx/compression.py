@@ -40,7 +40,7 @@ from trp_onnx.planning import (
     resolve_alignment,
 )
 from trp_onnx.progress import track
-from trp_onnx.report import Report, Size
+from trp_onnx.report import Report, Size, check_page, render_page, spectra_of
 from trp_onnx.runtime import Arrays, feeds_for
 from trp_onnx.shapes import real_inputs
 from trp_onnx.verify import reference_outputs, verify
@@ -89,6 +89,7 @@ def compress(
     teacher: str | PathLike[str] | None = None,
     run: str | PathLike[str] | None = None,
     resume: bool = False,
+    command: str | None = None,
 ) -> Report:
     """Factorise the layers of an ONNX file and write the result, verified, to another.
 
@@ -124,12 +125,13 @@ def compress(
             of a function, "pkg.module:function", see `training.batches`, and a part of them is held out.
         preprocessing: How samples become inputs.
         simplify: Whether to run onnx-simplifier first.
-        report_dir: Where `report.json` and `plan.toml` go; made if it does not exist.
+        report_dir: Where `report.html`, `report.json` and `plan.toml` go; made if it does not exist.
         train: How to train; no training where not given.
         test: Labelled samples, on which the accuracy of both files is measured once, at the end.
         teacher: Another ONNX file whose outputs are the ones to learn; the model itself otherwise.
         run: Folder for the checkpoints, kept afterwards; `<out>.trp-run`, removed on success, otherwise.
         resume: Go on with the training that was interrupted there.
+        command: How to repeat this, for the report.
 
     Returns:
         What was gained and lost.
@@ -150,6 +152,8 @@ def compress(
     if train is None:
         check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
     _check_usage(plan_by, data is not None, train is not None, max_drop is not None, threads)
+    if report_dir is not None:
+        check_page()
     block = resolve_alignment(align)
     timed = speedup is not None or max_drop is not None or latency_table is not None
     table = None if latency_table is None else read_table(Path(latency_table))
@@ -234,6 +238,7 @@ def compress(
             )
             clock.lap("train")
 
+        spectra = {} if report_dir is None else spectra_of(layers, plan.decisions, evidence)
         FactorisePass(
             layers, plan.chosen, staging.keep, evidence.moments,
             progress=lambda layers: track(layers, "factorising"),
@@ -269,6 +274,7 @@ def compress(
             align=block,
             latency=latency,
             candidates=candidates,
+            spectra=spectra,
             trained=trained,
             notes=(*notes, *(trained.notes() if trained is not None else ()), *plan.notes, *_notes_on_ends(plan)),
             seconds=clock.laps,
@@ -278,7 +284,7 @@ def compress(
         if session is not None:
             session.remove()
     if report_dir is not None:
-        _write_report(Path(report_dir), report)
+        _write_report(Path(report_dir), report, command)
     return report
 
 
@@ -402,10 +408,11 @@ def _notes_on_ends(plan: Plan) -> list[str]:
     return notes
 
 
-def _write_report(folder: Path, report: Report) -> None:
+def _write_report(folder: Path, report: Report, command: str | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the report folder '{folder}': {error.strerror}") from error
     write_text(folder / "report.json", report.to_json())
+    write_text(folder / "report.html", render_page(report, command))
     write_text(folder / "plan.toml", plan_to_toml(report.layers))

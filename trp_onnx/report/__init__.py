@@ -1,6 +1,18 @@
-"""What was gained and lost: as JSON for machines, as tables for people."""
+"""What was gained and lost: as JSON for machines, as tables and as a page for people."""
 
 from trp_onnx.report.document import Report, Size
+from trp_onnx.report.page import check_page, render_page
+from trp_onnx.report.spectra import spectra_of
 from trp_onnx.report.tables import bench_tables, inspection_table, latency_tables, show_report
 
-__all__ = ["Report", "Size", "bench_tables", "inspection_table", "latency_tables", "show_report"]
+__all__ = [
+    "Report",
+    "Size",
+    "bench_tables",
+    "check_page",
+    "inspection_table",
+    "latency_tables",
+    "render_page",
+    "show_report",
+    "spectra_of",
+]

@@ -12,6 +12,7 @@ from trp_onnx._version import __version__
 from trp_onnx.accuracy import Accuracy
 from trp_onnx.latency.realised import Latency
 from trp_onnx.planning import Candidate, Decision
+from trp_onnx.report.spectra import Spectrum
 from trp_onnx.verify import OutputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Report:
         align: Ranks are multiples of this.
         latency: Time against the original's, predicted and measured, where ranks were planned by time.
         candidates: What was tried to find the fastest plan within a drop of accuracy.
+        spectra: What each layer loses at every rank; only where a page is asked for.
         trained: What training came to, when there was any.
         notes: What the owner should know.
         seconds: Wall time of each phase.
@@ -71,6 +73,7 @@ class Report:
     align: int = 1
     latency: Latency | None = None
     candidates: tuple[Candidate, ...] = ()
+    spectra: dict[str, Spectrum] = field(default_factory=dict)
     trained: Trained | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)

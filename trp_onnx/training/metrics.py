@@ -60,3 +60,14 @@ class Metrics:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
             tell("epoch", **values)
+
+
+def read_curve(run: Path) -> tuple[dict[str, Any], ...]:
+    """Epoch, loss, accuracy and part of the MACs of each epoch of a run."""
+    points = []
+    with contextlib.suppress(OSError):
+        for line in (run / METRICS).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError, KeyError):
+                point = json.loads(line)
+                points.append({name: point[name] for name in ("epoch", "loss", "accuracy", "macs")})
+    return tuple(points)

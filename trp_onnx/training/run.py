@@ -29,6 +29,7 @@ from trp_onnx.training.batches import DataSource, is_function, open_batches
 from trp_onnx.training.job import CHECKPOINT, JOB, LOG, MODEL, RESULT, TEACHER, Job
 from trp_onnx.training.loop import ranks_of, unpack_result
 from trp_onnx.training.losses import choose_losses, size_of
+from trp_onnx.training.metrics import read_curve
 from trp_onnx.training.options import TrainingOptions
 from trp_onnx.training.projection import Projection, check_strategy, targets_of
 from trp_onnx.training.quarantine import ensure_runtime
@@ -53,6 +54,7 @@ class Trained:
         score: Accuracy of what was trained, at the ranks; without labels the negative distance to the teacher.
         correct: Samples that it gets right; None without labels.
         written_correct: Samples that the written file gets right.
+        curve: Loss, accuracy and part of the MACs after each epoch.
     """
 
     epoch: int
@@ -62,6 +64,7 @@ class Trained:
     score: float
     correct: int | None
     written_correct: int | None = None
+    curve: tuple[dict[str, Any], ...] = ()
 
     def notes(self) -> list[str]:
         """What the owner should know."""
@@ -242,8 +245,9 @@ class TrainingRun:
         correct = None if state["accuracy"] is None else round(state["accuracy"] * samples)
         before = self._trained.seconds if self._trained is not None else 0.0
         self._trained = Trained(
-            state["epoch"], options.epochs, before + state["seconds"], samples, state["score"], correct
-        )
+            state["epoch"], options.epochs, before + state["seconds"], samples, state["score"], correct,
+            curve=read_curve(folder),
+        )  # fmt: skip
         return state
 
     def _teacher_for(self, model: onnx.ModelProto) -> onnx.ModelProto:
