@@ -1,7 +1,7 @@
 """Carry out a plan: each layer that has a scheme becomes a chain of layers of the same operator.
 
-Bias, alpha and beta go to the last factor. With the moments of what flows into a layer, its factors keep the
-outputs instead of the weight, and its bias takes up what they change in the mean: b' = b + (W - W') E[x].
+Bias, alpha and beta go to the last factor. With the moments of what flows into a layer (`by_outputs`), its factors
+keep the outputs instead of the weight, and its bias takes up what they change in the mean: b' = b + (W - W') E[x].
 
 The factors take their names from the layer (`conv1` -> `conv1/v`, `conv1/h`), and the last one keeps the
 layer's output.
@@ -23,8 +23,8 @@ from trp_onnx.schemes import SCHEMES, Rank, Scheme
 Keep = Callable[[str, np.ndarray, ir.DataType], ir.TensorProtocol]
 """Makes a tensor of a name, an array and a type: in memory or on disk."""
 
-Split = Callable[[Layer, Scheme, Rank], Sequence[Array]]
-"""The weights of the factors, (G, out, in, *kernel) each."""
+Split = Callable[[Layer, Scheme, Rank], tuple[Sequence[Array], Array | None]]
+"""Weights of the factors, (G, out, in, *kernel) each, and what the bias takes up, (G N,), or None."""
 
 _GEMM_OPTIONAL_C = 11
 
@@ -37,7 +37,6 @@ class FactorisePass(ir.passes.InPlacePass):
         layers: Sequence[Layer],
         chosen: Mapping[str, tuple[str, Rank]],
         keep: Keep | None = None,
-        moments: Mapping[str, Moments] | None = None,
         split: Split | None = None,
         progress: Callable[[Sequence[Layer]], Iterable[Layer]] | None = None,
     ) -> None:
@@ -47,17 +46,14 @@ class FactorisePass(ir.passes.InPlacePass):
             layers: From `find_layers`, of the same model.
             chosen: Scheme name and rank, by layer name; layers without an entry stay.
             keep: How to store the factors; in memory by default.
-            moments: Of what flows into the layers, by name; layers that have none go by their weight.
-            split: Where the factors of a layer come from instead of its weight, for graphs whose values do not
-                matter.
+            split: Where the factors of a layer come from; its weight alone by default, see `by_outputs`.
             progress: Wraps the list of layers to factorise, to show a bar.
         """
         super().__init__()
         self.layers = [layer for layer in layers if layer.name in chosen]
         self.chosen = chosen
         self.keep = keep or (lambda name, array, dtype: ir.tensor(array.astype(dtype.numpy()), name=name))
-        self.moments = moments or {}
-        self.split = split
+        self.split = split or by_outputs({})
         self.progress = progress or (lambda layers: layers)
         self._taken: set[str | None] = set()
 
@@ -82,15 +78,7 @@ class FactorisePass(ir.passes.InPlacePass):
     ) -> tuple[list[ir.Value], Array | None]:
         """The factors, and what they take from the mean of the outputs, (G N,)."""
         assert layer.layout is not None and layer.constant is not None
-        moments, shift = self.moments.get(layer.name), None
-        if self.split is not None:
-            factors = self.split(layer, scheme, rank)
-        elif moments is None:
-            factors = scheme.split(layer.weight(), rank)
-        else:
-            weight, centred = layer.weight(), corrects_bias(layer)
-            factors = scheme.split(weight, rank, moments.moment(centred=centred))
-            shift = mean_error(weight - scheme.merge(factors), moments) if centred else None
+        factors, shift = self.split(layer, scheme, rank)
         values = [
             self._initializer(
                 model,
@@ -166,6 +154,24 @@ class FactorisePass(ir.passes.InPlacePass):
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         new.name, new.shape, new.type = name_of_output, shape, type_
+
+
+def by_outputs(moments: Mapping[str, Moments]) -> Split:
+    """Factors that keep the outputs of the layers whose moments are known, and the weights of the others.
+
+    Args:
+        moments: Of what flows into the layers, by name.
+    """
+
+    def split(layer: Layer, scheme: Scheme, rank: Rank) -> tuple[Sequence[Array], Array | None]:
+        weight, found = layer.weight(), moments.get(layer.name)
+        if found is None:
+            return scheme.split(weight, rank), None
+        centred = corrects_bias(layer)
+        factors = scheme.split(weight, rank, found.moment(centred=centred))
+        return factors, mean_error(weight - scheme.merge(factors), found) if centred else None
+
+    return split
 
 
 def bias_of(layer: Layer) -> Constant | None:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
+from trp_onnx.asymmetric import factorise_in_turn
 from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
 from trp_onnx.errors import DataError, OutputError, UsageError
 from trp_onnx.latency.profiling import measure_table
@@ -25,6 +26,7 @@ from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, wr
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
+from trp_onnx.passes.factorise import by_outputs
 from trp_onnx.planning import (
     Candidate,
     Evidence,
@@ -53,6 +55,9 @@ logger = logging.getLogger(__name__)
 SAMPLES = 512
 """Samples of the data that factors are fitted to."""
 
+ASYMMETRIC_SAMPLES = 256
+"""Samples of those that walk through both networks side by side, which keeps their activations twice."""
+
 DAMAGE_SAMPLES = 64
 """Samples of those on which damage is measured."""
 
@@ -78,6 +83,7 @@ def compress(
     plan_by: str = "auto",
     latency_table: str | PathLike[str] | None = None,
     threads: int = 1,
+    asymmetric: bool = False,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: str | PathLike[str] | None = None,
     data: str | PathLike[str] | Dataset | None = None,
@@ -119,6 +125,8 @@ def compress(
             is data that nothing is trained on.
         latency_table: A table that `profile` wrote, here or on another machine; measured here where not given.
         threads: Intra-op threads that the speed-up is meant for.
+        asymmetric: Whether each layer is fitted to the inputs that the layers compressed before it give, and makes
+            up for their errors; needs `data`, and takes longer.
         input_shapes: Shapes for inputs with dynamic sizes, by name. A symbolic batch counts as 1.
         inputs: An `.npz` with one array for each input, to verify on; generated otherwise.
         data: Samples to fit ranks and factors to, labels not needed; with `train`, samples to train on, or the name
@@ -151,7 +159,7 @@ def compress(
     rule: dict[str, Any] = {"energy": energy, "macs": macs, "vbmf": vbmf, "speedup": speedup}
     if train is None:
         check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
-    _check_usage(plan_by, data is not None, train is not None, max_drop is not None, threads)
+    _check_usage(plan_by, data is not None, train is not None, max_drop is not None, asymmetric, threads)
     if report_dir is not None:
         check_page()
     block = resolve_alignment(align)
@@ -193,15 +201,15 @@ def compress(
             block = table.step if align == "auto" else block
             clock.lap("time")
         evidence = Evidence(table=table)
-        by_outputs = plan_by == "outputs" or (plan_by == "auto" and samples is not None and not (vbmf or energy))
+        feels = plan_by == "outputs" or (plan_by == "auto" and samples is not None and not (vbmf or energy))
         if samples is not None:
             x = samples.fitting(original)
             moments = collect_moments(normal, layers, x, progress=lambda batches: track(batches, "moments"))
             evidence = replace(evidence, moments=moments)
             clock.lap("moments")
-        if by_outputs and session is not None:
+        if feels and session is not None:
             x = session.samples(DAMAGE_SAMPLES)
-        if by_outputs:
+        if feels:
             damage = measure_damage(
                 normal,
                 layers,
@@ -239,10 +247,16 @@ def compress(
             clock.lap("train")
 
         spectra = {} if report_dir is None else spectra_of(layers, plan.decisions, evidence)
-        FactorisePass(
-            layers, plan.chosen, staging.keep, evidence.moments,
-            progress=lambda layers: track(layers, "factorising"),
-        )(normal)  # fmt: skip
+        if asymmetric and samples is not None:
+            factorise_in_turn(
+                normal, layers, plan.chosen, x[:ASYMMETRIC_SAMPLES], evidence.moments, staging.keep,
+                progress=lambda layers: track(layers, "factorising"),
+            )  # fmt: skip
+        else:
+            FactorisePass(
+                layers, plan.chosen, staging.keep, by_outputs(evidence.moments),
+                progress=lambda layers: track(layers, "factorising"),
+            )(normal)  # fmt: skip
         if session is not None:
             session.finetune(normal)
             FoldBatchNormPass()(normal)
@@ -288,13 +302,15 @@ def compress(
     return report
 
 
-def _check_usage(plan_by: str, data: bool, train: bool, max_drop: bool, threads: int) -> None:
+def _check_usage(plan_by: str, data: bool, train: bool, max_drop: bool, asymmetric: bool, threads: int) -> None:
     if plan_by not in ("auto", "weights", "outputs"):
         raise UsageError(f"--plan-by is auto, weights or outputs, not '{plan_by}'")
     if threads < 1:
         raise UsageError(f"--threads is a whole number from 1, not {threads}")
     if (train or max_drop or plan_by == "outputs") and not data:
         raise UsageError("training, --max-drop and planning by outputs need data: give --data")
+    if asymmetric and (train or not data):
+        raise UsageError("--asymmetric fits factors to --data, without --train")
     if train and max_drop:
         raise UsageError("--max-drop chooses among plans that need no training; with --train give --speedup or --macs")
 
@@ -337,7 +353,7 @@ def _search(
 
     def accuracy(plan: Plan) -> Accuracy:
         copy, path = normal.clone(), folder / "candidate.onnx"
-        FactorisePass(find_layers(copy, input_shapes), plan.chosen, moments=planner.evidence.moments)(copy)
+        FactorisePass(find_layers(copy, input_shapes), plan.chosen, split=by_outputs(planner.evidence.moments))(copy)
         CleanUpPass()(copy)
         ir.save(copy, path, format="protobuf")
         try:

@@ -92,21 +92,22 @@ def collect_moments(
         ModelError: The model does not run on the samples.
     """
     seen = [layer for layer in layers if observable(layer)]
-    flows = {layer.name: _flow(layer) for layer in seen}
+    flows = {layer.name: flow_of(layer) for layer in seen}
     given = model.graph.inputs[0].name or ""
     proto = _with_outputs(to_proto(model), sorted(set(flows.values()) - {given}))
     session = open_session(proto)
-    sums = {layer.key: _Sums() for layer in seen}
+    sums = {layer.key: Sums() for layer in seen}
     rng = np.random.default_rng(0)
     for batch in progress(_batches(session, given, x)):
         values = run_session(session, {given: batch}) | {given: batch}
         for layer in seen:
-            sums[layer.key].add(_patches(layer, values[flows[layer.name]], len(x), rng))
+            sums[layer.key].add(patches_of(layer, values[flows[layer.name]], len(x), rng))
     found = {key: total.moments() for key, total in sums.items() if total.count}
     return {layer.name: found[layer.key] for layer in seen if layer.key in found}
 
 
-def _flow(layer: Layer) -> str:
+def flow_of(layer: Layer) -> str:
+    """Name of the value that flows into an observable layer."""
     assert layer.layout is not None
     value = layer.node.inputs[1 - layer.layout.weight_index]
     assert value is not None
@@ -135,7 +136,7 @@ def _batches(session: object, name: str, x: np.ndarray) -> list[np.ndarray]:
     return [x[start : start + size] for start in range(0, len(x) - size + 1, size)]
 
 
-def _patches(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+def patches_of(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Some of the patches that a layer sees: (G, p, D) in float32."""
     assert layer.geometry is not None and layer.layout is not None
     geometry = layer.geometry
@@ -200,10 +201,11 @@ def _padding(
     return list(pads[: len(kernel)]), out
 
 
-class _Sums:
+class Sums:
     """Running sums of one layer's shifted patches."""
 
     def __init__(self) -> None:
+        """Start with none."""
         self.count = 0
         self._shift = np.zeros(0, np.float32)
         self._first = np.zeros(0)

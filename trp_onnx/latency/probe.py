@@ -92,9 +92,9 @@ def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> 
     model = ir.Model(graph, ir_version=_IR_VERSION)
     if scheme is not None:
 
-        def split(layer: Layer, scheme: Scheme, rank: Rank) -> Sequence[Array]:
+        def split(layer: Layer, scheme: Scheme, rank: Rank) -> tuple[Sequence[Array], None]:
             assert layer.geometry is not None
-            return [values(*part).astype(np.float64) for part in scheme.shapes(layer.geometry, rank)]
+            return [values(*part).astype(np.float64) for part in scheme.shapes(layer.geometry, rank)], None
 
         found = [probed for probed in find_layers(model) if probed.name == "layer"]
         FactorisePass(found, {"layer": (scheme.name, rank)}, split=split)(model)

@@ -14,8 +14,7 @@ linear in between and through (0, 0). Damages of several layers are added up, wh
 when their output errors are uncorrelated. A few dozen samples do; labels are not needed. Curves are kept in the
 user's cache: a sweep that was stopped goes on where it was.
 
-Before a perturbed layer nothing changes, so a run starts at the last *gate* before it: a place where all that
-flows through the network is one value.
+Before a perturbed layer nothing changes, so a run starts at the last gate before it (see `segments`).
 """
 
 from __future__ import annotations
@@ -37,8 +36,9 @@ from trp_onnx.moments import Moments
 from trp_onnx.passes.factorise import bias_of, corrects_bias, mean_error
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import Evidence, sites_of
-from trp_onnx.runtime import Arrays, open_session, run_session
+from trp_onnx.runtime import Arrays
 from trp_onnx.schemes import candidates
+from trp_onnx.segments import Walk
 
 ERRORS = (0.03, 0.15, 0.6)
 """Relative squared errors at which a layer is perturbed: what plans use lies around them."""
@@ -46,8 +46,6 @@ ERRORS = (0.03, 0.15, 0.6)
 SURE = 0.9
 """Scores are divided by 2 until the mean of the largest probability is at most this: the divergence of a network
 that is sure of every answer stays near zero until answers flip."""
-
-BATCH = 32
 
 _VERSION = 1
 """Changes with what the curves mean: older ones in a cache are measured again."""
@@ -160,96 +158,30 @@ class _Network:
     """A network that is run from the last gate before whatever was changed."""
 
     def __init__(self, model: onnx.ModelProto, x: np.ndarray) -> None:
-        self._model, self._x = model, x
-        self._given = model.graph.input[0].name
+        self._model = model
+        self._walk = Walk(model, x)
         self._expected: Arrays | None = None
-        self._gates = _gates(model.graph)
-        self._at, self._place = self._given, -1
 
     def damage(self, group: tuple[Layer, ...], changes: _Changes) -> float:
         """What it does to the outputs."""
         if self._expected is None:
-            self._expected = self._run(self._model, self._given, self._x)
-        names = {layer.node.outputs[0].name for layer in group}
-        places = [i for i, node in enumerate(self._model.graph.node) if names & set(node.output)]
-        self._advance(min(places, default=0))
-        tail = _from(self._model, self._at, self._place)
+            self._expected = self._outputs(self._model)
+        names = [layer.node.outputs[0].name or "" for layer in group]
+        first = next((name for node in self._model.graph.node for name in node.output if name in names), "")
+        self._walk.advance(self._model, first)
+        changed = onnx.ModelProto()
+        changed.CopyFrom(self._model)
         owner = group[0]
         assert owner.constant is not None
-        _replace(tail, owner.constant.value.name or "", changes.weight)
+        _replace(changed, owner.constant.value.name or "", changes.weight)
         if changes.shift is not None:
             for layer in group:
-                _shift(tail, layer, changes.shift)
-        return _damage(self._expected, self._run(tail, self._at, self._x))
+                _shift(changed, layer, changes.shift)
+        return _damage(self._expected, self._outputs(changed))
 
-    def _advance(self, place: int) -> None:
-        """Move `x` to the last gate before the node at this place; back to the start for an earlier one."""
-        if place <= self._place:  # layers come in running order but for those in subgraphs
-            return
-        gates = [(i, name) for i, name in self._gates if self._place < i < place]
-        if gates:
-            index, name = gates[-1]
-            head = _from(self._model, self._at, self._place)
-            del head.graph.output[:]
-            head.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-            self._x = self._run(head, self._at, self._x)[name]
-            self._at, self._place = name, index
-
-    def _run(self, model: onnx.ModelProto, name: str, x: np.ndarray) -> Arrays:
-        """Outputs for all samples, batch by batch; a fixed batch size is kept to."""
-        session = open_session(model)
-        declared = self._model.graph.input[0].type.tensor_type.shape.dim
-        size = declared[0].dim_value if declared and declared[0].dim_value else BATCH
-        found: dict[str, list[np.ndarray]] = {}
-        for start in range(0, len(x) - size + 1, size) if len(x) >= size else (0,):
-            for output, value in run_session(session, {name: x[start : start + size]}).items():
-                found.setdefault(output, []).append(value)
-        return {output: np.concatenate(values) for output, values in found.items()}
-
-
-def _gates(graph: onnx.GraphProto) -> list[tuple[int, str]]:
-    """Nodes after which all that flows on is one value, and that value; none in networks with subgraphs."""
-    if any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute):
-        return []
-    last: dict[str, int] = {}
-    for i, node in enumerate(graph.node):
-        last |= dict.fromkeys(node.input, i)
-    end = len(graph.node)
-    last |= {value.name: end for value in graph.output}
-    depends = {value.name for value in graph.input}
-    gates, live = [], set(depends)
-    for i, node in enumerate(graph.node):
-        if depends.intersection(node.input):  # what depends on no input can be computed again
-            depends.update(node.output)
-            live.update(node.output)
-        live = {name for name in live if last.get(name, -1) > i}
-        if len(live) == 1:
-            gates.append((i, next(iter(live))))
-    return gates
-
-
-def _from(model: onnx.ModelProto, start: str, place: int) -> onnx.ModelProto:
-    """The network from a gate on: a copy whose input is that value."""
-    tail = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    graph, whole = tail.graph, model.graph
-    graph.name = whole.name
-    needed = {name for node in whole.node[place + 1 :] for name in node.input}
-    if place < 0:
-        graph.input.extend(whole.input)
-        graph.node.extend(whole.node)
-        graph.initializer.extend(whole.initializer)
-    else:
-        graph.input.append(onnx.helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, None))
-        constant: list[onnx.NodeProto] = []
-        for node in reversed(whole.node[: place + 1]):  # constants that are computed before the gate
-            if needed.intersection(node.output) and start not in node.output:
-                constant.append(node)
-                needed.update(node.input)
-        graph.node.extend(reversed(constant))
-        graph.node.extend(whole.node[place + 1 :])
-        graph.initializer.extend(tensor for tensor in whole.initializer if tensor.name in needed)
-    graph.output.extend(whole.output)
-    return tail
+    def _outputs(self, model: onnx.ModelProto) -> Arrays:
+        batches = list(self._walk.run(model))
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _replace(model: onnx.ModelProto, name: str, array: np.ndarray) -> None:

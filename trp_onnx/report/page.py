@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -124,7 +125,9 @@ def _svg(draw: Callable[[], Figure]) -> str:
         "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": BEFORE, "xtick.color": QUIET,
         "ytick.color": QUIET,
     }  # fmt: skip
-    with mpl.rc_context(style):
+    # Text stays text, drawn with the reader's fonts: what matplotlib's own font lacks does not matter.
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
         figure = draw()
         text = io.StringIO()
         figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
@@ -212,5 +215,5 @@ def _training_plot(curve: Sequence[dict[str, Any]]) -> Figure:
 
 def _short(name: str, limit: int = 34) -> str:
     """A name that fits beside a bar; a dollar sign would start a formula."""
-    plain = name.replace("$", r"\$")
+    plain = "".join(c if c.isprintable() else " " for c in name).replace("$", r"\$")
     return plain if len(plain) <= limit else f"…{plain[-limit + 1 :]}"

@@ -1,0 +1,95 @@
+"""Factors that make up for the layers before them.
+
+Factorised alone, a layer keeps its outputs on the inputs that it had; behind other factorised layers it gets others.
+So the layers are taken in running order, and each is fitted to give, on what flows into it *now*, what it gave before:
+
+    minimise E |W x - W' x'|^2 = tr((W* - W') S (W* - W')^T) + const,    S = E[x' x'^T],    W* = W E[x x'^T] S^-1
+
+x being its inputs in the original network and x' those in the one that is compressed up to it; the bias takes up the
+means, b' = b + W E[x] - W' E[x'] (Zhang et al., arXiv 1505.06798, section 3.3, "asymmetric reconstruction").
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.layers import Layer
+from trp_onnx.linalg import Array
+from trp_onnx.model import to_proto
+from trp_onnx.moments import Moments, Sums, flow_of, observable, patches_of
+from trp_onnx.passes.factorise import FactorisePass, Keep, by_outputs, corrects_bias
+from trp_onnx.schemes import Rank, Scheme
+from trp_onnx.segments import Walk
+
+RIDGE = 1e-2
+"""W* is held to W by this part of the mean variance: what few samples say of the rarest directions is noise."""
+
+
+def factorise_in_turn(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[str, Rank]],
+    x: np.ndarray,
+    moments: Mapping[str, Moments],
+    keep: Keep | None = None,
+    *,
+    progress: Callable[[Sequence[Layer]], Iterable[Layer]] = lambda layers: layers,
+) -> None:
+    """Carry out a plan, each layer fitted behind the ones before it.
+
+    Args:
+        model: Normalised, with one input; changed in place.
+        layers: Its layers.
+        chosen: Scheme name and rank, by layer name.
+        x: (b, ...) samples, as the model takes them.
+        moments: For layers that share a weight, which are fitted once; those not observed go by their weights.
+        keep: How to store the factors, see `FactorisePass`.
+        progress: Wraps the list of layers to factorise.
+
+    Raises:
+        ModelError: The model does not run on the samples.
+    """
+    wanted = [layer for layer in layers if layer.name in chosen]
+    users = Counter(layer.key for layer in layers)
+    together = [layer for layer in wanted if users[layer.key] > 1 or not observable(layer)]
+    FactorisePass(together, chosen, keep, by_outputs(moments))(model)
+    original = to_proto(model)
+    before, after = Walk(original, x), Walk(original, x)
+    for layer in progress([layer for layer in wanted if layer not in together]):
+        now, output, flow = to_proto(model), layer.node.outputs[0].name or "", flow_of(layer)
+        before.advance(original, output)
+        after.advance(now, output)
+        sums, positions = Sums(), (np.random.default_rng(0), np.random.default_rng(0))
+        for pair in zip(before.run(original, [flow]), after.run(now, [flow]), strict=True):
+            patches = [patches_of(layer, v[flow], len(x), r) for v, r in zip(pair, positions, strict=True)]
+            sums.add(np.concatenate(patches, axis=2))
+        FactorisePass([layer], chosen, keep, _fitted_to(sums.moments()))(model)
+
+
+def _fitted_to(joint: Moments) -> Callable[[Layer, Scheme, Rank], tuple[Sequence[Array], Array | None]]:
+    """The split of one layer by the joint moments of its patches before and now, (G, 2 D)."""
+
+    def split(layer: Layer, scheme: Scheme, rank: Rank) -> tuple[Sequence[Array], Array | None]:
+        weight = layer.weight()
+        size = joint.mean.shape[1] // 2
+        centred = corrects_bias(layer)
+        whole = joint.covariance
+        if not centred:
+            whole = whole + joint.mean[:, :, None] * joint.mean[:, None, :]
+        now = Moments(joint.mean[:, size:], joint.covariance[:, size:, size:], joint.patches)
+        moment = now.moment(centred=centred)
+        flat = weight.reshape(*weight.shape[:2], -1)
+        power = np.trace(moment, axis1=1, axis2=2) / size
+        ridge = RIDGE * power[:, None, None] * np.eye(size)
+        target = flat @ (whole[:, :size, size:] + ridge)
+        best = np.swapaxes(np.linalg.solve(moment + ridge, np.swapaxes(target, 1, 2)), 1, 2)
+        factors = scheme.split(best.reshape(weight.shape), rank, moment)
+        merged = scheme.merge(factors).reshape(flat.shape)
+        means = flat @ joint.mean[:, :size, None] - merged @ joint.mean[:, size:, None]
+        return factors, means.reshape(-1) if centred else None
+
+    return split
