@@ -12,7 +12,7 @@ from onnx import helper
 
 import trp_onnx
 from tests.graphs import conv_net, distance, info, initializers, model, rng, run, save, weights
-from trp_onnx.errors import DataError
+from trp_onnx.errors import DataError, UsageError
 from trp_onnx.layers import find_layers
 from trp_onnx.model import open_model
 from trp_onnx.moments import collect_moments
@@ -219,3 +219,67 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="takes samples of 3x12x12"):
         trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, data=tmp_path / "x.npz")
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".partial"] == []
+
+
+def deep_net(path: Path, layers: int = 6) -> Path:
+    """Convolutions with shortcuts, every third one without a bias."""
+    w, nodes, x = {}, [], "x"
+    for i in range(layers):
+        w[f"w{i}"] = weights(12, 12 if i else 3, 3, 3, seed=i)
+        if i % 3:
+            w[f"b{i}"] = 0.3 * weights(12, 1, seed=90 + i)[:, 0]
+        inputs = [x, f"w{i}", *([f"b{i}"] if i % 3 else [])]
+        nodes.append(helper.make_node("Conv", inputs, [f"c{i}"], name=f"conv{i}", pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"]))
+        if i % 2:
+            nodes.append(helper.make_node("Add", [f"r{i}", f"r{i - 1}"], [f"s{i}"]))
+        x = f"s{i}" if i % 2 else f"r{i}"
+    return save(model(nodes, [info("x", ["N", 3, 12, 12])], [info(x, None)], w), path)
+
+
+def test_layers_make_up_for_those_before_them(tmp_path: Path) -> None:
+    net = deep_net(tmp_path / "net.onnx")
+    seen, unseen = samples(tmp_path / "a.npz", 256), samples(tmp_path / "b.npz", seed=1)
+    x = {"x": np.load(unseen)["x"].transpose(0, 3, 1, 2)}
+    errors = {}
+    for asymmetric in (False, True):
+        out = tmp_path / f"{asymmetric}.onnx"
+        trp_onnx.compress(
+            net, out, macs=0.35, align=1, scheme="channel", data=seen, asymmetric=asymmetric, plan_by="weights"
+        )
+        errors[asymmetric] = distance(run(net, x)[0], run(out, x)[0])
+    assert errors[True] < 0.95 * errors[False]
+
+
+def test_in_turn_full_rank_is_the_identity(tmp_path: Path) -> None:
+    net, data = deep_net(tmp_path / "net.onnx"), samples(tmp_path / "a.npz", 64)
+    config = tmp_path / "full.toml"
+    config.write_text('[[layer]]\nname = "conv0"\nkeep = true\n[[layer]]\nname = "*"\nscheme = "channel"\nrank = 12\n')
+    trp_onnx.compress(net, tmp_path / "out.onnx", config=config, data=data, asymmetric=True)
+    x = {"x": np.load(data)["x"].transpose(0, 3, 1, 2)}
+    assert distance(run(net, x)[0], run(tmp_path / "out.onnx", x)[0]) < 1e-4
+
+
+def test_shared_weights_stay_shared_in_turn(tmp_path: Path) -> None:
+    w = {"w": weights(8, 8, 3, 3, seed=1), "v": weights(8, 8, 3, 3, seed=2)}
+    pads = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["p"], name="one", **pads),
+        helper.make_node("Conv", ["p", "w"], ["q"], name="two", **pads),
+        helper.make_node("Conv", ["q", "v"], ["y"], name="three", **pads),
+    ]
+    sizes = ["N", 8, 6, 6]
+    net = save(model(nodes, [info("x", sizes)], [info("y", sizes)], w), tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 6, 6, 8)).astype(np.float32))
+    trp_onnx.compress(
+        net, tmp_path / "out.onnx", macs=0.7, align=1, scheme="spatial", data=tmp_path / "x.npz", asymmetric=True
+    )
+    stored = [name for name in initializers(tmp_path / "out.onnx") if name.endswith(".weight")]
+    assert len([name for name in stored if name.startswith("one/")]) in (0, 2)
+    assert not any(name.startswith("two/") for name in stored)
+
+
+def test_asymmetric_needs_data(tmp_path: Path) -> None:
+    net = conv_net(tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match=r"--asymmetric fits factors to --data"):
+        trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, asymmetric=True)

@@ -84,9 +84,10 @@ def _fitted_to(joint: Moments) -> Callable[[Layer, Scheme, Rank], tuple[Sequence
         moment = now.moment(centred=centred)
         flat = weight.reshape(*weight.shape[:2], -1)
         power = np.trace(moment, axis1=1, axis2=2) / size
-        ridge = RIDGE * power[:, None, None] * np.eye(size)
-        target = flat @ (whole[:, :size, size:] + ridge)
-        best = np.swapaxes(np.linalg.solve(moment + ridge, np.swapaxes(target, 1, 2)), 1, 2)
+        held = moment + RIDGE * power[:, None, None] * np.eye(size)
+        # What holds W* to W is on both sides: where nothing has changed, W* is W.
+        target = flat @ (whole[:, :size, size:] + held - whole[:, size:, size:])
+        best = np.swapaxes(np.linalg.solve(held, np.swapaxes(target, 1, 2)), 1, 2)
         factors = scheme.split(best.reshape(weight.shape), rank, moment)
         merged = scheme.merge(factors).reshape(flat.shape)
         means = flat @ joint.mean[:, :size, None] - merged @ joint.mean[:, size:, None]
