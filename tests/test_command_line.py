@@ -17,6 +17,7 @@ from PIL import Image
 import trp_onnx
 from tests import graphs
 from trp_onnx.cli import main
+from trp_onnx.errors import UsageError
 
 
 def run(*arguments: object) -> str:
@@ -143,6 +144,21 @@ def test_evaluate_counts_what_the_written_file_gets_right(net: Path, tmp_path: P
         tmp_path / "o.onnx", tmp_path / "d.npz", preprocessing=trp_onnx.Preprocessing(**options)
     )
     assert document["after"] == written.top1
+
+
+@pytest.mark.parametrize(("text", "value"), [("1/255", 1 / 255), ("1/127.5", 1 / 127.5), ("0.5", 0.5), ("2", 2.0)])
+def test_scales_are_numbers_or_fractions(text: str, value: float) -> None:
+    from trp_onnx.data import read_preprocessing
+
+    assert read_preprocessing(None, scale=text).scale == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["1/0", "a/b", "1/2/3", "", "/"])
+def test_scales_that_are_none(text: str) -> None:
+    from trp_onnx.data import read_preprocessing
+
+    with pytest.raises(UsageError, match="scale takes numbers"):
+        read_preprocessing(None, scale=text)
 
 
 @pytest.mark.parametrize("as_toml", [False, True])

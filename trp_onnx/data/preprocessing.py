@@ -117,7 +117,10 @@ def read_preprocessing(path: Path | None, **overrides: Any) -> Preprocessing:
 
 def _number(name: str, value: Any) -> float:
     try:
-        return float(Fraction(value) if isinstance(value, str) else value)
+        if not isinstance(value, str):
+            return float(value)
+        over, _, under = value.partition("/")
+        return float(Fraction(over) / Fraction(under or 1))  # 1/127.5 too, which a Fraction alone is not
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"preprocessing: {name} takes numbers such as 0.5 or 1/255, not '{value}'") from error
 
