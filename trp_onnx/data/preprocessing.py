@@ -119,8 +119,10 @@ def _number(name: str, value: Any) -> float:
     try:
         if not isinstance(value, str):
             return float(value)
-        over, _, under = value.partition("/")
-        return float(Fraction(over) / Fraction(under or 1))  # 1/127.5 too, which a Fraction alone is not
+        over, slash, under = value.partition("/")
+        if "/" in under:
+            raise ValueError(value)
+        return float(Fraction(over) / Fraction(under if slash else 1))  # 1/127.5 too, which is no Fraction's text
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"preprocessing: {name} takes numbers such as 0.5 or 1/255, not '{value}'") from error
 
