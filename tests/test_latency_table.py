@@ -205,6 +205,20 @@ def test_max_drop_is_kept_on_what_was_held_out(net: Path, measured: Path, tmp_pa
     assert faster[0] < faster[1]
 
 
+def test_candidates_are_made_as_the_result_is(net: Path, measured: Path, tmp_path: Path) -> None:
+    """With --asymmetric what is judged is asymmetric too: other factors, other accuracies."""
+    net, data = labelled(net, tmp_path)
+    table = on_a_phone(measured, tmp_path, {"conv1": 0.1, "conv2": 0.8, "fc": 0.0})
+    found = []
+    for asymmetric in (False, True):
+        report = trp_onnx.compress(
+            net, tmp_path / f"{asymmetric}.onnx", max_drop=60, data=data, latency_table=table, asymmetric=asymmetric,
+            scheme="channel",
+        )  # fmt: skip
+        found.append([c.accuracy.correct for c in report.candidates])
+    assert found[0] != found[1]
+
+
 def test_max_drop_that_nothing_keeps(net: Path, measured: Path, tmp_path: Path) -> None:
     net, data = labelled(net, tmp_path)
     slow = on_a_phone(measured, tmp_path, {"conv1": 0.0, "conv2": 0.04, "fc": 0.0})

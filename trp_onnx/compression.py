@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
@@ -21,12 +21,12 @@ from trp_onnx.errors import DataError, OutputError, UsageError
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.realised import realise
 from trp_onnx.latency.table import read_table
-from trp_onnx.layers import find_layers
+from trp_onnx.layers import Layer, find_layers
 from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
-from trp_onnx.passes.factorise import by_outputs
+from trp_onnx.passes.factorise import Keep, by_outputs
 from trp_onnx.planning import (
     Candidate,
     Evidence,
@@ -234,7 +234,10 @@ def compress(
                 progress=lambda groups: track(groups, "spectra"),
             )  # fmt: skip
             if max_drop is not None and samples is not None:
-                plan, candidates = _search(planner, max_drop, source, normal, input_shapes, samples, staging.folder)
+                plan, candidates = _search(
+                    planner, max_drop, source, normal, input_shapes, samples.judging,
+                    x[:ASYMMETRIC_SAMPLES] if asymmetric else None, staging.folder,
+                )  # fmt: skip
             else:
                 plan = planner.plan(**rule)
             chosen, kept = plan.chosen, {decision.name: decision.reason for decision in plan.decisions}
@@ -247,16 +250,7 @@ def compress(
             clock.lap("train")
 
         spectra = {} if report_dir is None else spectra_of(layers, plan.decisions, evidence)
-        if asymmetric and samples is not None:
-            factorise_in_turn(
-                normal, layers, plan.chosen, x[:ASYMMETRIC_SAMPLES], evidence.moments, staging.keep,
-                progress=lambda layers: track(layers, "factorising"),
-            )  # fmt: skip
-        else:
-            FactorisePass(
-                layers, plan.chosen, staging.keep, by_outputs(evidence.moments),
-                progress=lambda layers: track(layers, "factorising"),
-            )(normal)  # fmt: skip
+        _factorise(normal, layers, plan, evidence, x[:ASYMMETRIC_SAMPLES] if asymmetric else None, staging.keep)
         if session is not None:
             session.finetune(normal)
             FoldBatchNormPass()(normal)
@@ -340,28 +334,48 @@ class _Samples:
         return np.ascontiguousarray(x)
 
 
+def _factorise(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    plan: Plan,
+    evidence: Evidence,
+    walking: np.ndarray | None,
+    keep: Keep | None = None,
+) -> None:
+    """Carry out a plan in place; in turn, on samples that walk through both networks, where there are any."""
+
+    def progress(layers: Sequence[Layer]) -> Iterable[Layer]:
+        return track(layers, "factorising")
+
+    if walking is not None:
+        factorise_in_turn(model, layers, plan.chosen, walking, evidence.moments, keep, progress=progress)
+    else:
+        FactorisePass(layers, plan.chosen, keep, by_outputs(evidence.moments), progress)(model)
+
+
 def _search(
     planner: Planner,
     max_drop: float,
     source: Path,
     normal: ir.Model,
     input_shapes: Mapping[str, Sequence[int]] | None,
-    samples: _Samples,
+    judging: Dataset,
+    walking: np.ndarray | None,
     folder: Path,
 ) -> tuple[Plan, tuple[Candidate, ...]]:
-    """The fastest plan within a drop, each candidate written out and run on the held-out samples."""
+    """The fastest plan within a drop: candidates are written as the result would be, and run on held-out samples."""
 
     def accuracy(plan: Plan) -> Accuracy:
         copy, path = normal.clone(), folder / "candidate.onnx"
-        FactorisePass(find_layers(copy, input_shapes), plan.chosen, split=by_outputs(planner.evidence.moments))(copy)
+        _factorise(copy, find_layers(copy, input_shapes), plan, planner.evidence, walking)
         CleanUpPass()(copy)
         ir.save(copy, path, format="protobuf")
         try:
-            return evaluate(path, samples.judging)
+            return evaluate(path, judging)
         finally:
             path.unlink()
 
-    return fastest_within(planner, max_drop, evaluate(source, samples.judging), accuracy)
+    return fastest_within(planner, max_drop, evaluate(source, judging), accuracy)
 
 
 class _Clock:

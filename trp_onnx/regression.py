@@ -24,7 +24,7 @@ import numpy as np
 from trp_onnx.linalg import Array
 
 ALTERNATIONS = 2
-"""More of them gained under 1 % of the error on the layers that were tried."""
+"""Each lowers the error, the first ones most, and costs a few products with the whole moment."""
 
 _CG_STEPS = 8
 _RIDGE = 1e-10

@@ -164,8 +164,8 @@ class _Clock:
     """What a profile's durations are off by, in seconds.
 
     Reading the clock adds to every node's duration, and what passes between nodes is in none of them: a node
-    really costs its duration less `node`, and a run `run` more than its nodes. On a virtual machine `node` was 2.8
-    microseconds, half of what a small layer takes.
+    really costs its duration less `node`, and a run `run` more than its nodes. On a virtual machine `node` can be
+    microseconds, as much as a small layer takes.
     """
 
     node: float
