@@ -8,8 +8,9 @@ goes on where it was. It writes `<out>/<row>.onnx`, and a line in results/trp_ci
 test accuracy of that file, MACs, parameters, measured latency, ranks, seed, sha256. The test images are run
 once, after the file is written; 4 % of the training images choose the epoch.
 
-Ratios are the paper's (arXiv 1812.02402, table 1). All rows have the same 12 epochs, but for those named best:
-ours are the defaults of `--train`, the best ones train twice as long, ResNet-20 with ResNet-56 for a teacher.
+Ratios are the paper's (arXiv 1812.02402, table 1). All rows have the same 12 epochs, but for ResNet-20's best:
+ours are the defaults of `--train`; ResNet-20's best train twice as long with ResNet-56 for a teacher, ResNet-56's are
+the defaults, which is what 90 minutes hold.
 """
 
 from __future__ import annotations
