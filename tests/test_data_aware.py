@@ -283,3 +283,48 @@ def test_asymmetric_needs_data(tmp_path: Path) -> None:
     net = conv_net(tmp_path / "net.onnx")
     with pytest.raises(UsageError, match=r"--asymmetric fits factors to --data"):
         trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, asymmetric=True)
+
+
+def pre_activation_net(path: Path) -> Path:
+    """A shortcut before each BatchNormalization, as in DenseNet: none of them can be folded."""
+    w, nodes, x = {"w": weights(12, 3, 3, 3)}, [helper.make_node("Conv", ["x", "w"], ["s0"], name="stem")], "s0"
+    outputs = []
+    for i in range(3):
+        for part, low, high in (("g", 0.5, 1.5), ("b", -0.5, 0.5), ("m", -0.3, 0.3), ("v", 0.5, 2.0)):
+            w[f"{part}{i}"] = rng(10 * i + ord(part)).uniform(low, high, 12).astype(np.float32)
+        w[f"w{i}"] = weights(12, 12, 3, 3, seed=i + 1)
+        inputs = [x, *(f"{part}{i}" for part in "gbmv")]
+        nodes.append(helper.make_node("BatchNormalization", inputs, [f"n{i}"], name=f"norm{i}"))
+        nodes.append(helper.make_node("Relu", [f"n{i}"], [f"r{i}"]))
+        nodes.append(helper.make_node("Conv", [f"r{i}", f"w{i}"], [f"c{i}"], name=f"conv{i}", pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Add", [f"c{i}", x], [f"s{i + 1}"]))
+        x = f"s{i + 1}"
+        outputs.append(info(f"n{i}", None))
+    return save(model(nodes, [info("x", ["N", 3, 12, 12])], [info(x, None), *outputs], w), path)
+
+
+def test_batch_norm_that_stays_sees_what_it_was_trained_on(tmp_path: Path) -> None:
+    net = pre_activation_net(tmp_path / "net.onnx")
+    data = samples(tmp_path / "a.npz", 128)
+    x = {"x": np.load(data)["x"].transpose(0, 3, 1, 2)}
+
+    def statistics(path: Path) -> np.ndarray:
+        values = run(path, x)[1:]
+        return np.stack([(n.mean(axis=(0, 2, 3)), n.std(axis=(0, 2, 3))) for n in values])
+
+    before = statistics(net)
+    options = {"macs": 0.4, "align": 1, "scheme": "channel"}
+    trp_onnx.compress(net, tmp_path / "blind.onnx", **options)
+    assert np.abs(statistics(tmp_path / "blind.onnx") - before).max() > 0.02
+    trp_onnx.compress(net, tmp_path / "out.onnx", data=data, **options)
+    np.testing.assert_allclose(statistics(tmp_path / "out.onnx"), before, atol=1e-3)
+
+
+def test_batch_norm_behind_nothing_new_stays_as_it_is(tmp_path: Path) -> None:
+    net, data = pre_activation_net(tmp_path / "net.onnx"), samples(tmp_path / "a.npz", 64)
+    config = tmp_path / "last.toml"
+    config.write_text('[[layer]]\nname = "conv2"\nscheme = "channel"\nrank = 4\n')
+    trp_onnx.compress(net, tmp_path / "out.onnx", config=config, data=data)
+    x = {"x": np.load(data)["x"].transpose(0, 3, 1, 2)}
+    for before, after in zip(run(net, x)[1:], run(tmp_path / "out.onnx", x)[1:], strict=True):
+        assert distance(before, after) < 1e-5

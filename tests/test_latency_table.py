@@ -150,10 +150,11 @@ def test_tables_that_are_wrong(net: Path, measured: Path, tmp_path: Path) -> Non
 
 
 def test_a_plan_can_be_edited_and_given_back(net: Path, measured: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
     first = trp_onnx.compress(
-        net, tmp_path / "a.onnx", speedup=1.2, latency_table=measured, report_dir=tmp_path / "report"
+        net, tmp_path / "a.onnx", speedup=1.2, latency_table=measured, report_dir=tmp_path / "report", save_plan=plan
     )
-    plan = tmp_path / "report" / "plan.toml"
+    assert (tmp_path / "report" / "plan.toml").read_text() == plan.read_text()
     entries = tomllib.loads(plan.read_text())["layer"]
     assert len(entries) == 3 and any("rank" in entry for entry in entries)
     again = trp_onnx.compress(net, tmp_path / "b.onnx", config=plan)

@@ -90,6 +90,21 @@ def test_training_to_a_speed(net: Path, data: Path, tmp_path: Path) -> None:
     assert report.trained is not None and report.trained.correct == report.trained.written_correct
 
 
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (0.9, "predicted to make the network"),
+        (0.05, "low rank has nothing to win in time on a phone"),
+    ],
+)
+def test_what_there_is_to_win_is_said(net: Path, data: Path, tmp_path: Path, share: float, said: str) -> None:
+    document = trp_onnx.profile(net).to_dict() | {"shares": {"conv1": 0.0, "conv2": share, "fc": 0.0}}
+    document["target"] |= {"machine": "a phone"}
+    (tmp_path / "table.json").write_text(json.dumps(document))
+    report = compress(net, tmp_path / "out.onnx", data, latency_table=tmp_path / "table.json", train=options(epochs=1))
+    assert any(said in note for note in report.notes)
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 

@@ -280,6 +280,7 @@ def main() -> None:
 @click.option(
     "--report", "report_dir", type=_FILE, metavar="DIR", help="Write a page, report.json and plan.toml there."
 )
+@click.option("--save-plan", type=_FILE, metavar="TOML", help="Write the plan there; --config takes it back.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the summary, not every layer.")
 def compress(
     model: Path,

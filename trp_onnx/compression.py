@@ -18,11 +18,12 @@ from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.asymmetric import factorise_in_turn
 from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
 from trp_onnx.errors import DataError, OutputError, UsageError
+from trp_onnx.latency.forecast import forecast
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.realised import realise
-from trp_onnx.latency.table import read_table
+from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.layers import Layer, find_layers
-from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
+from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, to_proto, write_text
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
@@ -41,10 +42,11 @@ from trp_onnx.planning import (
     read_rules,
     resolve_alignment,
 )
-from trp_onnx.progress import track
+from trp_onnx.progress import say, track
 from trp_onnx.report import Report, Size, check_page, render_page, spectra_of
 from trp_onnx.runtime import Arrays, feeds_for
 from trp_onnx.shapes import real_inputs
+from trp_onnx.statistics import reestimate_statistics, unfolded
 from trp_onnx.verify import reference_outputs, verify
 
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ SAMPLES = 512
 
 ASYMMETRIC_SAMPLES = 256
 """Samples of those that walk through both networks side by side, which keeps their activations twice."""
+
+STATISTICS_SAMPLES = 128
+"""Samples of those on which a BatchNormalization that stays gets its statistics anew."""
 
 DAMAGE_SAMPLES = 64
 """Samples of those on which damage is measured."""
@@ -90,6 +95,7 @@ def compress(
     preprocessing: Preprocessing | None = None,
     simplify: bool = True,
     report_dir: str | PathLike[str] | None = None,
+    save_plan: str | PathLike[str] | None = None,
     train: TrainingOptions | None = None,
     test: str | PathLike[str] | Dataset | None = None,
     teacher: str | PathLike[str] | None = None,
@@ -134,6 +140,7 @@ def compress(
         preprocessing: How samples become inputs.
         simplify: Whether to run onnx-simplifier first.
         report_dir: Where `report.html`, `report.json` and `plan.toml` go; made if it does not exist.
+        save_plan: Where the plan goes alone, a TOML file that `config` reads.
         train: How to train; no training where not given.
         test: Labelled samples, on which the accuracy of both files is measured once, at the end.
         teacher: Another ONNX file whose outputs are the ones to learn; the model itself otherwise.
@@ -192,10 +199,12 @@ def compress(
         layers = find_layers(normal, input_shapes)
         clock.lap("normalise")
 
-        if timed and table is None:
+        def measured() -> LatencyTable:
             named = scheme if all(rule.scheme is None for rule in rules) else "auto"
-            one = feeds_for(normal, input_shapes)
-            table = measure_table(normal, layers, one, scheme=named, threads=threads)
+            return measure_table(normal, layers, feeds_for(normal, input_shapes), scheme=named, threads=threads)
+
+        if timed and table is None:
+            table = measured()
         if table is not None:
             table.check(layers)
             block = table.step if align == "auto" else block
@@ -236,7 +245,7 @@ def compress(
             if max_drop is not None and samples is not None:
                 plan, candidates = _search(
                     planner, max_drop, source, normal, input_shapes, samples.judging,
-                    x[:ASYMMETRIC_SAMPLES] if asymmetric else None, staging.folder,
+                    x, asymmetric, staging.folder,
                 )  # fmt: skip
             else:
                 plan = planner.plan(**rule)
@@ -244,13 +253,16 @@ def compress(
         clock.lap("plan")
 
         if session is not None:
+            ahead = forecast(table or measured(), layers, None if finds_ranks else chosen)
+            say(ahead)
+            notes.append(ahead)
             layers, plan = session.train(
                 normal, layers, chosen, kept, energy=energy, budget=macs, align=block, table=table
             )
             clock.lap("train")
 
         spectra = {} if report_dir is None else spectra_of(layers, plan.decisions, evidence)
-        _factorise(normal, layers, plan, evidence, x[:ASYMMETRIC_SAMPLES] if asymmetric else None, staging.keep)
+        _factorise(normal, layers, plan, evidence, x if samples is not None else None, asymmetric, staging.keep)
         if session is not None:
             session.finetune(normal)
             FoldBatchNormPass()(normal)
@@ -291,6 +303,8 @@ def compress(
         staging.publish()
         if session is not None:
             session.remove()
+    if save_plan is not None:
+        write_text(Path(save_plan), plan_to_toml(report.layers))
     if report_dir is not None:
         _write_report(Path(report_dir), report, command)
     return report
@@ -339,18 +353,25 @@ def _factorise(
     layers: Sequence[Layer],
     plan: Plan,
     evidence: Evidence,
-    walking: np.ndarray | None,
+    x: np.ndarray | None,
+    asymmetric: bool,
     keep: Keep | None = None,
 ) -> None:
-    """Carry out a plan in place; in turn, on samples that walk through both networks, where there are any."""
+    """Carry out a plan in place; `x` are the samples that it is fitted to, where there are any."""
 
     def progress(layers: Sequence[Layer]) -> Iterable[Layer]:
         return track(layers, "factorising")
 
-    if walking is not None:
+    original = to_proto(model) if x is not None and unfolded(model) else None
+    if asymmetric and x is not None:
+        walking = x[:ASYMMETRIC_SAMPLES]
         factorise_in_turn(model, layers, plan.chosen, walking, evidence.moments, keep, progress=progress)
     else:
         FactorisePass(layers, plan.chosen, keep, by_outputs(evidence.moments), progress)(model)
+    if original is not None and x is not None:
+        reestimate_statistics(
+            model, original, x[:STATISTICS_SAMPLES], progress=lambda nodes: track(nodes, "statistics")
+        )  # fmt: skip
 
 
 def _search(
@@ -360,14 +381,15 @@ def _search(
     normal: ir.Model,
     input_shapes: Mapping[str, Sequence[int]] | None,
     judging: Dataset,
-    walking: np.ndarray | None,
+    x: np.ndarray,
+    asymmetric: bool,
     folder: Path,
 ) -> tuple[Plan, tuple[Candidate, ...]]:
     """The fastest plan within a drop: candidates are written as the result would be, and run on held-out samples."""
 
     def accuracy(plan: Plan) -> Accuracy:
         copy, path = normal.clone(), folder / "candidate.onnx"
-        _factorise(copy, find_layers(copy, input_shapes), plan, planner.evidence, walking)
+        _factorise(copy, find_layers(copy, input_shapes), plan, planner.evidence, x, asymmetric)
         CleanUpPass()(copy)
         ir.save(copy, path, format="protobuf")
         try:
