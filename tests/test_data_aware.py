@@ -260,6 +260,36 @@ def test_in_turn_full_rank_is_the_identity(tmp_path: Path) -> None:
     assert distance(run(net, x)[0], run(tmp_path / "out.onnx", x)[0]) < 1e-4
 
 
+def test_dense_layers_make_up_for_those_before_them(tmp_path: Path) -> None:
+    """One layer is factorised; the ones behind it take up its error, but for those that the map keeps."""
+    net = deep_net(tmp_path / "net.onnx")
+    seen, unseen = samples(tmp_path / "a.npz", 256), samples(tmp_path / "b.npz", seed=1)
+    x = {"x": np.load(unseen)["x"].transpose(0, 3, 1, 2)}
+    config = tmp_path / "one.toml"
+    config.write_text(
+        '[[layer]]\nname = "conv1"\nscheme = "channel"\nrank = 4\n[[layer]]\nname = "conv4"\nkeep = true\n'
+    )
+    errors = {}
+    for asymmetric in (False, True):
+        out = tmp_path / f"{asymmetric}.onnx"
+        trp_onnx.compress(net, out, config=config, data=seen, asymmetric=asymmetric)
+        errors[asymmetric] = distance(run(net, x)[0], run(out, x)[0])
+    assert errors[True] < 0.9 * errors[False]
+    before, after = initializers(net), initializers(tmp_path / "True.onnx")
+    np.testing.assert_array_equal(after["w0"], before["w0"])
+    np.testing.assert_array_equal(after["w4"], before["w4"])
+    assert "w3" not in after and after["conv3/refitted.weight"].shape == before["w3"].shape
+
+
+def test_few_samples_refit_no_dense_layer(tmp_path: Path) -> None:
+    net = conv_net(tmp_path / "net.onnx")
+    data = samples(tmp_path / "a.npz", 24)
+    config = tmp_path / "one.toml"
+    config.write_text('[[layer]]\nname = "conv2"\nscheme = "channel"\nrank = 4\n')
+    trp_onnx.compress(net, tmp_path / "out.onnx", config=config, data=data, asymmetric=True)
+    np.testing.assert_array_equal(initializers(tmp_path / "out.onnx")["wf"], initializers(net)["wf"])
+
+
 def test_shared_weights_stay_shared_in_turn(tmp_path: Path) -> None:
     w = {"w": weights(8, 8, 3, 3, seed=1), "v": weights(8, 8, 3, 3, seed=2)}
     pads = {"pads": [1, 1, 1, 1]}

@@ -270,7 +270,9 @@ def main() -> None:
     help="What a budget makes least: layer errors, or what they do to the outputs, measured on --data.",
 )
 @click.option("--latency-table", type=_FILE, metavar="JSON", help="From trp-onnx profile; measured here otherwise.")
-@click.option("--asymmetric", is_flag=True, help="Fit each layer behind those compressed before it; needs --data.")
+@click.option(
+    "--asymmetric", is_flag=True, help="Fit each layer to make up for those compressed before it; needs --data."
+)
 @click.option("--threads", type=int, default=1, show_default=True, help="Intra-op threads the speed-up is meant for.")
 @click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to verify on, one array a name; generated otherwise.")
 @_data_options(required=False)

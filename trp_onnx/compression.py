@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
@@ -42,6 +42,7 @@ from trp_onnx.planning import (
     read_rules,
     resolve_alignment,
 )
+from trp_onnx.planning.rules import first_match
 from trp_onnx.progress import say, track
 from trp_onnx.report import Report, Size, check_page, render_page, spectra_of
 from trp_onnx.runtime import Arrays, feeds_for
@@ -131,8 +132,9 @@ def compress(
             is data that nothing is trained on.
         latency_table: A table that `profile` wrote, here or on another machine; measured here where not given.
         threads: Intra-op threads that the speed-up is meant for.
-        asymmetric: Whether each layer is fitted to the inputs that the layers compressed before it give, and makes
-            up for their errors; needs `data`, and takes longer.
+        asymmetric: Whether each layer, those that stay dense too, is fitted to the inputs that the layers compressed
+            before it give, and makes up for their errors; needs `data`, and takes longer. Layers that `config`
+            keeps stay as they are.
         input_shapes: Shapes for inputs with dynamic sizes, by name. A symbolic batch counts as 1.
         inputs: An `.npz` with one array for each input, to verify on; generated otherwise.
         data: Samples to fit ranks and factors to, labels not needed; with `train`, samples to train on, or the name
@@ -197,6 +199,7 @@ def compress(
 
         normal, notes = normalise(original.clone(), input_shapes, simplify=simplify, fold_batch_norm=train is None)
         layers = find_layers(normal, input_shapes)
+        untouched = {layer.name for layer in layers if (found := first_match(rules, layer.name)) and found.keep}
         clock.lap("normalise")
 
         def measured() -> LatencyTable:
@@ -245,7 +248,7 @@ def compress(
             if max_drop is not None and samples is not None:
                 plan, candidates = _search(
                     planner, max_drop, source, normal, input_shapes, samples.judging,
-                    x, asymmetric, staging.folder,
+                    x, asymmetric, untouched, staging.folder,
                 )  # fmt: skip
             else:
                 plan = planner.plan(**rule)
@@ -262,7 +265,9 @@ def compress(
             clock.lap("train")
 
         spectra = {} if report_dir is None else spectra_of(layers, plan.decisions, evidence)
-        _factorise(normal, layers, plan, evidence, x if samples is not None else None, asymmetric, staging.keep)
+        _factorise(
+            normal, layers, plan, evidence, x if samples is not None else None, asymmetric, untouched, staging.keep
+        )
         if session is not None:
             session.finetune(normal)
             FoldBatchNormPass()(normal)
@@ -355,6 +360,7 @@ def _factorise(
     evidence: Evidence,
     x: np.ndarray | None,
     asymmetric: bool,
+    untouched: Collection[str],
     keep: Keep | None = None,
 ) -> None:
     """Carry out a plan in place; `x` are the samples that it is fitted to, where there are any."""
@@ -365,7 +371,9 @@ def _factorise(
     original = to_proto(model) if x is not None and unfolded(model) else None
     if asymmetric and x is not None:
         walking = x[:ASYMMETRIC_SAMPLES]
-        factorise_in_turn(model, layers, plan.chosen, walking, evidence.moments, keep, progress=progress)
+        factorise_in_turn(
+            model, layers, plan.chosen, walking, evidence.moments, keep, untouched=untouched, progress=progress
+        )
     else:
         FactorisePass(layers, plan.chosen, keep, by_outputs(evidence.moments), progress)(model)
     if original is not None and x is not None:
@@ -383,13 +391,14 @@ def _search(
     judging: Dataset,
     x: np.ndarray,
     asymmetric: bool,
+    untouched: Collection[str],
     folder: Path,
 ) -> tuple[Plan, tuple[Candidate, ...]]:
     """The fastest plan within a drop: candidates are written as the result would be, and run on held-out samples."""
 
     def accuracy(plan: Plan) -> Accuracy:
         copy, path = normal.clone(), folder / "candidate.onnx"
-        _factorise(copy, find_layers(copy, input_shapes), plan, planner.evidence, x, asymmetric)
+        _factorise(copy, find_layers(copy, input_shapes), plan, planner.evidence, x, asymmetric, untouched)
         CleanUpPass()(copy)
         ir.save(copy, path, format="protobuf")
         try:
