@@ -13,7 +13,7 @@ from trp_onnx.passes.factorise import Keep, bias_of
 
 
 class ReplaceWeightsPass(ir.passes.InPlacePass):
-    """A layer gets initializers of its own: `<layer>/refitted.weight` and, where it is shifted, `<layer>/refitted.bias`."""
+    """A layer gets initializers of its own, `<layer>/refitted.weight` and `<layer>/refitted.bias`."""
 
     def __init__(
         self, layers: Sequence[Layer], weights: Mapping[str, tuple[Array, Array | None]], keep: Keep | None = None
