@@ -1,4 +1,4 @@
-"""Accuracy without training at a speed-up: by weights, by data, by data with ranks planned by damage.
+"""Accuracy without training at a speed-up: by weights, by data, with ranks planned by damage, layers fitted in turn.
 
 Ranks are planned by time on one thread. Factors and ranks are fitted to 512 training images (of the ImageNet sample:
 512 of its 1000, and the other 488 are the test); accuracy is that of the written file. Times come second, for a
@@ -54,6 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "weights": {},
     "data": {"plan_by": "weights"},
     "data + planner": {"plan_by": "outputs"},
+    "in turn": {"plan_by": "outputs", "asymmetric": True},
 }
 
 
@@ -63,6 +64,8 @@ def main() -> None:
     for name in ("models", "data", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--time", action="store_true", help="time the files that are there")
+    parser.add_argument("--method", action="append", choices=METHODS, help="only these; may be repeated")
+    parser.add_argument("--speedup", action="append", type=float, help="only these; may be repeated")
     parser.add_argument("nets", nargs="*", default=list(NETS))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -71,8 +74,8 @@ def main() -> None:
         put_times(results, arguments)
     else:
         for name in arguments.nets:
-            for speedup in NETS[name].speedups:
-                for method in METHODS:
+            for speedup in arguments.speedup or NETS[name].speedups:
+                for method in arguments.method or METHODS:
                     if not results.has(net=name, method=method, speedup=speedup):
                         results.add(measure(name, method, speedup, arguments))
                         print(results.rows[-1], flush=True)

@@ -272,7 +272,8 @@ def test_dense_layers_make_up_for_those_before_them(tmp_path: Path) -> None:
     errors = {}
     for asymmetric in (False, True):
         out = tmp_path / f"{asymmetric}.onnx"
-        trp_onnx.compress(net, out, config=config, data=seen, asymmetric=asymmetric)
+        report = trp_onnx.compress(net, out, config=config, data=seen, asymmetric=asymmetric)
+        assert any("'conv2'" in note and "new weights" in note for note in report.notes) == asymmetric
         errors[asymmetric] = distance(run(net, x)[0], run(out, x)[0])
     assert errors[True] < 0.9 * errors[False]
     before, after = initializers(net), initializers(tmp_path / "True.onnx")
@@ -346,7 +347,8 @@ def test_batch_norm_that_stays_sees_what_it_was_trained_on(tmp_path: Path) -> No
     options = {"macs": 0.4, "align": 1, "scheme": "channel"}
     trp_onnx.compress(net, tmp_path / "blind.onnx", **options)
     assert np.abs(statistics(tmp_path / "blind.onnx") - before).max() > 0.02
-    trp_onnx.compress(net, tmp_path / "out.onnx", data=data, **options)
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", data=data, **options)
+    assert any("BatchNormalizations that cannot be folded" in note for note in report.notes)
     np.testing.assert_allclose(statistics(tmp_path / "out.onnx"), before, atol=1e-3)
 
 

@@ -45,7 +45,7 @@ def factorise_in_turn(
     *,
     untouched: Collection[str] = (),
     progress: Callable[[Sequence[Layer]], Iterable[Layer]] = lambda layers: layers,
-) -> None:
+) -> list[str]:
     """Carry out a plan, each layer fitted behind the ones before it.
 
     Args:
@@ -58,6 +58,9 @@ def factorise_in_turn(
         untouched: Names of the layers that keep their weights.
         progress: Wraps the list of layers to fit.
 
+    Returns:
+        Names of the layers that stay dense and were refitted.
+
     Raises:
         ModelError: The model does not run on the samples.
     """
@@ -67,6 +70,7 @@ def factorise_in_turn(
     original = to_proto(model)
     FactorisePass(together, chosen, keep, by_outputs(moments))(model)
     before, after = Walk(original, x), Walk(original, x)
+    refitted: list[str] = []
     first = next((i for i, layer in enumerate(layers) if layer.name in chosen), len(layers))
     for layer in progress([layer for layer in layers[first:] if layer.name in alone and layer.name not in untouched]):
         now, output, flow = to_proto(model), layer.node.outputs[0].name or "", flow_of(layer)
@@ -82,6 +86,8 @@ def factorise_in_turn(
         elif joint.patches >= ENOUGH * joint.mean.shape[1] // 2:
             best, _ = _best(layer, joint)
             ReplaceWeightsPass([layer], {layer.name: (best, _shift(layer, best, joint))}, keep)(model)
+            refitted.append(layer.name)
+    return refitted
 
 
 def _fitted_to(joint: Moments) -> Callable[[Layer, Scheme, Rank], tuple[Sequence[Array], Array | None]]:

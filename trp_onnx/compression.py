@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
@@ -15,19 +15,18 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
-from trp_onnx.asymmetric import factorise_in_turn
+from trp_onnx.carrying_out import carry_out
 from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
 from trp_onnx.errors import DataError, OutputError, UsageError
 from trp_onnx.latency.forecast import forecast
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.realised import realise
 from trp_onnx.latency.table import LatencyTable, read_table
-from trp_onnx.layers import Layer, find_layers
-from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, to_proto, write_text
+from trp_onnx.layers import find_layers
+from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
-from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
-from trp_onnx.passes.factorise import Keep, by_outputs
+from trp_onnx.passes import CleanUpPass, FoldBatchNormPass
 from trp_onnx.planning import (
     Candidate,
     Evidence,
@@ -46,8 +45,8 @@ from trp_onnx.planning.rules import first_match
 from trp_onnx.progress import say, track
 from trp_onnx.report import Report, Size, check_page, render_page, spectra_of
 from trp_onnx.runtime import Arrays, feeds_for
+from trp_onnx.samples import Samples
 from trp_onnx.shapes import real_inputs
-from trp_onnx.statistics import reestimate_statistics, unfolded
 from trp_onnx.verify import reference_outputs, verify
 
 if TYPE_CHECKING:
@@ -55,20 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SAMPLES = 512
-"""Samples of the data that factors are fitted to."""
-
-ASYMMETRIC_SAMPLES = 256
-"""Samples of those that walk through both networks side by side, which keeps their activations twice."""
-
-STATISTICS_SAMPLES = 128
-"""Samples of those on which a BatchNormalization that stays gets its statistics anew."""
-
 DAMAGE_SAMPLES = 64
 """Samples of those on which damage is measured."""
-
-JUDGING_SAMPLES, LEAST_JUDGING = 2000, 100
-"""Labelled samples of the data, at most and at least, that are held out to choose among candidates."""
 
 VERIFY_SAMPLES = 16
 """Samples of the data on which outputs are compared, when there is data."""
@@ -174,7 +161,7 @@ def compress(
     block = resolve_alignment(align)
     timed = speedup is not None or max_drop is not None or latency_table is not None
     table = None if latency_table is None else read_table(Path(latency_table))
-    samples = _Samples(data, preprocessing, max_drop is not None) if data is not None and train is None else None
+    samples = Samples(data, preprocessing, max_drop is not None) if data is not None and train is None else None
     tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
 
     original = open_model(source)
@@ -265,9 +252,10 @@ def compress(
             clock.lap("train")
 
         spectra = {} if report_dir is None else spectra_of(layers, plan.decisions, evidence)
-        _factorise(
-            normal, layers, plan, evidence, x if samples is not None else None, asymmetric, untouched, staging.keep
-        )
+        notes += carry_out(
+            plan, normal, layers, evidence, x if samples is not None else None, staging.keep,
+            asymmetric=asymmetric, untouched=untouched,
+        )  # fmt: skip
         if session is not None:
             session.finetune(normal)
             FoldBatchNormPass()(normal)
@@ -328,60 +316,6 @@ def _check_usage(plan_by: str, data: bool, train: bool, max_drop: bool, asymmetr
         raise UsageError("--max-drop chooses among plans that need no training; with --train give --speedup or --macs")
 
 
-class _Samples:
-    """The data that ranks and factors are fitted to; what is left of it judges candidates where there are any."""
-
-    def __init__(self, data: str | PathLike[str] | Dataset, preprocessing: Preprocessing | None, judges: bool) -> None:
-        self.dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
-        order = np.random.default_rng(0).permutation(len(self.dataset))
-        held_out = 0
-        if judges:
-            if self.dataset.labels is None:
-                raise DataError(f"'{self.dataset.source}' has no labels: --max-drop cannot measure accuracy on it")
-            held_out = min(JUDGING_SAMPLES, len(order) // 2)
-            if held_out < LEAST_JUDGING:
-                raise DataError(
-                    f"'{self.dataset.source}' has {len(order)} samples: --max-drop holds half of them out to measure "
-                    f"accuracy, which {2 * LEAST_JUDGING} make meaningful at the least"
-                )
-        self.judging = self.dataset.subset(order[:held_out])
-        self._fitting = order[held_out : held_out + SAMPLES]
-
-    def fitting(self, model: ir.Model) -> np.ndarray:
-        """Samples to fit to, in the type that the model takes: (b, ...)."""
-        (x,) = as_feed(model, self.dataset.take(self._fitting)[0]).values()
-        return np.ascontiguousarray(x)
-
-
-def _factorise(
-    model: ir.Model,
-    layers: Sequence[Layer],
-    plan: Plan,
-    evidence: Evidence,
-    x: np.ndarray | None,
-    asymmetric: bool,
-    untouched: Collection[str],
-    keep: Keep | None = None,
-) -> None:
-    """Carry out a plan in place; `x` are the samples that it is fitted to, where there are any."""
-
-    def progress(layers: Sequence[Layer]) -> Iterable[Layer]:
-        return track(layers, "factorising")
-
-    original = to_proto(model) if x is not None and unfolded(model) else None
-    if asymmetric and x is not None:
-        walking = x[:ASYMMETRIC_SAMPLES]
-        factorise_in_turn(
-            model, layers, plan.chosen, walking, evidence.moments, keep, untouched=untouched, progress=progress
-        )
-    else:
-        FactorisePass(layers, plan.chosen, keep, by_outputs(evidence.moments), progress)(model)
-    if original is not None and x is not None:
-        reestimate_statistics(
-            model, original, x[:STATISTICS_SAMPLES], progress=lambda nodes: track(nodes, "statistics")
-        )  # fmt: skip
-
-
 def _search(
     planner: Planner,
     max_drop: float,
@@ -398,7 +332,8 @@ def _search(
 
     def accuracy(plan: Plan) -> Accuracy:
         copy, path = normal.clone(), folder / "candidate.onnx"
-        _factorise(copy, find_layers(copy, input_shapes), plan, planner.evidence, x, asymmetric, untouched)
+        layers = find_layers(copy, input_shapes)
+        carry_out(plan, copy, layers, planner.evidence, x, asymmetric=asymmetric, untouched=untouched)
         CleanUpPass()(copy)
         ir.save(copy, path, format="protobuf")
         try:

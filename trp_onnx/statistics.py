@@ -44,7 +44,7 @@ def reestimate_statistics(
     x: np.ndarray,
     *,
     progress: Callable[[Sequence[ir.Node]], Iterable[ir.Node]] = lambda nodes: nodes,
-) -> None:
+) -> int:
     """Move the statistics of a compressed network, in place.
 
     Args:
@@ -53,10 +53,14 @@ def reestimate_statistics(
         x: (b, ...) samples, as both take them.
         progress: Wraps the list of BatchNormalizations.
 
+    Returns:
+        How many have changed.
+
     Raises:
         ModelError: A network does not run on the samples.
     """
     before, after = Walk(original, x), Walk(to_proto(model), x)
+    changed = 0
     for node in progress(unfolded(model)):
         flow, output = node.inputs[0], node.outputs[0].name or ""
         assert flow is not None and flow.name is not None
@@ -72,6 +76,8 @@ def reestimate_statistics(
         scale = np.where(variance > tiny, new_variance / np.maximum(variance, tiny), 1.0)
         _replace(model, node, 3, new_mean - np.sqrt(scale) * (mean - _stored(node, 3)))
         _replace(model, node, 4, _stored(node, 4) * scale)
+        changed += 1
+    return changed
 
 
 def _statistics(walk: Walk, model: onnx.ModelProto, name: str) -> tuple[Array, Array]:
