@@ -2,13 +2,17 @@
 
     resnet50    a ResNet-50-shaped network, BatchNormalization kept, 102 MB in one file
     external    180 MatMul layers, 3.0 GB of external data, opset 17
+    data        MobileNetV2, ranks and factors fitted to 512 images, nothing cached
+    in-turn     the same with --asymmetric
 
-Each runs `trp-onnx compress --macs 0.6` as a user would, simplify and verify included. Memory is polled from
+The first two run `trp-onnx compress --macs 0.6` as a user would, simplify and verify included, the others
+`--macs 0.85 --data`. Memory is polled from
 /proc while it runs: `private` is what the process itself allocates; `resident` also counts pages of mapped
 weight files, which the kernel takes back whenever it wants. `--cgroup DIR` runs it in a memory control group
 with a hard limit on both (make one with a limit of 1.5 GB to see that it is enough).
 
-    python benchmarks/speed.py [--only resnet50|external] [--folder DIR]
+    python benchmarks/speed.py [--only resnet50] [--only external] [--folder DIR]
+    python benchmarks/speed.py --only data --only in-turn --mobilenet ONNX --images imagenet_sample.npz
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +68,7 @@ def external(folder: Path) -> Path:
     return path
 
 
-def measure(path: Path, cgroup: Path | None) -> dict[str, object]:
+def measure(path: Path, cgroup: Path | None, options: Sequence[str]) -> dict[str, object]:
     """Run the command once and watch it."""
 
     def enter() -> None:
@@ -70,11 +76,12 @@ def measure(path: Path, cgroup: Path | None) -> dict[str, object]:
             (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
     out, report = path.with_name("out.onnx"), path.with_name("out.json")
-    command = [sys.executable, "-m", "trp_onnx", "compress", path, "-o", out, "--macs", "0.6", "--json", report, "-q"]
+    command = [sys.executable, "-m", "trp_onnx", "compress", path, "-o", out, "--json", report, "-q", *options]
     for file in path.parent.iterdir():
         _out_of_cache(file)
     start = time.perf_counter()
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, preexec_fn=enter)
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, preexec_fn=enter,
+                               env=os.environ | {"TRP_ONNX_CACHE": str(path.with_name("cache"))})  # fmt: skip
     private = resident = 0
     while process.poll() is None:
         now = _memory(process.pid)
@@ -120,22 +127,32 @@ def _memory(pid: int) -> tuple[int, int]:
     return int(values.get("RssAnon", 0)), int(values.get("VmRSS", 0))
 
 
+BUILT = {"resnet50": resnet50, "external": external}
+_PREPROCESSING = ["--scale", "1/127.5", "--mean", "1", "--crop", "224", "--label-offset", "1"]
+FITTED = {"data": _PREPROCESSING, "in-turn": [*_PREPROCESSING, "--asymmetric"]}
+
+
 def main() -> None:
     """Build, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["resnet50", "external"])
+    parser.add_argument("--only", action="append", choices=[*BUILT, *FITTED], help="may be repeated")
+    parser.add_argument("--mobilenet", type=Path, help="MobileNetV2, RGB x/127.5-1, 1001 outputs")
+    parser.add_argument("--images", type=Path, help="an .npz of 256x256 images")
     parser.add_argument("--folder", type=Path, help="where the models are built (5 GB); a temporary folder otherwise")
     parser.add_argument(
         "--cgroup", type=Path, help="run inside this memory control group, whose limit counts all pages"
     )
     arguments = parser.parse_args()
     results = Results("speed", key=("model",))
-    for build in (resnet50, external):
-        if arguments.only not in (None, build.__name__):
-            continue
-        results.rows = [row for row in results.rows if row["model"] != build.__name__]
+    for name in arguments.only or BUILT:
+        results.rows = [row for row in results.rows if row["model"] != name]
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            results.add({"model": build.__name__} | measure(build(Path(folder)), arguments.cgroup))
+            if name in BUILT:
+                path, options = BUILT[name](Path(folder)), ["--macs", "0.6"]
+            else:
+                path = Path(shutil.copy(arguments.mobilenet, folder))
+                options = ["--macs", "0.85", "--data", str(arguments.images), *FITTED[name]]
+            results.add({"model": name} | measure(path, arguments.cgroup, options))
     columns = ("model", "file_mb", "seconds", "private_mb", "resident_mb", "limit_mb", "macs_ratio")
     print(markdown(columns, [[row.get(c) for c in columns] for row in results.rows]))
 

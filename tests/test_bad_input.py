@@ -242,6 +242,24 @@ def test_data_that_makes_no_sense(tmp_path: Path, net: Path, arrays: dict[str, n
     assert complaint in refused(tmp_path, net, 1, "--macs", 0.6, "--data", data)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [(), ("--asymmetric",), ("--train", "--epochs", 1, "--batch", 10)])
+def test_samples_that_are_not_finite(tmp_path: Path, net: Path, value: float, options: tuple[object, ...]) -> None:
+    x = np.zeros((40, 12, 12, 3), np.float32)
+    x[23, 4, 4, 1] = value
+    data = save_npz(tmp_path / "d.npz", x=x, y=np.zeros(40, np.int64))
+    assert "sample 23 of" in refused(tmp_path, net, 1, "--macs", 0.6, "--data", data, *options)
+    code, message = cli("evaluate", net, "--data", data)
+    assert code == 1 and "holds NaN or infinity" in message
+
+
+@pytest.mark.parametrize("option", ["--save-plan", "--json"])
+def test_where_else_nothing_can_be_written(tmp_path: Path, net: Path, option: str) -> None:
+    message = refused(tmp_path, net, 1, "--macs", 0.6, option, tmp_path / "nowhere" / "file")
+    assert "nowhere' does not exist" in message
+    assert "is a folder" in refused(tmp_path, net, 1, "--macs", 0.6, option, tmp_path)
+
+
 def test_data_that_is_no_archive(tmp_path: Path, net: Path) -> None:
     data = tmp_path / "d.npz"
     data.write_bytes(b"no archive at all")

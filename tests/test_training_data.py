@@ -134,6 +134,10 @@ def broken(split: str, epoch: int):  # type: ignore[no-untyped-def]
     raise RuntimeError("no such table")
 
 
+def endless(split: str, epoch: int):  # type: ignore[no-untyped-def]
+    yield np.full((6, 5), np.inf), np.arange(6) % 3
+
+
 def empty(split: str, epoch: int):  # type: ignore[no-untyped-def]
     return iter(())
 
@@ -150,6 +154,7 @@ def test_a_function_yields_batches() -> None:
     ("name", "message"),
     [
         ("tests.test_training_data:broken", "no such table"),
+        ("tests.test_training_data:endless", "holds NaN or infinity"),
         ("tests.test_training_data:empty", "yields no batch"),
         ("tests.test_training_data:nothing", "cannot be imported"),
         ("no.such.module:f", "cannot be imported"),

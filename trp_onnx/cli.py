@@ -85,6 +85,14 @@ def _command() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _check_json(target: str | None) -> None:
+    """Before the work that would be lost."""
+    if target not in (None, "-"):
+        from trp_onnx.model import check_target
+
+        check_target(Path(target))
+
+
 def _write_json(document: dict[str, Any], target: str | None) -> None:
     if target is None:
         return
@@ -296,7 +304,9 @@ def compress(
     **options: Any,
 ) -> None:
     """Factorise the layers of MODEL, after training them for it with --train, and write the verified result to OUT."""
+    sys.path.append("")  # a data function may stand in the current folder, as for `python -m`
     with _command():
+        _check_json(json_to)
         training = train()
         if training is not None:
             from trp_onnx.training.supervisor import stands_by
@@ -353,6 +363,7 @@ def evaluate(
 ) -> None:
     """Measure the top-1 accuracy of MODEL on labelled data."""
     with _command():
+        _check_json(json_to)
         from trp_onnx.accuracy import evaluate as run
 
         accuracy = run(model, data, preprocessing=preprocessing(), limit=limit)
@@ -415,6 +426,7 @@ def bench(
 ) -> None:
     """Time MODELS against the first one, fairly: interleaved, medians of ratios, the provider proved."""
     with _command():
+        _check_json(json_to)
         from trp_onnx.latency import bench as run
 
         result = run(models, input_shapes=dict(input_shapes), **options)
@@ -456,6 +468,9 @@ def profile(
     with _command():
         from trp_onnx.latency import profile as run
         from trp_onnx.latency import save_table
+        from trp_onnx.model import check_target
+
+        check_target(out)
 
         table = run(model, input_shapes=dict(input_shapes), simplify=not no_simplify, **options)
         save_table(table, out)

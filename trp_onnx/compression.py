@@ -23,7 +23,7 @@ from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.realised import realise
 from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.layers import find_layers
-from trp_onnx.model import Staging, count_parameters, file_bytes, open_model, write_text
+from trp_onnx.model import Staging, check_target, count_parameters, file_bytes, open_model, write_text
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FoldBatchNormPass
@@ -156,7 +156,10 @@ def compress(
     if train is None:
         check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
     _check_usage(plan_by, data is not None, train is not None, max_drop is not None, asymmetric, threads)
+    if save_plan is not None:
+        check_target(Path(save_plan))
     if report_dir is not None:
+        _make_folder(Path(report_dir))
         check_page()
     block = resolve_alignment(align)
     timed = speedup is not None or max_drop is not None or latency_table is not None
@@ -293,11 +296,11 @@ def compress(
             seconds=clock.laps,
         )
         del written
+        if save_plan is not None:
+            write_text(Path(save_plan), plan_to_toml(report.layers))
         staging.publish()
         if session is not None:
             session.remove()
-    if save_plan is not None:
-        write_text(Path(save_plan), plan_to_toml(report.layers))
     if report_dir is not None:
         _write_report(Path(report_dir), report, command)
     return report
@@ -404,11 +407,14 @@ def _notes_on_ends(plan: Plan) -> list[str]:
     return notes
 
 
-def _write_report(folder: Path, report: Report, command: str | None) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the report folder '{folder}': {error.strerror}") from error
+
+
+def _write_report(folder: Path, report: Report, command: str | None) -> None:
     write_text(folder / "report.json", report.to_json())
     write_text(folder / "report.html", render_page(report, command))
     write_text(folder / "plan.toml", plan_to_toml(report.layers))

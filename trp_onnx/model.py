@@ -156,10 +156,7 @@ class Staging:
         for tensor in tensors(model):
             if isinstance(tensor, ir.ExternalTensor) and data.exists() and data.samefile(tensor.path):
                 raise UsageError(f"the output's data file '{data}' belongs to the input: choose another name")
-        if out.is_dir():
-            raise OutputError(f"cannot write '{out}': it is a folder")
-        if not out.parent.is_dir():
-            raise OutputError(f"cannot write '{out}': the folder '{out.parent}' does not exist")
+        check_target(out)
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         except OSError as error:
@@ -222,6 +219,20 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_target(path: Path) -> None:
+    """Refuse a place that cannot be written to, before there is anything to write.
+
+    Raises:
+        OutputError: It is a folder, or the folder it is in does not exist or is closed.
+    """
+    if path.is_dir():
+        raise OutputError(f"cannot write '{path}': it is a folder")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"cannot write '{path}': its folder may not be written to")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -43,7 +43,7 @@ def say(line: str) -> None:
     """A line that stays, above the bars."""
     progress = _current.get()
     if progress is not None:
-        progress.console.print(line, highlight=False, markup=False)
+        progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, *, weight: int = 1) -> Iterator[T]:

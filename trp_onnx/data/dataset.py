@@ -67,11 +67,18 @@ class Dataset:
             change: Applied to the stored samples, (b, H, W, C) for images, before preprocessing.
 
         Raises:
-            DataError: See `batches`.
+            DataError: See `batches`; or a sample holds NaN or infinity.
         """
         stored = self._load(indices)
+        if stored.dtype.kind == "f":
+            self._check_finite(stored, indices)
         x = self.preprocessing(stored if change is None else change(stored))
         return x, None if self.labels is None else self.labels[indices]
+
+    def _check_finite(self, stored: np.ndarray, indices: np.ndarray) -> None:
+        finite = np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
+        if not finite.all():
+            raise DataError(f"sample {indices[int(finite.argmin())]} of '{self.source}' holds NaN or infinity")
 
     def _load(self, indices: np.ndarray) -> np.ndarray:
         if isinstance(self.samples, tuple):

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.data import read_npz
-from trp_onnx.errors import DataError, UsageError
+from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.latency.sessions import NodeTime, bound_call, node_times, open_timed
 from trp_onnx.latency.timing import Ratio, compare
 from trp_onnx.layers import FACTORISABLE
@@ -100,6 +100,9 @@ def bench(
         raise UsageError("give at least one model")
     if rounds < 1 or threads < 1:
         raise UsageError("--rounds and --threads are whole numbers from 1")
+    for path in paths:
+        if not path.is_file():
+            raise ModelError(f"the model '{path}' does not exist")
     onnx_files = [path for path in paths if path.suffix != ".ort"]
     if inputs is not None:
         feeds = read_npz(Path(inputs))

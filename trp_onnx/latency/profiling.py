@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from trp_onnx.latency.benchmark import layer_milliseconds
 from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds, signature
 from trp_onnx.latency.sessions import NodeTime, Profiled, bound_call, open_timed
 from trp_onnx.latency.table import LatencyTable, Target
+from trp_onnx.latency.timing import LEAST_ROUNDS, compare, seconds_of
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.model import open_model, to_proto
 from trp_onnx.progress import track
@@ -40,8 +42,14 @@ KNOTS = 4
 ROUNDS, SECONDS = 30, 1.5
 """A geometry is timed in so many interleaved rounds, or in about so many seconds, but in 8 at least."""
 
-_LEAST_ROUNDS = 8
-_CHAINS = (50, 150)
+_REPEATS = 2
+"""Calls in a turn: one that finds the caches cold, one that finds them warm. Networks are in between."""
+
+_CHAINS, _CLOCK_ROUNDS = (50, 150), 100
+_WARM_UP = 3
+_METHOD = 2
+"""Raised when what is measured changes: older measurements in the cache are then left alone."""
+
 _SAME_STEP = 0.92
 """Times whose ratio is above this belong to one step; without steps 24 channels take 0.78 of what 32 do."""
 
@@ -102,30 +110,32 @@ def measure_table(
         ModelError: The network does not run.
     """
     target = here(provider, threads)
-    store = Cache("latency", str(target))
+    store = Cache("latency", f"{_METHOD} {target}")
     free = [layer for layer in layers if layer.reason is None]
     distinct: dict[str, Layer] = {}
     for layer in free:
         distinct.setdefault(signature(layer), layer)
-    offsets = store.get("clock")
-    clock = _Clock(*offsets) if offsets else _measure_clock(provider, threads)
-    store.put("clock", [clock.node, clock.run])
+
+    @cache
+    def clock() -> float:
+        return _measure_clock(provider, threads)
+
     step = store.get("step")
     if not isinstance(step, int):
-        step = _measure_step(clock, provider, threads)
+        step = _measure_step(clock(), provider, threads)
         store.put("step", step)
     for key, layer in track(list(distinct.items()), "timing layers"):
         known = store.get(key) or {}
         missing = [s for s in candidates(scheme, _geometry(layer)) if s.name not in known]
         if missing:
-            known |= _measure_parts(layer, missing, step, clock, provider, threads)
+            known |= _measure_parts(layer, missing, step, clock(), provider, threads)
             store.put(key, known)
     proto = to_proto(model).SerializeToString()
     shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
     mark = f"network {hashlib.sha256(proto).hexdigest()} {shape}"
     network = store.get(mark)
     if network is None:
-        network = _measure_network(proto, model.graph, feeds, free, clock, provider, threads)
+        network = _measure_network(proto, model.graph, feeds, free, clock(), provider, threads)
         store.put(mark, network)
     wanted = {s.name for layer in free for s in candidates(scheme, _geometry(layer))}
     parts = {
@@ -159,32 +169,29 @@ def _geometry(layer: Layer) -> tuple[int, ...]:
     return layer.geometry.kernel
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """What a profile's durations are off by, in seconds.
+def _measure_clock(provider: str, threads: int) -> float:
+    """What reading the clock adds to a node's time in a profile, in seconds.
 
-    Reading the clock adds to every node's duration, and what passes between nodes is in none of them: a node
-    really costs its duration less `node`, and a run `run` more than its nodes. On a virtual machine `node` can be
-    microseconds, as much as a small layer takes.
+    On a virtual machine it can be microseconds, as much as a small layer takes, and it is not the same all day. From
+    chains of two lengths of next to nothing, each run plainly and profiled, all four in turns.
     """
+    chains = [_chain(length) for length in _CHAINS]
+    feeds = {"x": np.zeros((1, 16), np.float32)}
+    with ExitStack() as stack:
+        plain = [bound_call(open_timed(chain, provider, threads), feeds) for chain in chains]
+        profiled = [stack.enter_context(Profiled(chain, feeds, provider, threads)) for chain in chains]
+        seconds = []
+        for _ in range(_CLOCK_ROUNDS):
+            seconds.append([seconds_of(call) for call in plain])
+            for session in profiled:
+                session.run()
+        noted = [[sum(node.seconds for node in run.nodes) for run in session.runs()[1:]] for session in profiled]
+    excess = (np.array(noted).T - np.array(seconds))[_WARM_UP:]
+    return max(0.0, float(np.median(excess[:, 1] - excess[:, 0])) / (_CHAINS[1] - _CHAINS[0]))
 
-    node: float
-    run: float
 
-    def seconds(self, nodes: Sequence[NodeTime]) -> float:
-        """What nodes really cost."""
-        return max(0.0, sum(node.seconds for node in nodes) - self.node * len(nodes))
-
-
-def _measure_clock(provider: str, threads: int) -> _Clock:
-    """From chains of two lengths of next to nothing, each run plainly and profiled in turns."""
-    excess = [_excess(length, provider, threads) for length in _CHAINS]
-    node = (excess[1] - excess[0]) / (_CHAINS[1] - _CHAINS[0])
-    return _Clock(node, max(0.0, node * _CHAINS[0] - excess[0]))
-
-
-def _excess(length: int, provider: str, threads: int) -> float:
-    """By how much a profile of so many nodes exceeds a plain run."""
+def _chain(length: int) -> bytes:
+    """So many nodes of next to nothing."""
     x = ir.Value(name="x", shape=ir.Shape((1, 16)), type=ir.TensorType(ir.DataType.FLOAT))
     nodes: list[ir.Node] = []
     for _ in range(length):
@@ -192,88 +199,93 @@ def _excess(length: int, provider: str, threads: int) -> float:
     y = nodes[-1].outputs[0]
     y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph([x], [y], nodes=nodes, opset_imports={"": 17}, name="chain")
-    proto = bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
-    feeds = {"x": np.zeros((1, 16), np.float32)}
-    call = bound_call(open_timed(proto, provider, threads), feeds)
+    return bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
+
+
+@dataclass(frozen=True)
+class _Dissected:
+    """A network's time and that of its nodes, in running order, as they are without a profile."""
+
+    seconds: float
+    nodes: list[NodeTime]
+
+
+def _dissect(proto: bytes, feeds: Arrays, clock: float, provider: str, threads: int) -> _Dissected:
+    """Run it plainly and profiled in turns.
+
+    On a busy machine a run is interrupted at some node: the median of a node is that of a run undisturbed, the
+    median of whole runs is not. So a plain run is measured against the profiled one beside it, and their median
+    ratio taken times the sum of the nodes' medians.
+    """
     plain: list[float] = []
+    call = bound_call(open_timed(proto, provider, threads), feeds)
     with Profiled(proto, feeds, provider, threads) as profiled:
-        for _ in range(3 * ROUNDS):
-            start = time.perf_counter()
-            call()
-            plain.append(time.perf_counter() - start)
+        began = time.perf_counter()
+        while len(plain) < LEAST_ROUNDS or (len(plain) < 2 * ROUNDS and time.perf_counter() - began < 2 * SECONDS):
+            plain.append(seconds_of(call))
             profiled.run()
-        runs = profiled.runs()[3:]
-    noted = [sum(node.seconds for node in run.nodes) for run in runs]
-    return float(np.median(noted) - np.median(plain[3:]))
+        runs = profiled.runs()[1:][_WARM_UP:]
+    noted = np.array([[node.seconds for node in run.nodes] for run in runs])
+    medians = np.median(noted, axis=0)
+    whole = float(np.median(plain[_WARM_UP:] / noted.sum(axis=1)) * medians.sum())
+    nodes = [
+        dataclasses.replace(node, seconds=max(0.0, float(seconds) - clock))
+        for node, seconds in zip(runs[0].nodes, medians, strict=True)
+    ]
+    return _Dissected(whole, nodes)
 
 
 def _measure_network(
-    proto: bytes, graph: ir.Graph, feeds: Arrays, layers: Sequence[Layer], clock: _Clock, provider: str, threads: int
+    proto: bytes, graph: ir.Graph, feeds: Arrays, layers: Sequence[Layer], clock: float, provider: str, threads: int
 ) -> dict[str, Any]:
-    """Time of a run and each layer's part of it, put together of the medians of its nodes.
-
-    On a busy machine a run is interrupted at some node: every node's median is that of a run undisturbed, the
-    median of whole runs is not.
-    """
-    with Profiled(proto, feeds, provider, threads) as profiled:
-        rounds, began = 0, time.perf_counter()
-        while rounds < _LEAST_ROUNDS or (rounds < 2 * ROUNDS and time.perf_counter() - began < 2 * SECONDS):
-            profiled.run()
-            rounds += 1
-        runs = profiled.runs()[3:]  # warm
-    seconds = np.median([[node.seconds for node in run.nodes] for run in runs], axis=0) - clock.node
-    nodes = [
-        dataclasses.replace(node, seconds=max(0.0, float(s))) for node, s in zip(runs[0].nodes, seconds, strict=True)
-    ]
-    whole = sum(node.seconds for node in nodes) + clock.run
-    found = layer_milliseconds(graph, nodes)
+    """Time of a run and each layer's part of it."""
+    network = _dissect(proto, feeds, clock, provider, threads)
+    found = layer_milliseconds(graph, network.nodes)
     return {
-        "milliseconds": whole * 1e3,
-        "shares": {layer.name: found.get(layer.name, 0.0) * 1e-3 / whole for layer in layers},
+        "milliseconds": network.seconds * 1e3,
+        "shares": {layer.name: found.get(layer.name, 0.0) * 1e-3 / network.seconds for layer in layers},
     }
 
 
 def _measure_parts(
-    layer: Layer, schemes: Sequence[Scheme], step: int, clock: _Clock, provider: str, threads: int
+    layer: Layer, schemes: Sequence[Scheme], step: int, clock: float, provider: str, threads: int
 ) -> dict[str, list[tuple[Rank, float]]]:
     """Time of the factors over the dense layer's, at the knots of each scheme."""
     wanted = [(scheme, rank) for scheme in schemes for rank in _knots(layer, scheme, step)]
     found: dict[str, list[tuple[Rank, float]]] = {scheme.name: [] for scheme in schemes}
-    if not wanted:
-        return found
-    feeds = probe_feeds(layer)
-    probes = [build_probe(layer), *(build_probe(layer, scheme, rank) for scheme, rank in wanted)]
     try:
-        times = _interleaved(probes, feeds, clock, provider, threads)
+        parts = _parts(layer, wanted, clock, provider, threads)
     except ModelError:
         return found  # a type that the provider has no kernel for: MACs stand in
-    for (scheme, rank), part in zip(wanted, _ratios(times), strict=True):
+    for (scheme, rank), part in zip(wanted, parts, strict=True):
         found[scheme.name].append((rank, part))
     return found
 
 
-def _interleaved(
-    probes: Sequence[bytes], feeds: Mapping[str, np.ndarray], clock: _Clock, provider: str, threads: int
-) -> list[list[float]]:  # fmt: skip
-    """Seconds of the layer in each probe, (probes, rounds): turns in an order that flips every round."""
-    with ExitStack() as stack:
-        sessions = [stack.enter_context(Profiled(probe, feeds, provider, threads)) for probe in probes]
-        for session in sessions:
-            session.run()
-        began, rounds = time.perf_counter(), 0
-        while rounds < _LEAST_ROUNDS or (rounds < ROUNDS and time.perf_counter() - began < SECONDS):
-            for session in sessions[:: 1 if rounds % 2 else -1]:
-                session.run()
-            rounds += 1
-        return [[clock.seconds(layer_nodes(run.nodes)) for run in session.runs()[2:]] for session in sessions]
+def _parts(
+    layer: Layer, wanted: Sequence[tuple[Scheme, Rank]], clock: float, provider: str, threads: int
+) -> list[float]:
+    """Time of each pair of factors over the dense layer's.
 
+    Whole probes are timed plainly, in turns: nothing but the layer differs, and no clock is read within. With
+    T and T_0 the times of a probe with factors and with the dense layer, which takes a part f of T_0,
 
-def _ratios(times: Sequence[Sequence[float]]) -> list[float]:
-    """Time of each over the first: mean of the middle half of the rounds' ratios, finer than the clock's ticks."""
-    array = np.array(times)
-    ratios = np.sort(array[1:] / np.maximum(array[:1], 1e-9), axis=1)
-    quarter = ratios.shape[1] // 4
-    return [max(1e-3, float(row[quarter : len(row) - quarter].mean())) for row in ratios]
+        part = 1 - (1 - T / T_0) / f
+
+    Only f needs a profile, and as the layer's share of its network is too, what the clock is off by cancels in
+    share (1 - part), which is what a plan adds up.
+    """
+    if not wanted:
+        return []
+    feeds, dense = probe_feeds(layer), build_probe(layer)
+    probes = [dense, *(build_probe(layer, scheme, rank) for scheme, rank in wanted)]
+    calls = [bound_call(open_timed(probe, provider, threads), feeds) for probe in probes]
+    timing = compare(calls, ROUNDS, repeats=_REPEATS, limit_seconds=SECONDS)
+    alone = _dissect(dense, feeds, clock, provider, threads)
+    share = sum(node.seconds for node in layer_nodes(alone.nodes)) / alone.seconds
+    if not share > 0:
+        return [1.0] * len(wanted)  # too small for any clock
+    return [max(1e-3, 1 - (1 - 1 / ratio.median) / share) for ratio in timing.ratios[1:]]
 
 
 def _knots(layer: Layer, scheme: Scheme, step: int) -> list[Rank]:
@@ -301,7 +313,7 @@ def _spread(ranks: Sequence[Rank], count: int) -> list[Rank]:
     return [ranks[int(i)] for i in np.unique(np.rint(np.linspace(0, len(ranks) - 1, count)))]
 
 
-def _measure_step(clock: _Clock, provider: str, threads: int) -> int:
+def _measure_step(clock: float, provider: str, threads: int) -> int:
     """Channels that cost the same: 32 or 16 or 8 when fewer in the last block are no faster, else 4."""
     weight = ir.tensor(np.zeros((64, 64, 3, 3), np.float32), name="w")
     w = ir.Value(name="w", const_value=weight, shape=ir.Shape((64, 64, 3, 3)), type=ir.TensorType(ir.DataType.FLOAT))
@@ -311,16 +323,9 @@ def _measure_step(clock: _Clock, provider: str, threads: int) -> int:
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph([x], [node.outputs[0]], nodes=[node], initializers=[w], opset_imports={"": 17}, name="step")
     (layer,) = find_layers(ir.Model(graph, ir_version=8))
-    ranks = (64, 48, 40, 36)
-    times = _interleaved(
-        [build_probe(layer, SCHEMES["spatial"], (rank,)) for rank in ranks],
-        probe_feeds(layer),
-        clock,
-        provider,
-        threads,
-    )
-    by_48, by_40, by_36 = _ratios(times)
-    if by_48 > _SAME_STEP:
+    spatial = SCHEMES["spatial"]
+    by_64, by_48, by_40, by_36 = _parts(layer, [(spatial, (r,)) for r in (64, 48, 40, 36)], clock, provider, threads)
+    if by_48 / by_64 > _SAME_STEP:
         return 32
     if by_40 / by_48 > _SAME_STEP:
         return 16

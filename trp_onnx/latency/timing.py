@@ -23,6 +23,9 @@ import numpy as np
 SAMPLE_SECONDS = 0.003
 WARM_UP = 5
 MIN_ROUNDS = 20
+LEAST_ROUNDS = 8
+"""Even when the time is up."""
+
 PRECISION = 0.01
 """Stop once the interval of every ratio is narrower than this part of it."""
 
@@ -60,31 +63,38 @@ def compare(
     contenders: Sequence[Callable[[], object]],
     rounds: int = 100,
     *,
-    on_round: Callable[[int], None] = lambda done: None,
+    repeats: int | None = None,
+    limit_seconds: float = math.inf,
+    on_round: Callable[[int], object] = lambda done: None,
 ) -> Timing:
     """Time functions against each other.
 
     Args:
         contenders: What to call; the first is the base.
         rounds: At most so many.
+        repeats: Calls in one sample; by default as many as take 3 ms.
+        limit_seconds: After so much time no further round begins, but 8 are run.
         on_round: Called after each round with their number so far.
     """
     for call in contenders:
         for _ in range(WARM_UP):
             call()
-    repeats = [max(1, math.ceil(SAMPLE_SECONDS / _seconds(call, 1))) for call in contenders]
+    calls = [repeats or max(1, math.ceil(SAMPLE_SECONDS / seconds_of(call))) for call in contenders]
     samples: list[list[float]] = []
     collects = gc.isenabled()
     gc.disable()
+    began = time.perf_counter()
     try:
         for done in range(1, rounds + 1):
             order = range(len(contenders)) if done % 2 else range(len(contenders) - 1, -1, -1)
             sample = [0.0] * len(contenders)
             for i in order:
-                sample[i] = _seconds(contenders[i], repeats[i])
+                sample[i] = seconds_of(contenders[i], calls[i])
             samples.append(sample)
             on_round(done)
             if done >= min(MIN_ROUNDS, rounds) and all(r.width < PRECISION for r in _ratios(samples)):
+                break
+            if done >= LEAST_ROUNDS and time.perf_counter() - began > limit_seconds:
                 break
     finally:
         if collects:
@@ -93,8 +103,8 @@ def compare(
     return Timing(tuple(float(t) for t in np.median(times, axis=0)), tuple(_ratios(samples)), len(samples))
 
 
-def _seconds(call: Callable[[], object], repeats: int) -> float:
-    """Seconds of one call."""
+def seconds_of(call: Callable[[], object], repeats: int = 1) -> float:
+    """Seconds of one call, the mean over so many."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()

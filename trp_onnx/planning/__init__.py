@@ -1,15 +1,17 @@
 """Which scheme and rank each layer gets, and why.
 
-`options` lists what a layer could become and what that costs; `allocate` solves the budget over all
-layers; `rules` reads the per-layer map; `plan` puts them together.
+`rules` reads the per-layer map; `options` lists what a layer could become and what that costs; `verdicts` decides
+on one layer, `allocate` on all within a budget; `planner` puts them together to a `plan`.
 """
 
 from trp_onnx.planning.alignment import resolve_alignment
 from trp_onnx.planning.damage import measure_damage
 from trp_onnx.planning.options import Evidence
-from trp_onnx.planning.plan import Decision, Plan, Planner, check_rule, choose_schemes, plan_at_ranks
-from trp_onnx.planning.rules import LayerRule, plan_to_toml, read_rules
+from trp_onnx.planning.plan import Decision, Plan
+from trp_onnx.planning.planner import Planner
+from trp_onnx.planning.rules import LayerRule, check_rule, plan_to_toml, read_rules
 from trp_onnx.planning.search import Candidate, fastest_within
+from trp_onnx.planning.trained import choose_schemes, plan_at_ranks
 
 __all__ = [
     "Candidate",

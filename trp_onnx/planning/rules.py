@@ -1,4 +1,4 @@
-"""The per-layer map: a TOML file that says what some layers shall become.
+"""The rules of a plan: one for the network, and the per-layer map, a TOML file that says what some layers become.
 
     [[layer]]
     name = "layer3/*"          # a glob on layer names, or
@@ -22,11 +22,12 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trp_onnx.errors import UsageError
-from trp_onnx.schemes import SCHEME_CHOICES, Rank
+from trp_onnx.schemes import SCHEME_CHOICES, SCHEMES, Rank
 
 if TYPE_CHECKING:
     from trp_onnx.planning.plan import Decision
@@ -179,3 +180,46 @@ def _flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"{where}: {key} is true or false")
     return value
+
+
+def check_rule(
+    *,
+    energy: float | None = None,
+    macs: float | None = None,
+    vbmf: bool = False,
+    speedup: float | None = None,
+    max_drop: float | None = None,
+    mapped: bool = False,
+    scheme: str = "auto",
+) -> None:
+    """Refuse a rule that makes no sense, before any work.
+
+    Args:
+        energy: See `trp_onnx.planning.planner`.
+        macs: The same.
+        vbmf: The same.
+        speedup: The same.
+        max_drop: Points of accuracy to lose at most.
+        mapped: Whether there is a per-layer map, which may say all.
+        scheme: A scheme name or "auto".
+
+    Raises:
+        UsageError: More than one rule, no rule at all, or a value out of range.
+    """
+    given = sum(value is not None for value in (energy, macs, speedup, max_drop)) + vbmf
+    if given > 1:
+        raise UsageError("give only one of --macs, --speedup, --max-drop, --energy and --vbmf")
+    if given == 0 and not mapped:
+        raise UsageError(
+            "say how far to go: --macs 0.5, --speedup 1.5, --max-drop 1, --energy 0.02, --vbmf or --config"
+        )
+    if energy is not None and not 0 <= energy < 1:
+        raise UsageError(f"--energy is the part of the energy to discard, from 0 to below 1, not {energy}")
+    if macs is not None and not 0 < macs < 1:
+        raise UsageError(f"--macs is the part of the MACs to keep, between 0 and 1, not {macs}")
+    if speedup is not None and not (speedup > 1 and isfinite(speedup)):
+        raise UsageError(f"--speedup is how many times as fast, above 1, not {speedup}")
+    if max_drop is not None and not 0 <= max_drop < 100:
+        raise UsageError(f"--max-drop is the points of accuracy to lose at most, from 0 to below 100, not {max_drop}")
+    if scheme != "auto" and scheme not in SCHEMES:
+        raise UsageError(f"unknown scheme '{scheme}'; there are auto, {', '.join(SCHEMES)}")

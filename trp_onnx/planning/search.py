@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from trp_onnx.accuracy import Accuracy
 from trp_onnx.errors import TargetError
-from trp_onnx.planning.plan import Plan, Planner
+from trp_onnx.planning.plan import Plan
+from trp_onnx.planning.planner import Planner
 from trp_onnx.progress import say, watch
 
 PRECISION = 0.02

@@ -162,6 +162,8 @@ class CallableBatches:
         try:
             for item in self._function(split, epoch):
                 x, y = item if isinstance(item, tuple) else (item, None)
+                if not np.isfinite(x).all():
+                    raise DataError(f"a batch of '{self._reference}' holds NaN or infinity")
                 yield np.ascontiguousarray(x, np.float32), None if y is None else np.asarray(y, np.int64).reshape(-1)
         except TrpOnnxError:
             raise

@@ -263,9 +263,10 @@ class Trainer:
         self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
         ceiling = self._world.share(self._ceiling)
         if not math.isfinite(loss) or self._loss > ceiling:
+            saved = f"The checkpoint before that is in '{self._run}'; " if (self._run / CHECKPOINT).exists() else ""
             raise TrainingError(
-                f"the training diverged at step {self.step}: the loss is {loss:.4g}. The checkpoint before that is "
-                f"in '{self._run}'; start again with a lower --rate, a longer --warmup or --clip 1"
+                f"the training diverged at step {self.step}: the loss is {loss:.4g}. {saved or 'No checkpoint yet; '}"
+                "start again with a lower --rate, a longer --warmup or --clip 1"
             )
 
     def _project(self, progress: float) -> None:

@@ -1,0 +1,184 @@
+"""The planner: the options of every layer, from its spectrum, and one rule that picks among them.
+
+    energy E    the cheapest option whose squared relative error is at most E
+    macs R      all layers together at most R of the network's MACs, with the least sum of squared
+                relative errors (see `allocate`), or of what these do to the outputs (see `damage`)
+    speedup S   the same within 1 / S of the network's time, by a latency table
+    vbmf        the rank that variational Bayes takes for signal, under the cheapest scheme
+
+No option is dearer than the dense layer, none has a rank below 1, all ranks are multiples of the
+alignment. A map of per-layer rules goes before the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from trp_onnx.errors import ModelError, TargetError
+from trp_onnx.layers import Layer
+from trp_onnx.planning.allocate import allocate
+from trp_onnx.planning.options import Evidence, Option, Site, in_time, sites_of, survey
+from trp_onnx.planning.plan import Plan, decide, notes_on
+from trp_onnx.planning.rules import LayerRule, check_all_match, first_match
+from trp_onnx.planning.verdicts import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
+
+Progress = Callable[[Sequence[tuple[Layer, ...]]], Iterable[tuple[Layer, ...]]]
+
+
+class Planner:
+    """The options of every layer, surveyed once, from which plans are made."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        rules: Sequence[LayerRule] = (),
+        scheme: str = "auto",
+        align: int = 1,
+        evidence: Evidence | None = None,
+        progress: Progress = lambda groups: groups,
+    ) -> None:
+        """Survey the layers.
+
+        Args:
+            layers: From `find_layers`.
+            rules: The per-layer map.
+            scheme: A scheme name or "auto", which lets every layer choose.
+            align: Ranks are multiples of this many channels.
+            evidence: What is known beyond the weights.
+            progress: Wraps the list of weights whose spectra are computed, to show a bar.
+
+        Raises:
+            UsageError: An unknown scheme, or a map entry that matches no layer.
+            ModelError: No layer can be factorised, or a weight holds NaN or infinity.
+        """
+        check_all_match(rules, [layer.name for layer in layers])
+        groups = sites_of(layers)
+        if not groups:
+            raise ModelError(nothing_to_do(layers))
+        self.layers, self.evidence = layers, evidence or Evidence()
+        self._align = align
+        self._rules = [first_match(rules, group[0].name) for group in groups]
+        self._choices = [rule.scheme if rule is not None and rule.scheme else scheme for rule in self._rules]
+        self._sites = [
+            survey(group, choice, align, self.evidence)
+            for group, choice in zip(progress(groups), self._choices, strict=True)
+        ]
+
+    def plan(
+        self,
+        *,
+        energy: float | None = None,
+        macs: float | None = None,
+        vbmf: bool = False,
+        speedup: float | None = None,
+    ) -> Plan:
+        """Decide on every layer; of the four rules at most one, see `check_rule`.
+
+        Args:
+            energy: Discard at most this part of each layer's energy (0 <= E < 1).
+            macs: Keep at most this part of the network's MACs (0 < R < 1).
+            vbmf: Take ranks from variational Bayes.
+            speedup: Make the network at least this many times as fast, by the latency table.
+
+        Raises:
+            UsageError: A map entry asks for what its layer cannot be.
+            ModelError: The rule needs MACs, and none are known.
+            TargetError: The target is out of reach, or nothing gets cheaper under the rule.
+        """
+        fixed: dict[int, tuple[Option, str]] = {}
+        free: list[tuple[int, Site]] = []
+        for index, (site, rule, choice) in enumerate(zip(self._sites, self._rules, self._choices, strict=True)):
+            verdict = None if rule is None else by_rule(site, rule, choice, self._align, self.evidence)
+            if verdict is not None:
+                fixed[index] = verdict
+            elif energy is not None:
+                fixed[index] = by_energy(site, energy)
+            elif vbmf:
+                fixed[index] = by_vbmf(site, choice, self._align)
+            elif macs is None and speedup is None:
+                fixed[index] = (site.dense, "no rule speaks of it")
+            elif macs is not None and not all(layer.sized for layer in site.layers):
+                fixed[index] = (site.dense, "its MACs are unknown: its size is dynamic, give --input-shape")
+            else:
+                free.append((index, site))
+        if macs is not None:
+            fixed |= self._within_macs(fixed, free, macs)
+        if speedup is not None:
+            fixed |= self._within_time(fixed, free, speedup)
+
+        verdicts = {layer.name: (site, *fixed[i]) for i, site in enumerate(self._sites) for layer in site.layers}
+        decisions = tuple(decide(layer, verdicts.get(layer.name), self.evidence) for layer in self.layers)
+        if not any(decision.scheme for decision in decisions):
+            raise TargetError(
+                "no layer gets cheaper under this rule, so nothing was written; the first reason: "
+                + next(f"'{d.name}': {d.reason}" for d in decisions if d.name in verdicts)
+            )
+        return Plan(decisions, (*notes_on(self.layers), *self._notes_on_moments()))
+
+    def fastest(self) -> float:
+        """The largest speed-up that any plan is predicted to reach, whatever it does to the outputs."""
+        saved = 0.0
+        for site, rule, choice in zip(self._sites, self._rules, self._choices, strict=True):
+            assert site.dense.time is not None
+            verdict = None if rule is None else by_rule(site, rule, choice, self._align, self.evidence)
+            options = (site.dense, *site.options) if verdict is None else (verdict[0],)
+            saved += site.dense.time - min(option.time or 0.0 for option in options)
+        return 1.0 / (1.0 - saved)
+
+    def _within_macs(
+        self, fixed: Mapping[int, tuple[Option, str]], free: Sequence[tuple[int, Site]], macs: float
+    ) -> dict[int, tuple[Option, str]]:
+        total = sum(layer.macs or 0 for layer in self.layers)
+        if total == 0:
+            raise ModelError(
+                "no layer's MACs are known: the input size is dynamic, give --input-shape NAME:1,3,224,224"
+            )
+        known = [layer.macs for layer in self.layers if layer.macs is not None and layer.reason is not None]
+        settled = sum(known) + sum(
+            option.macs
+            for index, (option, _) in fixed.items()
+            if all(layer.sized for layer in self._sites[index].layers)
+        )
+        choices = [(site.dense, *site.options) for _, site in free]
+        chosen = allocate(choices, int(macs * total) - settled)
+        if chosen is None:
+            least = settled + sum(min(option.macs for option in options) for options in choices)
+            raise TargetError(
+                f"--macs {macs:g} is out of reach: with every layer at its cheapest {least / total:.3f} of the MACs "
+                "remain"
+            )
+        return _verdicts(free, chosen)
+
+    def _within_time(
+        self, fixed: Mapping[int, tuple[Option, str]], free: Sequence[tuple[int, Site]], speedup: float
+    ) -> dict[int, tuple[Option, str]]:
+        moved = sum((self._sites[i].dense.time or 0.0) - (option.time or 0.0) for i, (option, _) in fixed.items())
+        spare = 1.0 / speedup - (1.0 - moved - sum(site.dense.time or 0.0 for _, site in free))
+        choices = [(site.dense, *site.options) for _, site in free]
+        chosen = allocate(choices, int(spare * 1e9), in_time)
+        if chosen is None:
+            raise TargetError(
+                f"--speedup {speedup:g} is out of reach: with every layer at its fastest the network is predicted to "
+                f"run {self.fastest():.2f}x as fast, whatever that does to its outputs; nothing was written"
+            )
+        return _verdicts(free, chosen)
+
+    def _notes_on_moments(self) -> list[str]:
+        if not self.evidence.moments:
+            return []
+        judged = [layer for site in self._sites for layer in site.layers]
+        blind = [layer.name for layer in judged if layer.name not in self.evidence.moments]
+        if not blind:
+            return []
+        return [
+            f"{len(blind)} layers ('{blind[0]}', ...) are judged by their weights, not by the data: what flows into "
+            "transposed convolutions, batched products and loop bodies is not observed"
+        ]
+
+
+def _verdicts(free: Sequence[tuple[int, Site]], chosen: Sequence[Option]) -> dict[int, tuple[Option, str]]:
+    return {
+        index: (option, why_chosen(option) if option.scheme else why_dense(site))
+        for (index, site), option in zip(free, chosen, strict=True)
+    }
