@@ -23,13 +23,13 @@ from _networks import resnet18, resnet50
 from _results import Results, markdown
 
 import trp_onnx
-from trp_onnx.latency import compare, profile, save_table
+from trp_onnx.latency import measure, profile, save_table
 from trp_onnx.latency.profiling import measure_table
-from trp_onnx.latency.sessions import bound_call, open_timed
 from trp_onnx.layers import find_layers
 from trp_onnx.model import open_model
 from trp_onnx.normalise import normalise
 from trp_onnx.planning import Evidence, Plan, Planner
+from trp_onnx.runners import open_runner
 from trp_onnx.runtime import feeds_for
 
 FILES = {
@@ -80,10 +80,10 @@ def aa(results: Results, name: str, model: Path, _: Path) -> None:
     if name not in ("resnet20", "resnet18") or results.has(kind="aa", net=name, case="50 rounds"):
         return
     feeds = feeds_for(open_model(model))
-    errors = []
+    errors, runner = [], open_runner()
     for _repeat in range(20):
-        calls = [bound_call(open_timed(model), feeds) for _ in range(2)]
-        errors.append(abs(compare(calls, 50).ratios[1].median - 1))
+        runner.prepare([model, model], feeds)
+        errors.append(abs(measure(runner.run, 2, 50).ratios[1].median - 1))
     add(results, kind="aa", net=name, case="50 rounds", repeats=20, max_error=round(max(errors), 5),
         rms_error=round(float(np.sqrt(np.mean(np.square(errors)))), 5))  # fmt: skip
 

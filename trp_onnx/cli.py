@@ -240,6 +240,22 @@ def _training_options(command: Callable[..., Any]) -> Any:
     return wrapped
 
 
+def _where_options(command: F) -> F:
+    """Options of every command that times."""
+    for option in (
+        click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
+                     help="Seconds without a sign of life after which another runtime is given up."),
+        click.option("--runtime", default="local", show_default=True,
+                     help="Where: local, python:PATH, node, web (in Chromium) or ssh:HOST[:PYTHON]."),
+        click.option("--provider", default="cpu", show_default=True,
+                     help="cpu, cpu-im2col (its kernels on ARM and in .ort files), xnnpack, nnapi, coreml, qnn or "
+                     "openvino."),
+        click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Intra-op threads."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="trp-onnx")
 def main() -> None:
@@ -405,13 +421,7 @@ def doctor(json_to: str | None) -> None:
 @main.command()
 @click.argument("models", type=_FILE, nargs=-1, required=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True, help="At most so many rounds.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Intra-op threads.")
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="cpu, cpu-im2col (its kernels on ARM and in .ort files), xnnpack, nnapi, coreml, qnn or openvino.",
-)
+@_where_options
 @click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to run on, one array a name; generated otherwise.")
 @click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
               help="Size of an input with dynamic dimensions; may be repeated.")  # fmt: skip
@@ -445,13 +455,7 @@ def bench(
 @click.argument("model", type=_FILE)
 @click.option("-o", "--output", "out", type=_FILE, required=True, help="Where the table goes.")
 @click.option("--scheme", type=click.Choice(_SCHEMES), default="auto", show_default=True, help="Which schemes to time.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Intra-op threads.")
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    help="cpu, cpu-im2col (its kernels on ARM and in .ort files), xnnpack, nnapi, coreml, qnn or openvino.",
-)
+@_where_options
 @click.option("--no-simplify", is_flag=True, help="Do not run onnx-simplifier first, as in compress.")
 @click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
               help="Size of an input with dynamic dimensions; may be repeated.")  # fmt: skip

@@ -17,13 +17,13 @@ import onnx_ir as ir
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.carrying_out import carry_out
 from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
-from trp_onnx.errors import DataError, OutputError, UsageError
+from trp_onnx.errors import DataError, UsageError
 from trp_onnx.latency.forecast import forecast
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.realised import realise
 from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.layers import find_layers
-from trp_onnx.model import Staging, check_target, count_parameters, file_bytes, open_model, write_text
+from trp_onnx.model import Staging, check_folder, check_target, count_parameters, file_bytes, open_model, write_text
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FoldBatchNormPass
@@ -159,8 +159,8 @@ def compress(
     if save_plan is not None:
         check_target(Path(save_plan))
     if report_dir is not None:
-        _make_folder(Path(report_dir))
         check_page()
+        check_folder(Path(report_dir))
     block = resolve_alignment(align)
     timed = speedup is not None or max_drop is not None or latency_table is not None
     table = None if latency_table is None else read_table(Path(latency_table))
@@ -407,14 +407,8 @@ def _notes_on_ends(plan: Plan) -> list[str]:
     return notes
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the report folder '{folder}': {error.strerror}") from error
-
-
 def _write_report(folder: Path, report: Report, command: str | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.json", report.to_json())
     write_text(folder / "report.html", render_page(report, command))
     write_text(folder / "plan.toml", plan_to_toml(report.layers))

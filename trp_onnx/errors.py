@@ -4,6 +4,7 @@ TrpOnnxError                 exit 1   the job cannot be done
 ├── ModelError                        the model cannot be read, run or factorised
 ├── DataError                         the data cannot be read or does not fit the model
 ├── OutputError                       the result cannot be written
+├── RunnerError                       a runtime is not there, died or did not answer
 ├── TrainingError                     training diverged, a worker died, or a checkpoint does not fit
 ├── VerificationError                 the written file does not do what it must; it was not kept
 ├── UsageError               exit 2   the options or the configuration are wrong
@@ -27,6 +28,10 @@ class DataError(TrpOnnxError):
 
 class OutputError(TrpOnnxError):
     """The result cannot be written."""
+
+
+class RunnerError(TrpOnnxError):
+    """Another runtime is not there, cannot be reached, died or hung; none of its processes is left."""
 
 
 class TrainingError(TrpOnnxError):

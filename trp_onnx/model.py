@@ -235,6 +235,19 @@ def check_target(path: Path) -> None:
         raise OutputError(f"cannot write '{path}': its folder may not be written to")
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a folder that cannot be written to or made, before there is anything to put there.
+
+    Raises:
+        OutputError: It, or the first folder above it that there is, is closed or is a file.
+    """
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise OutputError(f"cannot make the folder '{path}': '{there}' is a file")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"cannot write to '{path}': its folder may not be written to")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all.
 

@@ -14,15 +14,17 @@ import onnx_ir as ir
 
 from trp_onnx.data import read_npz
 from trp_onnx.errors import DataError, ModelError, UsageError
-from trp_onnx.latency.sessions import NodeTime, bound_call, node_times, open_timed
-from trp_onnx.latency.timing import Ratio, compare
+from trp_onnx.latency.timing import Ratio, measure
 from trp_onnx.layers import FACTORISABLE
 from trp_onnx.model import open_model
 from trp_onnx.progress import watch
+from trp_onnx.runners import PROVIDERS, NodeTime, Runner, open_runner
+from trp_onnx.runners.open import TIMEOUT
 from trp_onnx.runtime import feeds_for
 from trp_onnx.schemes import SCHEMES
 
 _BLOCKED = "_nchwc"
+_PROFILED_RUNS = 15
 _PARTS = {part for scheme in SCHEMES.values() for part in scheme.parts}
 
 
@@ -54,6 +56,7 @@ class Bench:
         rounds: Interleaved rounds that were run.
         threads: Intra-op threads.
         provider: The execution provider that was asked for.
+        runtime: What ran them, and where.
         shapes: Shape of each input.
         notes: What a reader should know.
     """
@@ -62,6 +65,7 @@ class Bench:
     rounds: int
     threads: int
     provider: str
+    runtime: str
     shapes: dict[str, tuple[int, ...]]
     notes: tuple[str, ...]
 
@@ -76,6 +80,8 @@ def bench(
     rounds: int = 200,
     threads: int = 1,
     provider: str = "cpu",
+    runtime: str = "local",
+    timeout: float = TIMEOUT,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: str | PathLike[str] | None = None,
 ) -> Bench:
@@ -87,6 +93,8 @@ def bench(
         threads: Intra-op threads.
         provider: "cpu", "cpu-im2col" (the kernels of ARM and of `.ort` files), "xnnpack", "nnapi", "coreml", "qnn" or
             "openvino".
+        runtime: "local", "python:PATH", "node", "web" or "ssh:HOST[:PYTHON]"; turns are taken over there.
+        timeout: Seconds without a sign of life after which another runtime is given up.
         input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
         inputs: An `.npz` with one array for each input; generated otherwise.
 
@@ -94,6 +102,7 @@ def bench(
         UsageError: No model, or a provider that is not there.
         ModelError: A model cannot be loaded or run, or fell back to another provider.
         DataError: The inputs cannot be read.
+        RunnerError: The runtime is not there, died or did not answer.
     """
     paths = [Path(model) for model in models]
     if not paths:
@@ -110,12 +119,16 @@ def bench(
         feeds = feeds_for(open_model(onnx_files[0]), input_shapes)
     else:
         raise DataError("an .ort file does not say enough about its inputs: give --inputs")
-    calls = [bound_call(open_timed(path, provider, threads), feeds) for path in paths]
-    with watch(f"timing {len(paths)} models") as show:
-        timing = compare(calls, rounds, on_round=lambda done: show(done, rounds, f"timing {len(paths)} models"))
+    with open_runner(runtime, timeout) as runner:
+        here = runner.describe()
+        runner.prepare(paths, feeds, provider, threads)
+        with watch(f"timing {len(paths)} models") as show:
+            timing = measure(
+                runner.run, len(paths), rounds, on_round=lambda done: show(done, rounds, f"timing {len(paths)} models")
+            )
+        found = [_nodes(runner, i, path, provider) for i, path in enumerate(paths)]
     contenders = []
-    for path, seconds, ratio in zip(paths, timing.seconds, timing.ratios, strict=True):
-        nodes = node_times(path, feeds, provider, threads)
+    for path, seconds, ratio, nodes in zip(paths, timing.seconds, timing.ratios, found, strict=True):
         ran: dict[str, int] = {}
         for node in nodes:
             ran[node.provider] = ran.get(node.provider, 0) + 1
@@ -130,7 +143,18 @@ def bench(
     if any(ratio.width > 0.02 for ratio in timing.ratios):
         notes.append(f"after {timing.rounds} rounds an interval is still wide: the machine is busy; try --rounds")
     shapes = {name: tuple(np.shape(array)) for name, array in feeds.items()}
-    return Bench(tuple(contenders), timing.rounds, threads, provider, shapes, tuple(notes))
+    where = f"{here.machine}, {here.runtime} in {here.host}"
+    return Bench(tuple(contenders), timing.rounds, threads, provider, where, shapes, tuple(notes))
+
+
+def _nodes(runner: Runner, index: int, path: Path, provider: str) -> Sequence[NodeTime]:
+    """Time and provider of each node, from the runtime's own profile, where it has one."""
+    if not runner.describe().profiles:
+        return ()
+    nodes = runner.profile([index], _PROFILED_RUNS).nodes[0]
+    if not any(node.provider == PROVIDERS[provider].name for node in nodes):
+        raise ModelError(f"'{path}': the execution provider {provider} took none of the nodes; they ran on the CPU")
+    return nodes
 
 
 def layer_milliseconds(graph: Iterable[ir.Node], nodes: Sequence[NodeTime]) -> dict[str, float]:

@@ -10,12 +10,9 @@ import dataclasses
 import hashlib
 import json
 import math
-import platform
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,12 +24,13 @@ from trp_onnx.cache import Cache
 from trp_onnx.errors import ModelError
 from trp_onnx.latency.benchmark import layer_milliseconds
 from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds, signature
-from trp_onnx.latency.sessions import NodeTime, Profiled, bound_call, open_timed
-from trp_onnx.latency.table import LatencyTable, Target
-from trp_onnx.latency.timing import LEAST_ROUNDS, compare, seconds_of
+from trp_onnx.latency.table import LatencyTable, target_of
+from trp_onnx.latency.timing import LEAST_ROUNDS, measure
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.model import open_model, to_proto
 from trp_onnx.progress import track
+from trp_onnx.runners import NodeTime, Runner, open_runner
+from trp_onnx.runners.open import TIMEOUT
 from trp_onnx.runtime import Arrays, feeds_for
 from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates
 
@@ -60,6 +58,8 @@ def profile(
     scheme: str = "auto",
     provider: str = "cpu",
     threads: int = 1,
+    runtime: str = "local",
+    timeout: float = TIMEOUT,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     simplify: bool = True,
 ) -> LatencyTable:
@@ -70,20 +70,25 @@ def profile(
         scheme: Which schemes to time: a name or "auto".
         provider: A name of `PROVIDERS`.
         threads: Intra-op threads.
+        runtime: "local", "python:PATH", "node", "web" or "ssh:HOST[:PYTHON]".
+        timeout: Seconds without a sign of life after which another runtime is given up.
         input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
         simplify: Whether to run onnx-simplifier first, as `compress` does.
 
     Raises:
-        UsageError: The provider is not there.
+        UsageError: The provider is not there, or the runtime cannot tell the time of single nodes.
         ModelError: The model cannot be read or run.
+        RunnerError: The runtime is not there, died or did not answer.
     """
     from trp_onnx.normalise import normalise
 
     normal, _ = normalise(open_model(Path(model)), input_shapes, simplify=simplify)
     layers = find_layers(normal, input_shapes)
-    return measure_table(
-        normal, layers, feeds_for(normal, input_shapes), scheme=scheme, provider=provider, threads=threads
-    )
+    with open_runner(runtime, timeout) as runner:
+        return measure_table(
+            normal, layers, feeds_for(normal, input_shapes),
+            scheme=scheme, provider=provider, threads=threads, runner=runner,
+        )  # fmt: skip
 
 
 def measure_table(
@@ -94,6 +99,7 @@ def measure_table(
     scheme: str = "auto",
     provider: str = "cpu",
     threads: int = 1,
+    runner: Runner | None = None,
 ) -> LatencyTable:
     """Time a network's layers, dense and at several ranks of each scheme.
 
@@ -104,38 +110,36 @@ def measure_table(
         scheme: Which schemes to time: a name or "auto".
         provider: A name of `PROVIDERS`.
         threads: Intra-op threads.
+        runner: Where; in this process otherwise.
 
     Raises:
-        UsageError: The provider is not there.
+        UsageError: The provider is not there, or the runtime cannot tell the time of single nodes.
         ModelError: The network does not run.
+        RunnerError: The runtime died or did not answer.
     """
-    target = here(provider, threads)
+    place = _Place(runner or open_runner(), provider, threads)
+    target = target_of(place.runner, provider, threads)
     store = Cache("latency", f"{_METHOD} {target}")
     free = [layer for layer in layers if layer.reason is None]
     distinct: dict[str, Layer] = {}
     for layer in free:
         distinct.setdefault(signature(layer), layer)
-
-    @cache
-    def clock() -> float:
-        return _measure_clock(provider, threads)
-
     step = store.get("step")
     if not isinstance(step, int):
-        step = _measure_step(clock(), provider, threads)
+        step = _measure_step(place)
         store.put("step", step)
     for key, layer in track(list(distinct.items()), "timing layers"):
         known = store.get(key) or {}
         missing = [s for s in candidates(scheme, _geometry(layer)) if s.name not in known]
         if missing:
-            known |= _measure_parts(layer, missing, step, clock(), provider, threads)
+            known |= _measure_parts(place, layer, missing, step)
             store.put(key, known)
     proto = to_proto(model).SerializeToString()
     shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
     mark = f"network {hashlib.sha256(proto).hexdigest()} {shape}"
     network = store.get(mark)
     if network is None:
-        network = _measure_network(proto, model.graph, feeds, free, clock(), provider, threads)
+        network = _measure_network(place, proto, model.graph, feeds, free)
         store.put(mark, network)
     wanted = {s.name for layer in free for s in candidates(scheme, _geometry(layer))}
     parts = {
@@ -148,46 +152,34 @@ def measure_table(
     )  # fmt: skip
 
 
-def here(provider: str, threads: int) -> Target:
-    """The machine and the runtime at hand."""
-    import onnxruntime as ort
-
-    return Target(machine_name(), ort.__version__, provider, threads)
-
-
-def machine_name() -> str:
-    """The processor at hand."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def _geometry(layer: Layer) -> tuple[int, ...]:
     assert layer.geometry is not None
     return layer.geometry.kernel
 
 
-def _measure_clock(provider: str, threads: int) -> float:
-    """What reading the clock adds to a node's time in a profile, in seconds.
+@dataclass(frozen=True)
+class _Place:
+    """Where and how is timed."""
 
-    On a virtual machine it can be microseconds, as much as a small layer takes, and it is not the same all day. From
-    chains of two lengths of next to nothing, each run plainly and profiled, all four in turns.
-    """
-    chains = [_chain(length) for length in _CHAINS]
-    feeds = {"x": np.zeros((1, 16), np.float32)}
-    with ExitStack() as stack:
-        plain = [bound_call(open_timed(chain, provider, threads), feeds) for chain in chains]
-        profiled = [stack.enter_context(Profiled(chain, feeds, provider, threads)) for chain in chains]
-        seconds = []
-        for _ in range(_CLOCK_ROUNDS):
-            seconds.append([seconds_of(call) for call in plain])
-            for session in profiled:
-                session.run()
-        noted = [[sum(node.seconds for node in run.nodes) for run in session.runs()[1:]] for session in profiled]
-    excess = (np.array(noted).T - np.array(seconds))[_WARM_UP:]
-    return max(0.0, float(np.median(excess[:, 1] - excess[:, 0])) / (_CHAINS[1] - _CHAINS[0]))
+    runner: Runner
+    provider: str
+    threads: int
+
+    def prepare(self, models: Sequence[bytes], feeds: Arrays) -> None:
+        self.runner.prepare(models, feeds, self.provider, self.threads)
+
+    @cached_property
+    def clock(self) -> float:
+        """What reading the clock adds to a node's time in a profile, in seconds.
+
+        On a virtual machine it can be microseconds, as much as a small layer takes, and it is not the same all day.
+        From chains of two lengths of next to nothing, each run plainly and profiled, all four in turns.
+        """
+        self.prepare([_chain(length) for length in _CHAINS], {"x": np.zeros((1, 16), np.float32)})
+        found = self.runner.profile([0, 1], _CLOCK_ROUNDS)
+        noted = np.stack([seconds.sum(axis=1) for seconds in found.seconds], axis=1)
+        excess = (noted - found.plain)[_WARM_UP:]
+        return max(0.0, float(np.median(excess[:, 1] - excess[:, 0])) / (_CHAINS[1] - _CHAINS[0]))
 
 
 def _chain(length: int) -> bytes:
@@ -210,36 +202,33 @@ class _Dissected:
     nodes: list[NodeTime]
 
 
-def _dissect(proto: bytes, feeds: Arrays, clock: float, provider: str, threads: int) -> _Dissected:
+def _dissect(place: _Place, proto: bytes, feeds: Arrays) -> _Dissected:
     """Run it plainly and profiled in turns.
 
     On a busy machine a run is interrupted at some node: the median of a node is that of a run undisturbed, the
     median of whole runs is not. So a plain run is measured against the profiled one beside it, and their median
     ratio taken times the sum of the nodes' medians.
     """
-    plain: list[float] = []
-    call = bound_call(open_timed(proto, provider, threads), feeds)
-    with Profiled(proto, feeds, provider, threads) as profiled:
-        began = time.perf_counter()
-        while len(plain) < LEAST_ROUNDS or (len(plain) < 2 * ROUNDS and time.perf_counter() - began < 2 * SECONDS):
-            plain.append(seconds_of(call))
-            profiled.run()
-        runs = profiled.runs()[1:][_WARM_UP:]
-    noted = np.array([[node.seconds for node in run.nodes] for run in runs])
+    clock = place.clock
+    place.prepare([proto], feeds)
+    once = place.runner.run(1, [1])[0][0]
+    rounds = _WARM_UP + max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / once)))
+    found = place.runner.profile([0], rounds)
+    plain, noted = found.plain[_WARM_UP:, 0], found.seconds[0][_WARM_UP:]
     medians = np.median(noted, axis=0)
-    whole = float(np.median(plain[_WARM_UP:] / noted.sum(axis=1)) * medians.sum())
+    whole = float(np.median(plain / noted.sum(axis=1)) * medians.sum())
     nodes = [
         dataclasses.replace(node, seconds=max(0.0, float(seconds) - clock))
-        for node, seconds in zip(runs[0].nodes, medians, strict=True)
+        for node, seconds in zip(found.nodes[0], medians, strict=True)
     ]
     return _Dissected(whole, nodes)
 
 
 def _measure_network(
-    proto: bytes, graph: ir.Graph, feeds: Arrays, layers: Sequence[Layer], clock: float, provider: str, threads: int
+    place: _Place, proto: bytes, graph: ir.Graph, feeds: Arrays, layers: Sequence[Layer]
 ) -> dict[str, Any]:
     """Time of a run and each layer's part of it."""
-    network = _dissect(proto, feeds, clock, provider, threads)
+    network = _dissect(place, proto, feeds)
     found = layer_milliseconds(graph, network.nodes)
     return {
         "milliseconds": network.seconds * 1e3,
@@ -248,13 +237,13 @@ def _measure_network(
 
 
 def _measure_parts(
-    layer: Layer, schemes: Sequence[Scheme], step: int, clock: float, provider: str, threads: int
+    place: _Place, layer: Layer, schemes: Sequence[Scheme], step: int
 ) -> dict[str, list[tuple[Rank, float]]]:
     """Time of the factors over the dense layer's, at the knots of each scheme."""
     wanted = [(scheme, rank) for scheme in schemes for rank in _knots(layer, scheme, step)]
     found: dict[str, list[tuple[Rank, float]]] = {scheme.name: [] for scheme in schemes}
     try:
-        parts = _parts(layer, wanted, clock, provider, threads)
+        parts = _parts(place, layer, wanted)
     except ModelError:
         return found  # a type that the provider has no kernel for: MACs stand in
     for (scheme, rank), part in zip(wanted, parts, strict=True):
@@ -262,9 +251,7 @@ def _measure_parts(
     return found
 
 
-def _parts(
-    layer: Layer, wanted: Sequence[tuple[Scheme, Rank]], clock: float, provider: str, threads: int
-) -> list[float]:
+def _parts(place: _Place, layer: Layer, wanted: Sequence[tuple[Scheme, Rank]]) -> list[float]:
     """Time of each pair of factors over the dense layer's.
 
     Whole probes are timed plainly, in turns: nothing but the layer differs, and no clock is read within. With
@@ -279,9 +266,9 @@ def _parts(
         return []
     feeds, dense = probe_feeds(layer), build_probe(layer)
     probes = [dense, *(build_probe(layer, scheme, rank) for scheme, rank in wanted)]
-    calls = [bound_call(open_timed(probe, provider, threads), feeds) for probe in probes]
-    timing = compare(calls, ROUNDS, repeats=_REPEATS, limit_seconds=SECONDS)
-    alone = _dissect(dense, feeds, clock, provider, threads)
+    place.prepare(probes, feeds)
+    timing = measure(place.runner.run, len(probes), ROUNDS, repeats=_REPEATS, limit_seconds=SECONDS)
+    alone = _dissect(place, dense, feeds)
     share = sum(node.seconds for node in layer_nodes(alone.nodes)) / alone.seconds
     if not share > 0:
         return [1.0] * len(wanted)  # too small for any clock
@@ -313,7 +300,7 @@ def _spread(ranks: Sequence[Rank], count: int) -> list[Rank]:
     return [ranks[int(i)] for i in np.unique(np.rint(np.linspace(0, len(ranks) - 1, count)))]
 
 
-def _measure_step(clock: float, provider: str, threads: int) -> int:
+def _measure_step(place: _Place) -> int:
     """Channels that cost the same: 32 or 16 or 8 when fewer in the last block are no faster, else 4."""
     weight = ir.tensor(np.zeros((64, 64, 3, 3), np.float32), name="w")
     w = ir.Value(name="w", const_value=weight, shape=ir.Shape((64, 64, 3, 3)), type=ir.TensorType(ir.DataType.FLOAT))
@@ -324,7 +311,7 @@ def _measure_step(clock: float, provider: str, threads: int) -> int:
     graph = ir.Graph([x], [node.outputs[0]], nodes=[node], initializers=[w], opset_imports={"": 17}, name="step")
     (layer,) = find_layers(ir.Model(graph, ir_version=8))
     spatial = SCHEMES["spatial"]
-    by_64, by_48, by_40, by_36 = _parts(layer, [(spatial, (r,)) for r in (64, 48, 40, 36)], clock, provider, threads)
+    by_64, by_48, by_40, by_36 = _parts(place, layer, [(spatial, (r,)) for r in (64, 48, 40, 36)])
     if by_48 / by_64 > _SAME_STEP:
         return 32
     if by_40 / by_48 > _SAME_STEP:

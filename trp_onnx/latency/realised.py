@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trp_onnx.latency.profiling import here
-from trp_onnx.latency.sessions import bound_call, open_timed
-from trp_onnx.latency.table import LatencyTable
-from trp_onnx.latency.timing import Ratio, compare
+from trp_onnx.latency.table import LatencyTable, target_of
+from trp_onnx.latency.timing import Ratio, measure
 from trp_onnx.model import open_model
 from trp_onnx.progress import watch
+from trp_onnx.runners import open_runner
 from trp_onnx.runtime import feeds_for
 
 ROUNDS = 100
@@ -47,11 +46,12 @@ def realise(
         ModelError: A file does not run.
     """
     target = table.target
-    if target != here(target.provider, target.threads):
-        return Latency(str(target), predicted, None, None)
-    feeds = feeds_for(open_model(before), input_shapes)
-    calls = [bound_call(open_timed(path, target.provider, target.threads), feeds) for path in (before, after)]
-    with watch("timing both files") as show:
-        timing = compare(calls, ROUNDS, on_round=lambda done: show(done, ROUNDS, "timing both files"))
+    with open_runner() as runner:
+        if target != target_of(runner, target.provider, target.threads):
+            return Latency(str(target), predicted, None, None)
+        feeds = feeds_for(open_model(before), input_shapes)
+        runner.prepare([before, after], feeds, target.provider, target.threads)
+        with watch("timing both files") as show:
+            timing = measure(runner.run, 2, ROUNDS, on_round=lambda done: show(done, ROUNDS, "timing both files"))
     first, second = timing.seconds
     return Latency(str(target), predicted, timing.ratios[1], (first * 1e3, second * 1e3))

@@ -28,6 +28,7 @@ from trp_onnx.errors import DataError, UsageError
 from trp_onnx.latency.probe import signature
 from trp_onnx.layers import Layer
 from trp_onnx.model import write_text
+from trp_onnx.runners import Runner
 from trp_onnx.schemes import SCHEMES, Rank, Scheme
 
 FORMAT = "trp-onnx latency table 1"
@@ -39,7 +40,7 @@ class Target:
 
     Attributes:
         machine: The processor.
-        runtime: onnxruntime's version.
+        runtime: onnxruntime's version, with its name where it is not the one for Python.
         provider: The execution provider.
         threads: Intra-op threads.
     """
@@ -51,7 +52,14 @@ class Target:
 
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"{self.machine}, onnxruntime {self.runtime}, {self.provider}, {threads}"
+        runtime = self.runtime if " " in self.runtime else f"onnxruntime {self.runtime}"
+        return f"{self.machine}, {runtime}, {self.provider}, {threads}"
+
+
+def target_of(runner: Runner, provider: str, threads: int) -> Target:
+    """The machine and the runtime that a runner runs on."""
+    here = runner.describe()
+    return Target(here.machine, here.runtime, provider, threads)
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,24 @@ statistics: with n rounds, ranks n/2 -+ 0.98 sqrt(n) enclose it with 95 % probab
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+
+from trp_onnx.runners.worker import take_turns
 
 SAMPLE_SECONDS = 0.003
 WARM_UP = 5
 MIN_ROUNDS = 20
 LEAST_ROUNDS = 8
 """Even when the time is up."""
+
+_AT_ONCE = 4
+"""Rounds between two looks at the interval; even, so that the order flips on."""
 
 PRECISION = 0.01
 """Stop once the interval of every ratio is narrower than this part of it."""
@@ -63,52 +68,51 @@ def compare(
     contenders: Sequence[Callable[[], object]],
     rounds: int = 100,
     *,
-    repeats: int | None = None,
-    limit_seconds: float = math.inf,
     on_round: Callable[[int], object] = lambda done: None,
 ) -> Timing:
-    """Time functions against each other.
+    """Time functions of this process against each other.
 
     Args:
         contenders: What to call; the first is the base.
         rounds: At most so many.
-        repeats: Calls in one sample; by default as many as take 3 ms.
-        limit_seconds: After so much time no further round begins, but 8 are run.
-        on_round: Called after each round with their number so far.
+        on_round: Called now and then with the number of rounds so far.
     """
-    for call in contenders:
-        for _ in range(WARM_UP):
-            call()
-    calls = [repeats or max(1, math.ceil(SAMPLE_SECONDS / seconds_of(call))) for call in contenders]
-    samples: list[list[float]] = []
-    collects = gc.isenabled()
-    gc.disable()
+    return measure(partial(take_turns, contenders), len(contenders), rounds, on_round=on_round)
+
+
+def measure(
+    turns: Callable[[int, Sequence[int]], Sequence[Sequence[float]]],
+    count: int,
+    rounds: int = 100,
+    *,
+    repeats: int | None = None,
+    limit_seconds: float = math.inf,
+    on_round: Callable[[int], object] = lambda done: None,
+) -> Timing:
+    """Time what a runner has prepared, or anything else that takes turns.
+
+    Args:
+        turns: Rounds and calls of each contender in a round -> seconds of one call, (rounds, contenders).
+        count: Contenders; the first is the base.
+        rounds: At most so many.
+        repeats: Calls in one sample; by default as many as take 3 ms.
+        limit_seconds: After so much time it ends, but not before 8 rounds.
+        on_round: Called now and then with the number of rounds so far.
+    """
+    warm = np.min(turns(WARM_UP, [1] * count)[1:], axis=0)
+    calls = [repeats or max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))) for seconds in warm]
+    samples: list[Sequence[float]] = []
     began = time.perf_counter()
-    try:
-        for done in range(1, rounds + 1):
-            order = range(len(contenders)) if done % 2 else range(len(contenders) - 1, -1, -1)
-            sample = [0.0] * len(contenders)
-            for i in order:
-                sample[i] = seconds_of(contenders[i], calls[i])
-            samples.append(sample)
-            on_round(done)
-            if done >= min(MIN_ROUNDS, rounds) and all(r.width < PRECISION for r in _ratios(samples)):
-                break
-            if done >= LEAST_ROUNDS and time.perf_counter() - began > limit_seconds:
-                break
-    finally:
-        if collects:
-            gc.enable()
+    while len(samples) < rounds:
+        samples += turns(min(_AT_ONCE, rounds - len(samples)), calls)
+        done = len(samples)
+        on_round(done)
+        if done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(samples)):
+            break
+        if done >= LEAST_ROUNDS and time.perf_counter() - began > limit_seconds:
+            break
     times = np.array(samples)
     return Timing(tuple(float(t) for t in np.median(times, axis=0)), tuple(_ratios(samples)), len(samples))
-
-
-def seconds_of(call: Callable[[], object], repeats: int = 1) -> float:
-    """Seconds of one call, the mean over so many."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
 
 
 def _ratios(samples: Sequence[Sequence[float]]) -> list[Ratio]:

@@ -1,0 +1,51 @@
+"""npm packages in the user's cache: installed on first use, one folder each, no scripts of theirs run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from trp_onnx.cache import cache_folder
+from trp_onnx.errors import RunnerError
+from trp_onnx.progress import say
+
+NODE, WEB = "onnxruntime-node", "onnxruntime-web"
+_VERSIONS = {NODE: "^1.20", WEB: "^1.20"}
+"""From 1.20 on a profile can be given a place, and session entries reach the session."""
+
+_SECONDS = 900
+
+
+def ensure_package(name: str) -> Path:
+    """The folder in whose `node_modules` a package is.
+
+    Raises:
+        RunnerError: It is not there and cannot be installed.
+    """
+    folder = cache_folder() / "npm" / name
+    if (folder / "node_modules" / name / "package.json").is_file():
+        return folder
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        raise RunnerError(f"{name} needs Node.js 18 or newer with npm on the path, which is not there: install it")
+    say(f"installing {name}, once, into {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
+    try:
+        command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", f"{name}@{_VERSIONS[name]}"]
+        (staging / "package.json").write_text('{"private": true}\n', encoding="utf-8")
+        done = subprocess.run(command, cwd=staging, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise RunnerError(f"npm cannot install {name}: {said[0] if said else done.returncode}")
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.replace(folder)
+    except subprocess.TimeoutExpired as error:
+        raise RunnerError(f"npm did not install {name} within {_SECONDS} s") from error
+    except OSError as error:
+        raise RunnerError(f"{name} cannot be put into '{folder}': {error.strerror}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder

@@ -1,0 +1,299 @@
+"""The worker: sessions of one onnxruntime, timed in turns.
+
+It needs Python 3.9, NumPy and onnxruntime and nothing of this package: the same file runs in this process, under
+another interpreter with another onnxruntime, and on a board. As a program it answers requests, one JSON object a line:
+
+    {"do": "prepare", "models": [...], "feeds": {...}, "setting": {...}}
+    {"do": "run", "rounds": 4, "repeats": [3, 5]}   ->  {"ok": [[seconds of one call, model by model], ...]}
+
+Whatever else it does, it says {"alive": true} now and then; an error is {"refused": kind, "why": one sentence}.
+"""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import gc
+import json
+import os
+import platform
+import queue
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], object]
+Progress = Callable[[], object]
+
+_QUIET = 4
+_KERNEL = "_kernel_time"
+
+
+class Refusal(Exception):
+    """What cannot be done, in a sentence; `kind` says whose fault it is: "model" or "runner"."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        """Both as the host shows them."""
+        super().__init__(why)
+        self.kind = kind
+
+
+def take_turns(
+    calls: Sequence[Call], rounds: int, repeats: Sequence[int], on_round: Progress = lambda: None
+) -> list[list[float]]:
+    """Seconds of one call, (rounds, calls): turns in an order that flips every round, no garbage collection between."""
+    samples = []
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        for done in range(rounds):
+            order = range(len(calls)) if done % 2 == 0 else range(len(calls) - 1, -1, -1)
+            sample = [0.0] * len(calls)
+            for i in order:
+                call, count = calls[i], repeats[i]
+                start = time.perf_counter()
+                for _ in range(count):
+                    call()
+                sample[i] = (time.perf_counter() - start) / count
+            samples.append(sample)
+            on_round()
+    finally:
+        if collects:
+            gc.enable()
+    return samples
+
+
+class Worker:
+    """What a runner does, in this process; arrays and bytes as they are."""
+
+    def __init__(self, on_round: Progress = lambda: None) -> None:
+        """Nothing is prepared yet; `on_round` is called after every round."""
+        self._on_round = on_round
+        self._models: list[str | bytes] = []
+        self._feeds: dict[str, np.ndarray] = {}
+        self._setting: dict[str, Any] = {}
+        self._sessions: list[Any] = []
+        self._calls: list[Call] = []
+
+    def describe(self) -> dict[str, Any]:
+        """The machine and the runtime."""
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise Refusal(
+                "runner", f"{sys.executable} has no onnxruntime ({error}): pip install onnxruntime"
+            ) from error
+
+        return {
+            "machine": machine_name(), "runtime": ort.__version__, "host": f"Python {platform.python_version()}",
+            "providers": ort.get_available_providers(), "profiles": True,
+        }  # fmt: skip
+
+    def prepare(self, models: Sequence[str | bytes], feeds: dict[str, np.ndarray], setting: dict[str, Any]) -> None:
+        """Open the models, in place of those before, on memory that is bound for good.
+
+        Args:
+            models: Paths, or the files themselves.
+            feeds: An array for each input.
+            setting: `provider` (the runtime's name), `options` (of the provider), `config` (session entries),
+                `threads` (of the session), `blocked` (whether convolutions may run in blocked layout).
+        """
+        self._models, self._feeds, self._setting = list(models), feeds, setting
+        self._sessions, self._calls = [], []
+        for model in models:
+            session = self._open(model)
+            self._sessions.append(session)
+            self._calls.append(_bound_call(session, feeds))
+            self._on_round()
+
+    def run(self, rounds: int, repeats: Sequence[int]) -> list[list[float]]:
+        """See `take_turns`."""
+        return take_turns(self._calls, rounds, repeats, self._on_round)
+
+    def outputs(self) -> list[dict[str, np.ndarray]]:
+        """Outputs of each model, by name."""
+        found = []
+        for session in self._sessions:
+            names = [value.name for value in session.get_outputs()]
+            wanted = {value.name for value in session.get_inputs()}
+            values = session.run(names, {n: a for n, a in self._feeds.items() if n in wanted})
+            found.append(dict(zip(names, values)))
+        return found
+
+    def profile(self, models: Sequence[int], rounds: int) -> dict[str, Any]:
+        """Plain and profiled runs of some models in turns.
+
+        Returns:
+            `plain`: seconds of a plain run, (rounds, models); `nodes`: for each model the name, operator and provider
+            of its nodes in running order; `seconds`: for each model the nodes' times, (rounds, nodes).
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            calls, sessions = [], []
+            for i in models:
+                prefix = os.path.join(folder, f"p{i}-")
+                sessions.append(self._open(self._models[i], prefix))
+                calls.append(_bound_call(sessions[-1], self._feeds))
+            plain = []
+            for _ in range(rounds):
+                plain.append([take_turns([self._calls[i]], 1, [1])[0][0] for i in models])
+                for call in calls:
+                    call()
+                self._on_round()
+            found = [_read_profile(session.end_profiling()) for session in sessions]
+        return {"plain": plain, "nodes": [n for n, _ in found], "seconds": [s[-rounds:] for _, s in found]}
+
+    def _open(self, model: str | bytes, profile: str | None = None) -> Any:
+        import onnxruntime as ort
+
+        setting = self._setting
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.intra_op_num_threads = setting["threads"]
+        options.inter_op_num_threads = 1
+        for key, value in setting["config"].items():
+            options.add_session_config_entry(key, value)
+        if not setting["blocked"]:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
+        wanted, cpu = setting["provider"], "CPUExecutionProvider"
+        chain = [(wanted, setting["options"]), *([] if wanted == cpu else [(cpu, {})])]
+        name = "the model" if isinstance(model, bytes) else f"'{model}'"
+        try:
+            session = ort.InferenceSession(model, options, providers=chain)
+        except Exception as error:
+            raise Refusal("model", f"onnxruntime {ort.__version__} cannot load {name}: {_reason(error)}") from error
+        if session.get_providers()[0] != wanted:
+            raise Refusal("model", f"{name} fell back from {wanted} to {session.get_providers()[0]}")
+        return session
+
+
+def machine_name() -> str:
+    """The processor at hand."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith(("model name", "Model")):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _bound_call(session: Any, feeds: dict[str, np.ndarray]) -> Call:
+    """A function that runs the session once on memory that is bound for good."""
+    names = [value.name for value in session.get_inputs()]
+    missing = [name for name in names if name not in feeds]
+    if missing:
+        raise Refusal("model", f"there is no value for input '{missing[0]}'")
+    try:
+        outputs = session.run(None, {name: feeds[name] for name in names})
+    except Exception as error:
+        raise Refusal("model", f"the model does not run: {_reason(error)}") from error
+    binding = session.io_binding()
+    for name in names:
+        binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
+    for value, array in zip(session.get_outputs(), outputs):
+        if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
+            binding.bind_output(value.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        else:
+            binding.bind_output(value.name, "cpu")
+    held = (outputs, feeds)  # the binding reads and writes this memory
+
+    def call() -> object:
+        session.run_with_iobinding(binding)
+        return held
+
+    return call
+
+
+def _read_profile(path: str) -> tuple[list[list[str]], list[list[float]]]:
+    """Name, operator and provider of each node in running order, and their seconds, (runs, nodes).
+
+    A duration is stored in whole microseconds, cut off: half of one is added.
+    """
+    with open(path, encoding="utf-8") as file:
+        events = json.load(file)
+    starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
+    runs: list[list[tuple[int, list[str], float]]] = [[] for _ in starts]
+    for event in events:
+        name = event.get("name", "")
+        if event.get("cat") == "Node" and name.endswith(_KERNEL):
+            about = event["args"]
+            node = [name[: -len(_KERNEL)], about.get("op_name", ""), about.get("provider", "")]
+            runs[bisect.bisect_right(starts, event["ts"]) - 1].append((event["ts"], node, (event["dur"] + 0.5) * 1e-6))
+    runs = [sorted(run, key=lambda entry: entry[0]) for run in runs]
+    return [node for _, node, _ in runs[-1]], [[seconds for *_, seconds in run] for run in runs]
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def pack(array: np.ndarray) -> dict[str, Any]:
+    """An array for a line of JSON."""
+    array = np.ascontiguousarray(array)
+    return {
+        "dtype": array.dtype.str,
+        "shape": list(array.shape),
+        "data": base64.b64encode(array.tobytes()).decode(),
+    }
+
+
+def unpack(entry: dict[str, Any]) -> np.ndarray:
+    """What `pack` made."""
+    return np.frombuffer(base64.b64decode(entry["data"]), entry["dtype"]).reshape(entry["shape"])
+
+
+def main() -> None:
+    """Answer requests until there are none."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints must not end up among the answers
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    last = [time.monotonic()]
+
+    def alive() -> None:
+        if time.monotonic() - last[0] > 1:
+            last[0] = time.monotonic()
+            say({"alive": True})
+
+    requests: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            requests.put(line)
+        os._exit(0)  # the host is gone, whatever this process hangs in
+
+    threading.Thread(target=listen, daemon=True).start()
+    worker = Worker(alive)
+    while True:
+        request = json.loads(requests.get())
+        do = request.pop("do")
+        try:
+            if do == "prepare":
+                request["models"] = [
+                    m if isinstance(m, str) else base64.b64decode(m["data"]) for m in request["models"]
+                ]
+                request["feeds"] = {name: unpack(entry) for name, entry in request["feeds"].items()}
+            answer = getattr(worker, do)(**request)
+            if do == "outputs":
+                answer = [{name: pack(array) for name, array in found.items()} for found in answer]
+            say({"ok": answer})
+        except Refusal as refusal:
+            say({"refused": refusal.kind, "why": str(refusal)})
+        except Exception as error:
+            say({"refused": "model", "why": f"{type(error).__name__}: {_reason(error)}"})
+
+
+if __name__ == "__main__":
+    main()
