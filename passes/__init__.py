@@ -2,9 +2,11 @@
 
 `normalise` runs the common passes of onnx_ir (inline functions, lift constants, drop initializers from
 the inputs) and then, from here, `SimplifyPass` and `FoldBatchNormPass`. `FactorisePass` carries out a
-plan, `ReplaceWeightsPass` refits what it keeps. What onnx_ir already has is used from there and not wrapped.
+plan, `ReplaceWeightsPass` refits what it keeps, `BalanceFactorsPass` prepares factors for int8. What
+onnx_ir already has is used from there and not wrapped.
 """
 
+from trp_onnx.passes.balance_factors import BalanceFactorsPass
 from trp_onnx.passes.clean_up import CleanUpPass
 from trp_onnx.passes.factorise import FactorisePass
 from trp_onnx.passes.fold_batch_norm import FoldBatchNormPass
@@ -13,6 +15,7 @@ from trp_onnx.passes.replace_weights import ReplaceWeightsPass
 from trp_onnx.passes.simplify import SimplifyPass
 
 __all__ = [
+    "BalanceFactorsPass",
     "CleanUpPass",
     "FactorisePass",
     "FoldBatchNormPass",

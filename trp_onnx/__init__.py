@@ -16,6 +16,7 @@ from trp_onnx.errors import (
     DataError,
     ModelError,
     OutputError,
+    RunnerError,
     TargetError,
     TrainingError,
     TrpOnnxError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from trp_onnx.data import Dataset, Preprocessing, open_data
     from trp_onnx.demonstration import demo
     from trp_onnx.diagnosis import Diagnosis, doctor
+    from trp_onnx.export import Export, Quantized, export, quantize
     from trp_onnx.inspection import Inspection, inspect
     from trp_onnx.latency import Bench, LatencyTable, bench, profile
     from trp_onnx.planning import Decision, LayerRule
@@ -41,10 +43,12 @@ _HOMES = {
     "Dataset": "data",
     "Decision": "planning",
     "Diagnosis": "diagnosis",
+    "Export": "export",
     "Inspection": "inspection",
     "LatencyTable": "latency",
     "LayerRule": "planning",
     "Preprocessing": "data",
+    "Quantized": "export",
     "Report": "report",
     "TrainingOptions": "training",
     "bench": "latency",
@@ -52,9 +56,11 @@ _HOMES = {
     "demo": "demonstration",
     "doctor": "diagnosis",
     "evaluate": "accuracy",
+    "export": "export",
     "inspect": "inspection",
     "open_data": "data",
     "profile": "latency",
+    "quantize": "export",
 }
 
 __all__ = [
@@ -64,13 +70,16 @@ __all__ = [
     "Dataset",
     "Decision",
     "Diagnosis",
+    "Export",
     "Inspection",
     "LatencyTable",
     "LayerRule",
     "ModelError",
     "OutputError",
     "Preprocessing",
+    "Quantized",
     "Report",
+    "RunnerError",
     "TargetError",
     "TrainingError",
     "TrainingOptions",
@@ -83,9 +92,11 @@ __all__ = [
     "demo",
     "doctor",
     "evaluate",
+    "export",
     "inspect",
     "open_data",
     "profile",
+    "quantize",
 ]
 
 

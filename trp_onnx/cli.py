@@ -7,7 +7,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -91,6 +91,14 @@ def _check_json(target: str | None) -> None:
         from trp_onnx.model import check_target
 
         check_target(Path(target))
+
+
+def _show(tables: Sequence[Any], notes: Sequence[str]) -> None:
+    console = _consoles()[0]
+    for table in tables:
+        console.print(table)
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
 
 
 def _write_json(document: dict[str, Any], target: str | None) -> None:
@@ -444,11 +452,7 @@ def bench(
     if json_to != "-":
         from trp_onnx.report import bench_tables
 
-        console = _consoles()[0]
-        for table in bench_tables(result)[: 1 if quiet else 2]:
-            console.print(table)
-        for note in result.notes:
-            console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+        _show(bench_tables(result)[: 1 if quiet else 2], result.notes)
 
 
 @main.command()
@@ -483,6 +487,66 @@ def profile(
 
         for part in latency_tables(table):
             _consoles()[0].print(part)
+
+
+@main.command()
+@click.argument("model", type=_FILE)
+@click.option("-o", "--output", "folder", type=_FILE, metavar="DIR", required=True, help="Where everything goes.")
+@click.option("--target", type=click.Choice(["any", "arm", "amd64"]), default="any", show_default=True,
+              help="amd64 puts the blocked layout in: such a file loads on x86 only.")  # fmt: skip
+@click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to compare on; generated otherwise.")
+@click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
+              help="Size to fix an input with dynamic dimensions to, for good; may be repeated.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Do not print the tables.")
+def export(
+    model: Path, folder: Path, input_shapes: tuple[tuple[str, tuple[int, ...]], ...], quiet: bool, **options: Any
+) -> None:
+    """Turn MODEL into what an app ships: an .ort file, the operators of a reduced build, a manifest."""
+    with _command():
+        from trp_onnx.export import export as run
+
+        command = shlex.join(["trp-onnx", *sys.argv[1:]])
+        result = run(model, folder, input_shapes=dict(input_shapes), command=command, **options)
+    if not quiet:
+        from trp_onnx.report import export_tables
+
+        _show(export_tables(result), result.notes)
+
+
+@main.command()
+@click.argument("model", type=_FILE)
+@click.option("-o", "--output", "out", type=_FILE, required=True, help="Where the int8 model goes.")
+@_data_options(required=True)
+@click.option("--max-drop", type=float, default=1.0, metavar="P", show_default=True,
+              help="Points of the answers that may change; layers return to float until that holds.")  # fmt: skip
+@click.option("--target", type=click.Choice(["any", "arm", "amd64"]), default="any", show_default=True,
+              help="arm makes activations signed, as its kernels prefer.")  # fmt: skip
+@click.option("--keep-ends", is_flag=True, help="Leave the first and the last layer in float.")
+@click.option("--original", type=_FILE, metavar="ONNX", help="The dense model, quantised and measured beside.")
+@click.option("--test", type=_FILE, help="Labelled samples to measure every file on, once, at the end.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of the timing.")
+@click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
+              help="Size of an input with dynamic dimensions; may be repeated.")  # fmt: skip
+@click.option("--json", "json_to", metavar="FILE", help="Write the result as JSON; - for stdout.")
+def quantize(
+    model: Path,
+    out: Path,
+    preprocessing: Callable[[], Preprocessing],
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    json_to: str | None,
+    **options: Any,
+) -> None:
+    """Quantise MODEL to int8, layers that it hurts excepted, and measure float and int8 side by side."""
+    with _command():
+        _check_json(json_to)
+        from trp_onnx.export import quantize as run
+
+        result = run(model, out, preprocessing=preprocessing(), input_shapes=dict(input_shapes), **options)
+        _write_json(result.to_dict(), json_to)
+    if json_to != "-":
+        from trp_onnx.report import quantized_tables
+
+        _show(quantized_tables(result), result.notes)
 
 
 @main.command("setup-training")

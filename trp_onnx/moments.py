@@ -94,11 +94,11 @@ def collect_moments(
     seen = [layer for layer in layers if observable(layer)]
     flows = {layer.name: flow_of(layer) for layer in seen}
     given = model.graph.inputs[0].name or ""
-    proto = _with_outputs(to_proto(model), sorted(set(flows.values()) - {given}))
+    proto = with_outputs(to_proto(model), sorted(set(flows.values()) - {given}))
     session = open_session(proto)
     sums = {layer.key: Sums() for layer in seen}
     rng = np.random.default_rng(0)
-    for batch in progress(_batches(session, given, x)):
+    for batch in progress(batches_of(session, given, x)):
         values = run_session(session, {given: batch}) | {given: batch}
         for layer in seen:
             sums[layer.key].add(patches_of(layer, values[flows[layer.name]], len(x), rng))
@@ -114,7 +114,7 @@ def flow_of(layer: Layer) -> str:
     return value.name or ""
 
 
-def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """The model, with these values among its outputs."""
     known = {value.name for value in model.graph.output}
     typed = {value.name: value for value in model.graph.value_info}
@@ -125,7 +125,7 @@ def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelPro
     return model
 
 
-def _batches(session: object, name: str, x: np.ndarray) -> list[np.ndarray]:
+def batches_of(session: object, name: str, x: np.ndarray) -> list[np.ndarray]:
     """Samples in pieces whose activations stay within bounds; a fixed batch size is kept to."""
     declared = session.get_inputs()[0].shape  # type: ignore[attr-defined]
     size = declared[0] if declared and isinstance(declared[0], int) else 0

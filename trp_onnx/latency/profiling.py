@@ -267,7 +267,7 @@ def _parts(place: _Place, layer: Layer, wanted: Sequence[tuple[Scheme, Rank]]) -
     feeds, dense = probe_feeds(layer), build_probe(layer)
     probes = [dense, *(build_probe(layer, scheme, rank) for scheme, rank in wanted)]
     place.prepare(probes, feeds)
-    timing = measure(place.runner.run, len(probes), ROUNDS, repeats=_REPEATS, limit_seconds=SECONDS)
+    timing = measure(place.runner.run, len(probes), ROUNDS, repeats=_REPEATS, warm=False, limit_seconds=SECONDS)
     alone = _dissect(place, dense, feeds)
     share = sum(node.seconds for node in layer_nodes(alone.nodes)) / alone.seconds
     if not share > 0:

@@ -1,7 +1,8 @@
 """Fair timing on a machine that is neither quiet nor ours alone.
 
 Absolute times drift by half within minutes; ratios of neighbours do not. So contenders take turns, in an
-order that flips every round, each sample at least 3 ms long, and what counts is the median over rounds of
+order that flips every round; each begins its turn with a call that is not timed, for the caches are still another's;
+each sample is at least 3 ms long; and what counts is the median over rounds of
 
     ratio_i(round) = time_0(round) / time_i(round)
 
@@ -81,30 +82,33 @@ def compare(
 
 
 def measure(
-    turns: Callable[[int, Sequence[int]], Sequence[Sequence[float]]],
+    turns: Callable[[int, Sequence[int], bool], Sequence[Sequence[float]]],
     count: int,
     rounds: int = 100,
     *,
     repeats: int | None = None,
+    warm: bool = True,
     limit_seconds: float = math.inf,
     on_round: Callable[[int], object] = lambda done: None,
 ) -> Timing:
     """Time what a runner has prepared, or anything else that takes turns.
 
     Args:
-        turns: Rounds and calls of each contender in a round -> seconds of one call, (rounds, contenders).
+        turns: Rounds, calls of each contender in a turn, and whether one that is not timed goes before them ->
+            seconds of one call, (rounds, contenders).
         count: Contenders; the first is the base.
         rounds: At most so many.
         repeats: Calls in one sample; by default as many as take 3 ms.
+        warm: See `take_turns`.
         limit_seconds: After so much time it ends, but not before 8 rounds.
         on_round: Called now and then with the number of rounds so far.
     """
-    warm = np.min(turns(WARM_UP, [1] * count)[1:], axis=0)
-    calls = [repeats or max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))) for seconds in warm]
+    first = np.min(turns(WARM_UP, [1] * count, False)[1:], axis=0)
+    calls = [repeats or max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))) for seconds in first]
     samples: list[Sequence[float]] = []
     began = time.perf_counter()
     while len(samples) < rounds:
-        samples += turns(min(_AT_ONCE, rounds - len(samples)), calls)
+        samples += turns(min(_AT_ONCE, rounds - len(samples)), calls, warm)
         done = len(samples)
         on_round(done)
         if done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(samples)):

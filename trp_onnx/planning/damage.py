@@ -7,8 +7,7 @@ answer. So each layer is perturbed alone, in the direction in which factorisatio
 
 and the network is run. That gives, at a few relative squared errors e,
 
-    damage_l(e) = mean_b KL(softmax(z_b / T) || softmax(z'_b / T))      for outputs of one score a class
-                  mean((y - y')^2) / mean(y^2)                          for any other
+    damage_l(e) = divergence of the outputs (see `divergence`)
 
 linear in between and through (0, 0). Damages of several layers are added up, which is exact to first order
 when their output errors are uncorrelated. A few dozen samples do; labels are not needed. Curves are kept in the
@@ -26,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from trp_onnx.cache import Cache
+from trp_onnx.divergence import SURE, divergence
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
@@ -42,10 +41,6 @@ from trp_onnx.segments import Walk
 
 ERRORS = (0.03, 0.15, 0.6)
 """Relative squared errors at which a layer is perturbed: what plans use lies around them."""
-
-SURE = 0.9
-"""Scores are divided by 2 until the mean of the largest probability is at most this: the divergence of a network
-that is sure of every answer stays near zero until answers flip."""
 
 _VERSION = 1
 """Changes with what the curves mean: older ones in a cache are measured again."""
@@ -177,7 +172,7 @@ class _Network:
         if changes.shift is not None:
             for layer in group:
                 _shift(changed, layer, changes.shift)
-        return _damage(self._expected, self._outputs(changed))
+        return divergence(self._expected, self._outputs(changed))
 
     def _outputs(self, model: onnx.ModelProto) -> Arrays:
         batches = list(self._walk.run(model))
@@ -209,27 +204,3 @@ def _shift(model: onnx.ModelProto, layer: Layer, shift: Array) -> None:
             inputs = [*node.input[:2], name]
             del node.input[:]
             node.input.extend(inputs)
-
-
-def _damage(expected: Arrays, actual: Arrays) -> float:
-    total = 0.0
-    for name, before in expected.items():
-        after = actual[name]
-        if before.dtype.kind != "f":
-            continue
-        scores = before.reshape(len(before), -1)
-        if before.ndim > 1 and scores.shape[1] == max(before.shape[1:]) > 1:
-            temperature, p = 1.0, _log_softmax(scores)
-            while np.exp(p.max(axis=1)).mean() > SURE:
-                temperature *= 2
-                p = _log_softmax(scores / temperature)
-            q = _log_softmax(after.reshape(len(after), -1) / temperature)
-            total += float((np.exp(p) * (p - q)).sum(axis=1).mean())
-        else:
-            total += float(np.mean(np.square(before - after)) / max(float(np.mean(np.square(before))), 1e-30))
-    return total
-
-
-def _log_softmax(z: np.ndarray) -> NDArray[np.float64]:
-    shifted = z.astype(np.float64) - z.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

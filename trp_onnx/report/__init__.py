@@ -1,6 +1,7 @@
 """What was gained and lost: as JSON for machines, as tables and as a page for people."""
 
 from trp_onnx.report.document import Report, Size
+from trp_onnx.report.edge import export_tables, quantized_tables
 from trp_onnx.report.page import check_page, render_page
 from trp_onnx.report.spectra import spectra_of
 from trp_onnx.report.tables import bench_tables, inspection_table, latency_tables, show_report
@@ -10,8 +11,10 @@ __all__ = [
     "Size",
     "bench_tables",
     "check_page",
+    "export_tables",
     "inspection_table",
     "latency_tables",
+    "quantized_tables",
     "render_page",
     "show_report",
     "spectra_of",

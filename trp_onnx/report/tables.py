@@ -44,7 +44,7 @@ def _layer_table(decisions: tuple[Decision, ...]) -> Table:
         rank = ",".join(map(str, d.rank)) if d.rank else ""
         error = f"{d.relative_error:.3f}" if d.scheme else ""
         after = si(d.macs_after) if d.scheme else "="
-        table.add_row(_plain(name), d.scheme or "kept", rank, si(d.macs_before), after, error, _plain(d.reason))
+        table.add_row(plain(name), d.scheme or "kept", rank, si(d.macs_before), after, error, plain(d.reason))
     return table
 
 
@@ -77,10 +77,10 @@ def _summary_table(report: Report) -> Table:
             "trained, then factorised" if parts[0] == parts[1] else f"{(parts[1] - parts[0]) * 100:+.2f} points",
         )  # fmt: skip
     for output in report.outputs:
-        table.add_row(f"output '{_plain(output.name)}'", "", f"{output.relative_error:.2e}", "relative error")
+        table.add_row(f"output '{plain(output.name)}'", "", f"{output.relative_error:.2e}", "relative error")
     kept = Counter("factorised" if d.scheme else "kept" for d in report.layers)
     table.add_row("layers", str(len(report.layers)), f"{kept['factorised']} factorised", f"{kept['kept']} kept")
-    table.caption = f"verified on {_plain(report.verified_on)}; {sum(report.seconds.values()):.1f} s"
+    table.caption = f"verified on {plain(report.verified_on)}; {sum(report.seconds.values()):.1f} s"
     table.caption_justify = "left"
     return table
 
@@ -103,7 +103,7 @@ def inspection_table(inspection: Inspection) -> Table:
             channels += f"/{view.groups}"
         ranks = [f"{rank}" if pays else f"[dim]{rank}[/]" for rank, pays in zip(view.ranks, view.pays, strict=True)]
         table.add_row(
-            _plain(name),
+            plain(name),
             view.op,
             channels,
             "x".join(map(str, view.kernel)) or "-",
@@ -111,7 +111,7 @@ def inspection_table(inspection: Inspection) -> Table:
             f"{view.share:.1%}" if view.share is not None else "-",
             *(ranks or ["", "", ""]),
             str(view.full_rank or ""),
-            _plain(view.reason or view.scheme or ""),
+            plain(view.reason or view.scheme or ""),
         )
     table.caption = (
         f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers; 90 %, 95 %, 99 %: the rank that keeps so "
@@ -130,13 +130,13 @@ def bench_tables(bench: Bench) -> list[Table]:
     for contender in bench.contenders:
         ratio = contender.ratio
         models.add_row(
-            _plain(contender.model), f"{contender.milliseconds:.3f}", f"{ratio.median:.3f}x",
+            plain(contender.model), f"{contender.milliseconds:.3f}", f"{ratio.median:.3f}x",
             f"{ratio.low:.3f}-{ratio.high:.3f}",
             ", ".join(f"{name.removesuffix('ExecutionProvider')} {n}" for name, n in contender.providers.items()),
         )  # fmt: skip
     threads = f"{bench.threads} thread" + ("s" if bench.threads > 1 else "")
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in bench.shapes.items())
-    models.caption = f"{bench.rounds} interleaved rounds, {threads}, {_plain(shapes)}"
+    models.caption = f"{plain(bench.runtime)}; {bench.rounds} interleaved rounds, {threads}, {plain(shapes)}"
     models.caption_justify = "left"
     layers = Table(header_style="bold", box=None, pad_edge=False)
     layers.add_column("layer", overflow="fold")
@@ -145,7 +145,7 @@ def bench_tables(bench: Bench) -> list[Table]:
     first = bench.contenders[0].layers
     for name in sorted(first, key=lambda n: (-first[n], n)):
         cells = [contender.layers.get(name) for contender in bench.contenders]
-        layers.add_row(_plain(name) or "layout changes", *("" if c is None else f"{c:.4f}" for c in cells))
+        layers.add_row(plain(name) or "layout changes", *("" if c is None else f"{c:.4f}" for c in cells))
     return [models, layers]
 
 
@@ -163,12 +163,12 @@ def latency_tables(table: LatencyTable) -> list[Table]:
             for scheme, knots in parts.items()
             if knots
         )
-        shown.add_row(_plain(name), f"{share * table.milliseconds:.3f}", f"{share:.1%}", "; ".join(curves))
-    shown.caption = f"{_plain(str(table.target))}; one run {table.milliseconds:.2f} ms; ranks in steps of {table.step}"
+        shown.add_row(plain(name), f"{share * table.milliseconds:.3f}", f"{share:.1%}", "; ".join(curves))
+    shown.caption = f"{plain(str(table.target))}; one run {table.milliseconds:.2f} ms; ranks in steps of {table.step}"
     shown.caption_justify = "left"
     return [shown]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Names come from files: brackets in them are no markup."""
     return text.replace("[", "\\[")

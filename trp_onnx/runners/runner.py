@@ -117,12 +117,13 @@ class Runner:
             sources = [_whole(model) for model in models]
         self._transport.ask("prepare", models=sources, feeds=dict(feeds), setting=setting_for(provider, threads))
 
-    def run(self, rounds: int, repeats: Sequence[int]) -> list[list[float]]:
+    def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> list[list[float]]:
         """Run the prepared models in turns, in an order that flips every round.
 
         Args:
             rounds: How many.
-            repeats: Calls of each model in its turn.
+            repeats: Timed calls of each model in its turn.
+            warm: Whether a call that is not timed goes before them.
 
         Returns:
             Seconds of one call, (rounds, models).
@@ -130,7 +131,7 @@ class Runner:
         Raises:
             RunnerError: The worker died or did not answer.
         """
-        found: list[list[float]] = self._transport.ask("run", rounds=rounds, repeats=list(repeats))
+        found: list[list[float]] = self._transport.ask("run", rounds=rounds, repeats=list(repeats), warm=warm)
         return found
 
     def outputs(self) -> list[dict[str, np.ndarray]]:

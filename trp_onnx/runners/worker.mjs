@@ -44,12 +44,15 @@ export class Worker {
     }
   }
 
-  async run({ rounds, repeats }) {
+  async run({ rounds, repeats, warm }) {
     const samples = [];
     for (let done = 0; done < rounds; done++) {
       const sample = new Array(this.calls.length);
       const order = [...this.calls.keys()];
-      for (const i of done % 2 ? order.reverse() : order) sample[i] = await secondsOf(this.calls[i], repeats[i]);
+      for (const i of done % 2 ? order.reverse() : order) {
+        if (warm) await this.calls[i]();
+        sample[i] = await secondsOf(this.calls[i], repeats[i]);
+      }
       samples.push(sample);
       await this.alive();
     }

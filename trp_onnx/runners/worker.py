@@ -44,9 +44,17 @@ class Refusal(Exception):
 
 
 def take_turns(
-    calls: Sequence[Call], rounds: int, repeats: Sequence[int], on_round: Progress = lambda: None
+    calls: Sequence[Call],
+    rounds: int,
+    repeats: Sequence[int],
+    warm: bool = True,
+    on_round: Progress = lambda: None,
 ) -> list[list[float]]:
-    """Seconds of one call, (rounds, calls): turns in an order that flips every round, no garbage collection between."""
+    """Seconds of one call, (rounds, calls): turns in an order that flips every round, no garbage collection between.
+
+    With `warm` a call that is not timed begins each turn: else it is in the caches whether the one before was another,
+    and of more than two the first and the last are their own neighbours at every flip.
+    """
     samples = []
     collects = gc.isenabled()
     gc.disable()
@@ -56,6 +64,8 @@ def take_turns(
             sample = [0.0] * len(calls)
             for i in order:
                 call, count = calls[i], repeats[i]
+                if warm:
+                    call()
                 start = time.perf_counter()
                 for _ in range(count):
                     call()
@@ -111,9 +121,9 @@ class Worker:
             self._calls.append(_bound_call(session, feeds))
             self._on_round()
 
-    def run(self, rounds: int, repeats: Sequence[int]) -> list[list[float]]:
+    def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> list[list[float]]:
         """See `take_turns`."""
-        return take_turns(self._calls, rounds, repeats, self._on_round)
+        return take_turns(self._calls, rounds, repeats, warm, self._on_round)
 
     def outputs(self) -> list[dict[str, np.ndarray]]:
         """Outputs of each model, by name."""
@@ -140,7 +150,7 @@ class Worker:
                 calls.append(_bound_call(sessions[-1], self._feeds))
             plain = []
             for _ in range(rounds):
-                plain.append([take_turns([self._calls[i]], 1, [1])[0][0] for i in models])
+                plain.append([take_turns([self._calls[i]], 1, [1], False)[0][0] for i in models])
                 for call in calls:
                     call()
                 self._on_round()

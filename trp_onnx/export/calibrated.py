@@ -1,0 +1,101 @@
+"""A float model whose activations' ranges are known, from which int8 models are made, whole or layer by layer.
+
+ONNX Runtime's quantiser puts QuantizeLinear and DequantizeLinear around what it quantises (QDQ): int8 weights with a
+scale for each output channel, activations with one scale and zero point. Those are uint8, which x86's kernels take as
+they are (signed ones it turns over where only one node reads them, and runs the rest in float), or int8, which ARM's
+prefer. Calibrating once serves them all.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from trp_onnx.errors import ModelError
+from trp_onnx.export.quiet import quietly
+
+QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators with weights: what is listed, judged, and kept in float where int8 hurts."""
+
+
+class Calibrated:
+    """A model with the ranges of its activations."""
+
+    def __init__(
+        self, model: onnx.ModelProto, batches: Sequence[dict[str, np.ndarray]], *, signed: bool = False
+    ) -> None:
+        """Run it on calibration data.
+
+        Args:
+            model: Every node has a name of its own, BatchNormalization is folded.
+            batches: What it runs on, one dictionary of inputs a run.
+            signed: Whether activations are int8; uint8 otherwise.
+
+        Raises:
+            ModelError: It does not run, or the quantiser does not take it.
+        """
+        from onnxruntime.quantization import CalibrationMethod, QuantType, create_calibrator
+        from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+        self._activations = QuantType.QInt8 if signed else QuantType.QUInt8
+        self._operators = sorted({*QLinearOpsRegistry, *QDQRegistry})
+        with tempfile.TemporaryDirectory() as folder, quietly():
+            path = Path(folder) / "model.onnx"
+            onnx.save(model, path)
+            try:
+                calibrator = create_calibrator(
+                    path, self._operators, augmented_model_path=str(Path(folder) / "augmented.onnx"),
+                    calibrate_method=CalibrationMethod.MinMax,
+                )  # fmt: skip
+                calibrator.collect_data(_Reader(batches))
+                self._ranges = calibrator.compute_data()
+                self._model = load_model_with_shape_infer(path)
+            except Exception as error:
+                raise _refusal(error) from error
+        self.layers = [node.name for node in self._model.graph.node if node.op_type in QUANTISED]
+
+    def quantised(self, *, only: Collection[str] = (), kept: Collection[str] = ()) -> onnx.ModelProto:
+        """The model in int8.
+
+        Args:
+            only: Nodes to quantise; all where none are named.
+            kept: Nodes to leave in float.
+
+        Raises:
+            ModelError: The quantiser does not take it.
+        """
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        try:
+            with quietly():
+                quantizer = QDQQuantizer(
+                    copy.deepcopy(self._model), True, False, QuantType.QInt8, self._activations, self._ranges,
+                    list(only), list(kept), self._operators, {},
+                )  # fmt: skip
+                quantizer.quantize_model()
+        except Exception as error:
+            raise _refusal(error) from error
+        found: onnx.ModelProto = quantizer.model.model
+        return found
+
+
+class _Reader:
+    """What the calibrator reads from."""
+
+    def __init__(self, batches: Sequence[dict[str, np.ndarray]]) -> None:
+        self._rest: Iterator[dict[str, np.ndarray]] = iter(batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._rest, None)
+
+
+def _refusal(error: Exception) -> ModelError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return ModelError(f"the model cannot be quantised: {reason}")

@@ -1,0 +1,240 @@
+"""`trp-onnx export`: the folder that an app ships from.
+
+    NAME.ort                                      the model, optimised for the target
+    NAME.required_operators_and_types.config      what a reduced build of the runtime must hold
+    manifest.json                                 what all of it is, where it came from, and that it does the same
+
+The `.ort` is run beside its source before anything appears.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx._version import __version__
+from trp_onnx.data import read_npz
+from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
+from trp_onnx.export.advice import Advice, advise
+from trp_onnx.export.ort_format import TARGETS, convert_to_ort
+from trp_onnx.export.usability import Usability, check_usability
+from trp_onnx.layers import find_layers
+from trp_onnx.model import check_folder, has_external_data, open_model
+from trp_onnx.progress import watch
+from trp_onnx.runners import open_runner
+from trp_onnx.runtime import Arrays, feeds_for, relative_error
+from trp_onnx.shapes import real_inputs
+
+FORMAT = "trp-onnx export 1"
+
+TOLERANCE = 1e-4
+"""Largest relative error of an output, `|y - y'|_2 / |y|_2`, against the source; kernels differ by about 1e-6."""
+
+HALF_TOLERANCE = 1e-2
+"""The same where the model computes in half precision or in int8, which other kernels round elsewhere."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was exported.
+
+    Attributes:
+        folder: Where.
+        manifest: What stands in its manifest.json.
+        usability: What the mobile providers take.
+        advice: What they ask of single layers.
+        notes: What a reader should know.
+    """
+
+    folder: str
+    manifest: dict[str, Any]
+    usability: tuple[Usability, ...]
+    advice: tuple[Advice, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        return {"folder": self.folder} | self.manifest
+
+
+def export(
+    model: str | PathLike[str],
+    folder: str | PathLike[str],
+    *,
+    target: str = "any",
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: str | PathLike[str] | None = None,
+    command: str | None = None,
+) -> Export:
+    """Convert a model to an `.ort` file, run it beside its source, and say what phones can do with it.
+
+    Args:
+        model: The `.onnx` file, compressed or not; not modified.
+        folder: Where everything goes; made if it does not exist, other files in it stay.
+        target: "any", "arm" or "amd64" (x86's blocked layout put in; such a file loads nowhere else).
+        input_shapes: Sizes to fix dynamic inputs to, for good; those not named stay dynamic.
+        inputs: An `.npz` with one array for each input, to compare on; generated otherwise.
+        command: How to repeat this, for the manifest.
+
+    Raises:
+        UsageError: An unknown target.
+        ModelError: The model cannot be read, converted or run.
+        DataError: The inputs cannot be read.
+        OutputError: The folder cannot be written.
+        VerificationError: The `.ort` gives other outputs than its source; nothing was written.
+    """
+    source, folder = Path(model), Path(folder)
+    if target not in TARGETS:
+        raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
+    if source.suffix == ".ort":
+        raise UsageError(f"'{source}' is an .ort file already: export takes the .onnx")
+    opened = open_model(source)
+    check_folder(folder)
+    notes: list[str] = []
+    staging = _stage(folder)
+    try:
+        fixed = _fix_inputs(source, opened, input_shapes, staging)
+        opened = open_model(fixed)
+        dynamic = [value.name for value in real_inputs(opened) if not _is_fixed(value)]
+        if dynamic:
+            notes.append(
+                f"input '{dynamic[0]}' has dynamic sizes: NNAPI and CoreML then take nothing; --input-shape fixes them"
+            )
+        with watch("converting") as show:
+            show(0, 3, "converting")
+            ort_file, config = convert_to_ort(fixed, staging, target)
+            show(1, 3, "comparing")
+            feeds = read_npz(Path(inputs)) if inputs is not None else feeds_for(opened, input_shapes)
+            tolerance, errors = _compare(fixed, ort_file, opened, feeds)
+            show(2, 3, "asking what phones take")
+            usability = tuple(check_usability(fixed))
+        advice = tuple(advise(find_layers(opened, input_shapes)))
+        shipped = [ort_file, config]
+        manifest = _manifest(source, opened, shipped, target, tolerance, errors, command) | {
+            "usability": [dataclasses.asdict(found) for found in usability],
+            "advice": [dataclasses.asdict(entry) for entry in advice],
+            "notes": notes,
+        }
+        text = staging / "manifest.json"
+        text.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        _publish([*shipped, text], folder)
+    except OSError as error:
+        raise OutputError(f"cannot write to '{folder}': {error.strerror}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Export(str(folder), manifest, usability, advice, tuple(notes))
+
+
+def _stage(folder: Path) -> Path:
+    """A hidden folder on the disk that the result goes to."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=there))
+    except OSError as error:
+        raise OutputError(f"cannot write to '{folder}': {error.strerror}") from error
+
+
+def _publish(files: Sequence[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        file.replace(folder / file.name)
+
+
+def _fix_inputs(source: Path, model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None, staging: Path) -> Path:
+    """The model with inputs of fixed sizes in a file of its own; the source itself where nothing is fixed."""
+    if not input_shapes:
+        return source
+    import onnx
+    from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
+
+    known = [value.name for value in real_inputs(model)]
+    if has_external_data(model):
+        raise ModelError(f"'{source}' keeps its weights in another file: fix its sizes when it is exported to ONNX")
+    proto = onnx.load(source)
+    for name, shape in input_shapes.items():
+        if name not in known:
+            raise ModelError(f"--input-shape names '{name}', but the model's inputs are {', '.join(map(repr, known))}")
+        try:
+            make_input_shape_fixed(proto.graph, name, list(shape))
+        except ValueError as error:
+            text = ",".join(map(str, shape))
+            raise ModelError(f"--input-shape {name}:{text} does not fit: {str(error).splitlines()[0]}") from error
+    fix_output_shapes(proto)
+    path = staging / source.name
+    onnx.save(proto, path)
+    return path
+
+
+def _is_fixed(value: ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(size, int) for size in value.shape)
+
+
+def _compare(source: Path, ort_file: Path, model: ir.Model, feeds: Arrays) -> tuple[float, dict[str, float]]:
+    """Relative error of each output of the `.ort` against its source."""
+    half = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    values = [value.dtype for node in model.graph for value in node.outputs]
+    rounds = any(dtype in half for dtype in values) or any("Quantize" in node.op_type for node in model.graph)
+    tolerance = HALF_TOLERANCE if rounds else TOLERANCE
+    with open_runner() as runner:
+        runner.prepare([source, ort_file], feeds)
+        expected, actual = runner.outputs()
+    errors = {name: relative_error(array, actual[name]) for name, array in expected.items()}
+    for name, error in errors.items():
+        if not error <= tolerance:
+            raise VerificationError(
+                f"output '{name}' of the .ort file differs from its source by {error:.2g}, over the tolerance of "
+                f"{tolerance:g}; nothing was written"
+            )
+    return tolerance, errors
+
+
+def _manifest(
+    source: Path,
+    model: ir.Model,
+    shipped: Sequence[Path],
+    target: str,
+    tolerance: float,
+    errors: Mapping[str, float],
+    command: str | None,
+) -> dict[str, Any]:
+    import onnx
+    import onnxruntime as ort
+
+    return {
+        "format": FORMAT,
+        "command": command,
+        "versions": {"trp-onnx": __version__, "onnxruntime": ort.__version__, "onnx": onnx.__version__},
+        "source": _file(source),
+        "files": [_file(path) for path in shipped],
+        "target": target,
+        "ir_version": model.ir_version,
+        "opsets": {domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+        "inputs": [_value(value) for value in real_inputs(model)],
+        "outputs": [_value(value) for value in model.graph.outputs],
+        "comparison": {"tolerance": tolerance, "relative_errors": dict(errors)},
+    }
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+
+
+def _value(value: ir.Value) -> dict[str, Any]:
+    shape = None if value.shape is None else [size if isinstance(size, int) else str(size) for size in value.shape]
+    dtype = None if value.dtype is None else np.dtype(value.dtype.numpy()).name
+    return {"name": value.name, "type": dtype, "shape": shape}

@@ -1,0 +1,249 @@
+"""`trp-onnx quantize`: int8 after low rank, measured on what was written.
+
+open -> normalise -> balance factors -> calibrate -> keep in float what int8 hurts -> save -> verify -> measure
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from trp_onnx.accuracy import Accuracy, as_feed, evaluate
+from trp_onnx.data import Dataset, Preprocessing, open_data
+from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
+from trp_onnx.export.calibrated import Calibrated
+from trp_onnx.export.ort_format import TARGETS
+from trp_onnx.export.sensitivity import InFloat, keep_what_is_hurt
+from trp_onnx.latency.benchmark import bench
+from trp_onnx.latency.timing import Ratio
+from trp_onnx.layers import find_layers
+from trp_onnx.linalg import Array
+from trp_onnx.model import Staging, file_bytes, open_model, to_proto
+from trp_onnx.moments import with_outputs
+from trp_onnx.normalise import normalise
+from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
+from trp_onnx.runtime import open_session, run_session
+from trp_onnx.shapes import real_inputs
+
+CALIBRATION, JUDGING, LEAST = 256, 256, 32
+"""Samples that ranges are taken of, samples that int8 is judged on, and the fewest of both together."""
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One file of the comparison.
+
+    Attributes:
+        name: "float", "int8", and with the original before them "original" and "original, int8".
+        bytes: Its size.
+        accuracy: On the test data; None without any.
+        milliseconds: Median run, for orientation.
+        ratio: Speed-up over the first of the table.
+    """
+
+    name: str
+    bytes: int
+    accuracy: Accuracy | None
+    milliseconds: float
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` wrote.
+
+    Attributes:
+        model: The float file.
+        output: The int8 file.
+        layers: Layers in int8.
+        in_float: Layers that stayed in float, with reasons.
+        lost: Part of the answers that changed on the samples that int8 was judged on.
+        variants: Float and int8 side by side.
+        notes: What a reader should know.
+    """
+
+    model: str
+    output: str
+    layers: int
+    in_float: tuple[InFloat, ...]
+    lost: float
+    variants: tuple[Variant, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        document = dataclasses.asdict(self)
+        for entry, variant in zip(document["variants"], self.variants, strict=True):
+            if variant.accuracy is not None:
+                entry["accuracy"]["top1"] = variant.accuracy.top1
+        return document
+
+
+def quantize(
+    model: str | PathLike[str],
+    out: str | PathLike[str],
+    data: str | PathLike[str] | Dataset,
+    *,
+    preprocessing: Preprocessing | None = None,
+    max_drop: float = 1.0,
+    keep_ends: bool = False,
+    target: str = "any",
+    original: str | PathLike[str] | None = None,
+    test: str | PathLike[str] | Dataset | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    threads: int = 1,
+) -> Quantized:
+    """Quantise a model to int8 and write it, verified, to another file.
+
+    Args:
+        model: The float model, compressed or not; not modified.
+        out: Where the int8 one goes.
+        data: Samples to calibrate and to judge on, labels not needed; not the test data.
+        preprocessing: How samples become inputs.
+        max_drop: Points of the answers that may change; layers return to float until that holds.
+        keep_ends: Whether the first and the last layer stay in float.
+        target: "any", "arm" (signed activations, which its kernels prefer) or "amd64".
+        original: The dense model, to be quantised in the same way and measured beside.
+        test: Labelled samples; the accuracy of every file is measured on them once, at the end.
+        input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
+        threads: Intra-op threads of the timing.
+
+    Raises:
+        ModelError: The model cannot be read, run or quantised, or is in int8 already.
+        DataError: The data does not fit, or holds too few samples.
+        UsageError: An option makes no sense.
+        OutputError: The result cannot be written.
+        VerificationError: The written file does not run or gives NaN; it was removed.
+    """
+    if not 0 <= max_drop < 100:
+        raise UsageError(f"--max-drop is the points of answers that may change, from 0 to below 100, not {max_drop}")
+    if target not in TARGETS:
+        raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
+    source, out = Path(model), Path(out)
+    dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
+    tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
+    if len(dataset) < LEAST:
+        raise DataError(
+            f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
+        )
+    opened = open_model(source)
+    with Staging(out, source, opened) as staging:
+        made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes)
+        onnx.save(made.proto, staging.path)
+        _verify(staging.path, opened, dataset)
+        files = {"float": source, "int8": staging.path}
+        notes = list(made.notes)
+        if original is not None:
+            dense, path = Path(original), staging.folder / "original.onnx"
+            other = _quantise(open_model(dense), dataset, max_drop, keep_ends, target == "arm", input_shapes)
+            onnx.save(other.proto, path)
+            notes += [f"original: {note}" for note in other.notes]
+            files = {"original": dense, "original, int8": path} | files
+        variants = _side_by_side(files, tested, input_shapes, threads)
+        staging.publish()
+    return Quantized(
+        str(source), str(out), made.layers, tuple(made.in_float), made.lost, tuple(variants), tuple(notes)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Made:
+    proto: onnx.ModelProto
+    layers: int
+    in_float: list[InFloat]
+    lost: float
+    notes: list[str]
+
+
+def _quantise(
+    model: ir.Model,
+    dataset: Dataset,
+    max_drop: float,
+    keep_ends: bool,
+    signed: bool,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+) -> _Made:
+    """One model in int8, in memory."""
+    if any("QuantizeLinear" in node.op_type for node in model.graph):
+        raise ModelError("the model is in int8 already: quantize takes the float one")
+    normal, notes = normalise(model, input_shapes)
+    for i, node in enumerate(normal.graph):
+        node.name = node.name or f"{node.op_type}_{i}"
+    order = np.random.default_rng(0).permutation(len(dataset))
+    calibration = _batches(normal, dataset, order[: min(CALIBRATION, len(order) // 2)])
+    judging = _batches(normal, dataset, order[len(order) // 2 :][:JUDGING])
+    layers = find_layers(normal, input_shapes)
+    pairs = pairs_of(layers)
+    if pairs:
+        BalanceFactorsPass(pairs, _largest(normal, pairs, calibration))(normal)
+    proto = to_proto(normal)
+    calibrated = Calibrated(proto, calibration, signed=signed)
+    ends = [layer.name for layer in layers if keep_ends and layer.role]
+    made, in_float, lost = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends)
+    quantised = len(calibrated.layers) - len(in_float)
+    if lost > max_drop / 100:
+        notes.append(f"int8 changes {100 * lost:.1f} % of the answers even with every layer in float")
+    if quantised == 0:
+        notes.append("every layer stayed in float: int8 gains nothing here")
+    return _Made(made, quantised, in_float, lost, notes)
+
+
+def _batches(model: ir.Model, dataset: Dataset, indices: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Samples as the model takes them; a fixed batch size is kept to, a remainder left out."""
+    (value,) = real_inputs(model) if len(real_inputs(model)) == 1 else (None,)
+    if value is None:
+        raise DataError(f"the model has {len(real_inputs(model))} inputs; only models with one can take such data")
+    declared = value.shape[0] if value.shape is not None and len(value.shape) else None
+    size = declared if isinstance(declared, int) else _BATCH
+    starts = range(0, len(indices) - size + 1, size)
+    return [as_feed(model, dataset.take(indices[start : start + size])[0]) for start in starts]
+
+
+def _largest(
+    model: ir.Model, pairs: Sequence[tuple[Any, Any]], batches: Sequence[dict[str, np.ndarray]]
+) -> dict[str, Array]:
+    """Largest absolute activation of each channel between two layers, (C,), by the name of the value."""
+    names = {between(first): first for first, _ in pairs}
+    session = open_session(with_outputs(to_proto(model), list(names)))
+    found: dict[str, Array] = {}
+    for batch in batches:
+        values = run_session(session, batch)
+        for name, layer in names.items():
+            axis = 1 if layer.op == "Conv" else values[name].ndim - 1
+            others = tuple(i for i in range(values[name].ndim) if i != axis)
+            largest = np.abs(values[name]).max(axis=others).astype(np.float64)
+            found[name] = np.maximum(found[name], largest) if name in found else largest
+    return found
+
+
+def _verify(path: Path, original: ir.Model, dataset: Dataset) -> None:
+    """The written file runs and gives numbers."""
+    (batch,) = _batches(original, dataset, np.arange(min(len(dataset), _BATCH)))[:1] or ({},)
+    for name, array in run_session(open_session(path), batch).items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise VerificationError(f"output '{name}' of the int8 file is NaN or infinite; it was not kept")
+
+
+def _side_by_side(
+    files: Mapping[str, Path],
+    test: Dataset | None,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    threads: int,
+) -> list[Variant]:
+    """Size, accuracy and time of every file; times in one interleaved run."""
+    accuracies = [evaluate(path, test) if test is not None else None for path in files.values()]
+    timed = bench(list(files.values()), input_shapes=input_shapes, threads=threads, rounds=100)
+    return [
+        Variant(name, file_bytes(path), accuracy, contender.milliseconds, contender.ratio)
+        for (name, path), accuracy, contender in zip(files.items(), accuracies, timed.contenders, strict=True)
+    ]

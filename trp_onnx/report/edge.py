@@ -1,0 +1,67 @@
+"""Tables for the terminal: what was exported, and int8 beside float."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from trp_onnx.export import Export, Quantized
+from trp_onnx.report.tables import plain, si
+
+
+def export_tables(export: Export) -> list[Table]:
+    """The files, what phones take of the model, and advice on its layers."""
+    files = _table("file", "bytes", "sha256")
+    for file in export.manifest["files"]:
+        files.add_row(plain(file["file"]), si(file["bytes"]), file["sha256"][:16])
+    compared = export.manifest["comparison"]
+    worst = max(compared["relative_errors"].values(), default=0.0)
+    files.caption = f"relative error against the source {worst:.1e}, tolerance {compared['tolerance']:g}"
+    files.caption_justify = "left"
+    phones = _table("provider", "worth trying", "nodes", "groups", "left to the CPU")
+    for found in export.usability:
+        left = [*found.missing, *([f"{found.dynamic} nodes of dynamic size"] if found.dynamic else [])]
+        phones.add_row(
+            found.provider,
+            found.verdict + (f" ({found.when_fixed} if fixed)" if found.dynamic else ""),
+            f"{found.taken} of {found.nodes}",
+            str(found.groups),
+            ", ".join(left),
+        )
+    tables = [files, phones]
+    if export.advice:
+        advice = _table("layers", "for", "advice")
+        grouped: dict[tuple[str, str], list[str]] = {}
+        for entry in export.advice:
+            grouped.setdefault((entry.provider, entry.text), []).append(entry.layer)
+        for (provider, text), layers in grouped.items():
+            more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+            advice.add_row(plain(layers[0]) + more, provider, text)
+        tables.append(advice)
+    return tables
+
+
+def quantized_tables(quantized: Quantized) -> list[Table]:
+    """Float and int8 side by side, and the layers that stayed in float."""
+    variants = _table("model", "bytes", "top-1", "ms", "speed-up", "95 %")
+    for variant in quantized.variants:
+        ratio = variant.ratio
+        variants.add_row(
+            variant.name, si(variant.bytes), f"{variant.accuracy.top1:.2%}" if variant.accuracy else "-",
+            f"{variant.milliseconds:.3f}", f"{ratio.median:.3f}x", f"{ratio.low:.3f}-{ratio.high:.3f}",
+        )  # fmt: skip
+    variants.caption = f"{quantized.layers} layers in int8; {quantized.lost:.1%} of the answers changed"
+    variants.caption_justify = "left"
+    tables = [variants]
+    if quantized.in_float:
+        kept = _table("in float", "why")
+        for layer in quantized.in_float:
+            kept.add_row(plain(layer.layer), layer.reason)
+        tables.append(kept)
+    return tables
+
+
+def _table(*headings: str) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
