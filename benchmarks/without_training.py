@@ -35,7 +35,7 @@ class Net:
     file: str
     data: str
     preprocessing: trp_onnx.Preprocessing
-    speedups: tuple[float, ...] = (1.2, 1.5, 1.6, 2.0)
+    speedups: tuple[float, ...] = (1.2, 1.5, 2.0)
 
 
 NETS = {

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trp_onnx.data import Dataset, Preprocessing, open_data
     from trp_onnx.demonstration import demo
     from trp_onnx.diagnosis import Diagnosis, doctor
-    from trp_onnx.export import Export, Quantized, export, quantize
+    from trp_onnx.edge import Export, Quantized, export, quantize
     from trp_onnx.inspection import Inspection, inspect
     from trp_onnx.latency import Bench, LatencyTable, bench, profile
     from trp_onnx.planning import Decision, LayerRule
@@ -43,12 +43,12 @@ _HOMES = {
     "Dataset": "data",
     "Decision": "planning",
     "Diagnosis": "diagnosis",
-    "Export": "export",
+    "Export": "edge",
     "Inspection": "inspection",
     "LatencyTable": "latency",
     "LayerRule": "planning",
     "Preprocessing": "data",
-    "Quantized": "export",
+    "Quantized": "edge",
     "Report": "report",
     "TrainingOptions": "training",
     "bench": "latency",
@@ -56,11 +56,11 @@ _HOMES = {
     "demo": "demonstration",
     "doctor": "diagnosis",
     "evaluate": "accuracy",
-    "export": "export",
+    "export": "edge",
     "inspect": "inspection",
     "open_data": "data",
     "profile": "latency",
-    "quantize": "export",
+    "quantize": "edge",
 }
 
 __all__ = [

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -45,7 +46,7 @@ def evaluate(
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
 ) -> Accuracy:
-    """Measure the top-1 accuracy of an ONNX file.
+    """Measure the top-1 accuracy of an ONNX or `.ort` file.
 
     The first input of the model takes the samples, its first output that has one score a class for each
     sample is read; both may have further dimensions of size 1.
@@ -63,10 +64,10 @@ def evaluate(
     dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
     if dataset.labels is None:
         raise DataError(f"'{dataset.source}' has no labels: accuracy cannot be measured")
-    opened = open_model(Path(model))
+    session = open_session(Path(model))
+    opened = open_model(Path(model)) if Path(model).suffix != ".ort" else _interface(session)
     declared = real_inputs(opened)[0].shape if real_inputs(opened) else None
     batch = declared[0] if declared is not None and len(declared) and isinstance(declared[0], int) else BATCH
-    session = open_session(Path(model))
     count = len(dataset) if limit is None else min(limit, len(dataset))
     offset = dataset.preprocessing.label_offset
     correct = 0
@@ -108,6 +109,17 @@ def as_feed(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
         x = np.concatenate([x, np.repeat(x[-1:], expected[0] - len(x), axis=0)])
     dtype = first.dtype.numpy() if first.dtype is not None else np.float32
     return {first.name or "": x.astype(dtype)}
+
+
+def _interface(session: Any) -> ir.Model:
+    """The inputs of an `.ort` file, which only the runtime reads, as a model that has nothing else."""
+    types = {"tensor(float)": ir.DataType.FLOAT, "tensor(float16)": ir.DataType.FLOAT16}
+    inputs = [
+        ir.Value(name=given.name, shape=ir.Shape(given.shape), type=ir.TensorType(types[given.type]))
+        for given in session.get_inputs()
+        if given.type in types
+    ]
+    return ir.Model(ir.Graph(inputs, [], nodes=[], opset_imports={"": 17}), ir_version=8)
 
 
 def _scores(outputs: Mapping[str, np.ndarray], count: int, model: str) -> np.ndarray:

@@ -503,7 +503,7 @@ def export(
 ) -> None:
     """Turn MODEL into what an app ships: an .ort file, the operators of a reduced build, a manifest."""
     with _command():
-        from trp_onnx.export import export as run
+        from trp_onnx.edge import export as run
 
         command = shlex.join(["trp-onnx", *sys.argv[1:]])
         result = run(model, folder, input_shapes=dict(input_shapes), command=command, **options)
@@ -539,7 +539,7 @@ def quantize(
     """Quantise MODEL to int8, layers that it hurts excepted, and measure float and int8 side by side."""
     with _command():
         _check_json(json_to)
-        from trp_onnx.export import quantize as run
+        from trp_onnx.edge import quantize as run
 
         result = run(model, out, preprocessing=preprocessing(), input_shapes=dict(input_shapes), **options)
         _write_json(result.to_dict(), json_to)

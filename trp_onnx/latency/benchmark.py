@@ -140,6 +140,8 @@ def bench(
             "an .ort file stands beside an .onnx: on x86 the .onnx runs in blocked layout and the .ort does not, so "
             "their ratio is one of layouts too"
         )
+    if provider == "qnn" and not here.machine.lower().startswith(("qualcomm", "snapdragon")):
+        notes.append("this is the simulator of QNN's HTP: what it takes is what the chip takes, its times say nothing")
     if any(ratio.width > 0.02 for ratio in timing.ratios):
         notes.append(f"after {timing.rounds} rounds an interval is still wide: the machine is busy; try --rounds")
     shapes = {name: tuple(np.shape(array)) for name, array in feeds.items()}

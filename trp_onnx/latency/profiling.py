@@ -41,11 +41,11 @@ ROUNDS, SECONDS = 30, 1.5
 """A geometry is timed in so many interleaved rounds, or in about so many seconds, but in 8 at least."""
 
 _REPEATS = 2
-"""Calls in a turn: one that finds the caches cold, one that finds them warm. Networks are in between."""
+"""Timed calls in a turn."""
 
 _CHAINS, _CLOCK_ROUNDS = (50, 150), 100
 _WARM_UP = 3
-_METHOD = 2
+_METHOD = 3
 """Raised when what is measured changes: older measurements in the cache are then left alone."""
 
 _SAME_STEP = 0.92
@@ -267,7 +267,7 @@ def _parts(place: _Place, layer: Layer, wanted: Sequence[tuple[Scheme, Rank]]) -
     feeds, dense = probe_feeds(layer), build_probe(layer)
     probes = [dense, *(build_probe(layer, scheme, rank) for scheme, rank in wanted)]
     place.prepare(probes, feeds)
-    timing = measure(place.runner.run, len(probes), ROUNDS, repeats=_REPEATS, warm=False, limit_seconds=SECONDS)
+    timing = measure(place.runner.run, len(probes), ROUNDS, repeats=_REPEATS, limit_seconds=SECONDS)
     alone = _dissect(place, dense, feeds)
     share = sum(node.seconds for node in layer_nodes(alone.nodes)) / alone.seconds
     if not share > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from trp_onnx.export import Export, Quantized
+from trp_onnx.edge import Export, Quantized
 from trp_onnx.report.tables import plain, si
 
 

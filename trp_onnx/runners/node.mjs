@@ -4,7 +4,7 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { cpus, tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { createInterface } from "node:readline";
 import { Worker, answer } from "./worker.mjs";
 
@@ -36,5 +36,8 @@ const about = {
 };
 const worker = new Worker(ort, "cpu", about, openProfile, alive);
 const lines = createInterface({ input: process.stdin, crlfDelay: Infinity });
-lines.on("close", () => process.exit(0));
+lines.on("close", () => {
+  if (basename(tmpdir()).startsWith("trp-onnx-worker.")) rmSync(tmpdir(), { recursive: true, force: true });
+  process.exit(0);
+});
 for await (const line of lines) say(await answer(worker, JSON.parse(line)));

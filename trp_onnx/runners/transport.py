@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -80,14 +81,16 @@ class Process:
         """
         self.shares_files = shares_files
         self._spec, self._timeout = spec, timeout
+        self._folder = tempfile.mkdtemp(prefix="trp-onnx-worker.")  # runtimes leave logs in theirs
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, start_new_session=True,
-                text=True, encoding="utf-8", env=env,
+                text=True, encoding="utf-8", env={**(env or os.environ), "TMPDIR": self._folder},
             )  # fmt: skip
         except OSError as error:
             self._said.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise RunnerError(f"{spec} cannot be started: '{command[0]}': {error.strerror}") from error
         self._answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -123,6 +126,7 @@ class Process:
             with contextlib.suppress(OSError):
                 if stream is not None:
                     stream.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _listen(self) -> None:
         with contextlib.suppress(ValueError, OSError):

@@ -160,6 +160,7 @@ class _Page:
             self._process = subprocess.Popen(
                 [browser, *_FLAGS, *sandbox, f"--user-data-dir={self._folder}/profile", address],
                 stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said, start_new_session=True,
+                env={**os.environ, "TMPDIR": self._folder},
             )  # fmt: skip
         except OSError as error:
             self._end_server()

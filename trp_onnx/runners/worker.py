@@ -14,10 +14,13 @@ from __future__ import annotations
 import base64
 import bisect
 import gc
+import importlib
+import importlib.util
 import json
 import os
 import platform
 import queue
+import shutil
 import sys
 import tempfile
 import threading
@@ -32,6 +35,8 @@ Progress = Callable[[], object]
 
 _QUIET = 4
 _KERNEL = "_kernel_time"
+_PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
+"""Providers that come as a package of their own, which registers them with onnxruntime."""
 
 
 class Refusal(Exception):
@@ -101,7 +106,7 @@ class Worker:
 
         return {
             "machine": machine_name(), "runtime": ort.__version__, "host": f"Python {platform.python_version()}",
-            "providers": ort.get_available_providers(), "profiles": True,
+            "providers": [*ort.get_available_providers(), *(p for p in _PLUGINS if _plugin(p))], "profiles": True,
         }  # fmt: skip
 
     def prepare(self, models: Sequence[str | bytes], feeds: dict[str, np.ndarray], setting: dict[str, Any]) -> None:
@@ -173,15 +178,41 @@ class Worker:
             options.enable_profiling = True
             options.profile_file_prefix = profile
         wanted, cpu = setting["provider"], "CPUExecutionProvider"
-        chain = [(wanted, setting["options"]), *([] if wanted == cpu else [(cpu, {})])]
+        chain: list[Any] | None = [(wanted, setting["options"]), *([] if wanted == cpu else [(cpu, {})])]
         name = "the model" if isinstance(model, bytes) else f"'{model}'"
         try:
+            if _plugin(wanted):
+                chain = None
+                _add_plugin(options, wanted, setting["options"])
             session = ort.InferenceSession(model, options, providers=chain)
         except Exception as error:
             raise Refusal("model", f"onnxruntime {ort.__version__} cannot load {name}: {_reason(error)}") from error
         if session.get_providers()[0] != wanted:
             raise Refusal("model", f"{name} fell back from {wanted} to {session.get_providers()[0]}")
         return session
+
+
+def _plugin(provider: str) -> Any:
+    """The package that brings a provider, or None."""
+    import onnxruntime as ort
+
+    name = _PLUGINS.get(provider)
+    known = name is not None and hasattr(ort, "register_execution_provider_library")
+    return importlib.import_module(name) if known and name and importlib.util.find_spec(name) else None
+
+
+def _add_plugin(options: Any, provider: str, wanted: dict[str, str]) -> None:
+    """Have a session made on a provider that is a package of its own."""
+    import onnxruntime as ort
+
+    package = _plugin(provider)
+    if not any(device.ep_name == provider for device in ort.get_ep_devices()):
+        ort.register_execution_provider_library(provider, package.get_library_path())
+    found = [device for device in ort.get_ep_devices() if device.ep_name == provider]
+    if "backend_type" in wanted:
+        backend = getattr(package, f"get_qnn_{wanted['backend_type']}_path")()
+        wanted = {**{k: v for k, v in wanted.items() if k != "backend_type"}, "backend_path": backend}
+    options.add_provider_for_devices(found[:1], wanted)
 
 
 def machine_name() -> str:
@@ -282,6 +313,9 @@ def main() -> None:
     def listen() -> None:
         for line in sys.stdin:
             requests.put(line)
+        folder = os.environ.get("TMPDIR", "")
+        if os.path.basename(folder).startswith("trp-onnx-worker."):  # made for this process
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)  # the host is gone, whatever this process hangs in
 
     threading.Thread(target=listen, daemon=True).start()

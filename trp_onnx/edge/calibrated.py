@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from trp_onnx.edge.quiet import quietly
 from trp_onnx.errors import ModelError
-from trp_onnx.export.quiet import quietly
 
 QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights: what is listed, judged, and kept in float where int8 hurts."""
@@ -59,13 +59,15 @@ class Calibrated:
             except Exception as error:
                 raise _refusal(error) from error
         self.layers = [node.name for node in self._model.graph.node if node.op_type in QUANTISED]
+        self._before = _nearest(self._model.graph, reversed_order=False)
+        self._after = _nearest(self._model.graph, reversed_order=True)
 
     def quantised(self, *, only: Collection[str] = (), kept: Collection[str] = ()) -> onnx.ModelProto:
         """The model in int8.
 
         Args:
             only: Nodes to quantise; all where none are named.
-            kept: Nodes to leave in float.
+            kept: Layers to leave in float; what does not stand between two that are quantised stays in float too.
 
         Raises:
             ModelError: The quantiser does not take it.
@@ -73,17 +75,36 @@ class Calibrated:
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+        left = set(kept)
+        for node in self._model.graph.node:
+            if node.name not in self.layers and not (self._before[node.name] - left and self._after[node.name] - left):
+                left.add(node.name)
         try:
             with quietly():
                 quantizer = QDQQuantizer(
                     copy.deepcopy(self._model), True, False, QuantType.QInt8, self._activations, self._ranges,
-                    list(only), list(kept), self._operators, {},
+                    list(only), sorted(left), self._operators, {},
                 )  # fmt: skip
                 quantizer.quantize_model()
+                quantizer.model.topological_sort()
         except Exception as error:
             raise _refusal(error) from error
         found: onnx.ModelProto = quantizer.model.model
         return found
+
+
+def _nearest(graph: onnx.GraphProto, *, reversed_order: bool) -> dict[str, set[str]]:
+    """For each node the layers nearest before it, or after it; none at the ends of the network."""
+    nodes = list(reversed(graph.node)) if reversed_order else list(graph.node)
+    by_value: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
+    for node in nodes:
+        sources, targets = (node.output, node.input) if reversed_order else (node.input, node.output)
+        found[node.name] = set().union(*(by_value.get(name, set()) for name in sources))
+        passed = {node.name} if node.op_type in QUANTISED else found[node.name]
+        for name in targets:
+            by_value[name] = by_value.get(name, set()) | passed
+    return found
 
 
 class _Reader:

@@ -18,10 +18,10 @@ import onnx_ir as ir
 
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.data import Dataset, Preprocessing, open_data
+from trp_onnx.edge.calibrated import Calibrated
+from trp_onnx.edge.ort_format import TARGETS
+from trp_onnx.edge.sensitivity import InFloat, keep_what_is_hurt
 from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
-from trp_onnx.export.calibrated import Calibrated
-from trp_onnx.export.ort_format import TARGETS
-from trp_onnx.export.sensitivity import InFloat, keep_what_is_hurt
 from trp_onnx.latency.benchmark import bench
 from trp_onnx.latency.timing import Ratio
 from trp_onnx.layers import find_layers
@@ -227,7 +227,11 @@ def _largest(
 
 
 def _verify(path: Path, original: ir.Model, dataset: Dataset) -> None:
-    """The written file runs and gives numbers."""
+    """The written file is sound, runs, and gives numbers."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise VerificationError(f"the int8 file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
     (batch,) = _batches(original, dataset, np.arange(min(len(dataset), _BATCH)))[:1] or ({},)
     for name, array in run_session(open_session(path), batch).items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():

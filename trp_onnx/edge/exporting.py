@@ -25,10 +25,10 @@ import onnx_ir as ir
 
 from trp_onnx._version import __version__
 from trp_onnx.data import read_npz
+from trp_onnx.edge.advice import Advice, advise
+from trp_onnx.edge.ort_format import TARGETS, convert_to_ort
+from trp_onnx.edge.usability import Usability, check_usability
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
-from trp_onnx.export.advice import Advice, advise
-from trp_onnx.export.ort_format import TARGETS, convert_to_ort
-from trp_onnx.export.usability import Usability, check_usability
 from trp_onnx.layers import find_layers
 from trp_onnx.model import check_folder, has_external_data, open_model
 from trp_onnx.progress import watch

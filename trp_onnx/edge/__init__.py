@@ -5,8 +5,8 @@ provider takes), `advice` (what it asks of shapes and ranks) and a manifest. `qu
 `sensitivity` finds what int8 hurts, `balance` evens out what flows between factors.
 """
 
-from trp_onnx.export.exporting import Export, export
-from trp_onnx.export.quantization import Quantized, quantize
-from trp_onnx.export.usability import Usability
+from trp_onnx.edge.exporting import Export, export
+from trp_onnx.edge.quantization import Quantized, quantize
+from trp_onnx.edge.usability import Usability
 
 __all__ = ["Export", "Quantized", "Usability", "export", "quantize"]

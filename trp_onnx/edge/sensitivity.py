@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from trp_onnx.divergence import divergence
-from trp_onnx.export.calibrated import Calibrated
+from trp_onnx.edge.calibrated import Calibrated
 from trp_onnx.progress import track
 from trp_onnx.runtime import Arrays, open_session, relative_error, run_session
 

@@ -1,0 +1,334 @@
+"""Other runtimes: the same answers there, turns taken there, and what happens when they are missing, die or hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import platformdirs
+import pytest
+from click.testing import CliRunner
+
+import trp_onnx
+from tests.graphs import conv_net, rng
+from trp_onnx.cli import main
+from trp_onnx.errors import ModelError, RunnerError, UsageError
+from trp_onnx.runners import open_runner
+
+HERE = f"python:{sys.executable}"
+FEEDS = {"x": rng().standard_normal((2, 3, 12, 12)).astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return conv_net(tmp_path_factory.mktemp("net") / "net.onnx", channels=32)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No temporary file and no process outlives a test."""
+    folder = Path(tempfile.mkdtemp())  # short: a browser makes sockets below it
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield
+    left = [path.name for path in folder.iterdir() if path.name != ".ses"]  # that one is onnxruntime's own
+    shutil.rmtree(folder)
+    assert left == [] and children() == []
+
+
+def children() -> list[str]:
+    """What this process has started and that still runs."""
+    for _ in range(50):
+        lines = subprocess.run(
+            ["/bin/ps", "-eo", "ppid=,stat=,args="], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        found = [line for line in lines if line.split()[0] == str(os.getpid()) and " ps " not in f"{line} "]
+        found = [line for line in found if not line.split()[1].startswith("Z") and "ps -eo" not in line]
+        if not found:
+            break
+        time.sleep(0.1)
+    return found
+
+
+@pytest.fixture
+def npm_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own npm packages, or those that npm installs now."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not on the path")
+    mine = Path(platformdirs.user_cache_dir("trp-onnx"))
+    monkeypatch.setenv("TRP_ONNX_CACHE", str(mine))
+
+
+def same_as_here(net: Path, runtime: str, tolerance: float = 1e-5) -> None:
+    with open_runner() as here, open_runner(runtime) as there:
+        here.prepare([net], FEEDS)
+        there.prepare([net, net], FEEDS)
+        (expected,), (first, second) = here.outputs(), there.outputs()
+        for name, array in expected.items():
+            np.testing.assert_allclose(first[name], array, rtol=tolerance, atol=tolerance)
+            np.testing.assert_array_equal(first[name], second[name])
+            assert first[name].dtype == array.dtype
+        samples = there.run(3, [2, 2])
+        assert np.shape(samples) == (3, 2) and np.min(samples) > 0
+        profile = there.profile([1], 4)
+        assert profile.plain.shape == (4, 1) and profile.seconds[0].shape == (4, len(profile.nodes[0]))
+        assert any("Conv" in node.op for node in profile.nodes[0])
+        assert {node.provider for node in profile.nodes[0]} == {"CPUExecutionProvider"}
+
+
+def test_another_interpreter(net: Path) -> None:
+    same_as_here(net, HERE)
+
+
+def test_node(net: Path, npm_packages: None) -> None:
+    same_as_here(net, "node")
+
+
+def test_a_browser(net: Path, npm_packages: None) -> None:
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("there is no Chromium on the path")
+    same_as_here(net, "web")
+    result = trp_onnx.bench([net, net], rounds=8, threads=2, runtime="web", inputs=_inputs(net))
+    assert "onnxruntime-web" in result.runtime and result.threads == 2
+
+
+def _inputs(net: Path) -> Path:
+    path = net.with_name("x.npz")
+    np.savez(path, **FEEDS)
+    return path
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An ssh server on this machine, with a key of its own."""
+    sshd = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if sshd is None or shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
+        pytest.skip("there is no sshd")
+    folder = tmp_path / "ssh"
+    folder.mkdir(mode=0o700)
+    for name in ("host", "key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    shutil.copy(folder / "key.pub", folder / "authorized")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
+        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nPidFile none\n"
+    )
+    Path("/run/sshd").mkdir(exist_ok=True)
+    server = subprocess.Popen([sshd, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL)
+    monkeypatch.setenv(
+        "TRP_ONNX_SSH",
+        f"ssh -p {port} -i {folder}/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
+    )
+    for _ in range(50):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield "127.0.0.1"
+    server.terminate()
+    server.wait()
+
+
+def test_a_board_over_ssh(net: Path, board: str, tmp_path: Path) -> None:
+    same_as_here(net, f"ssh:{board}:{sys.executable}")
+    with pytest.raises(RunnerError, match=r"died.*not found|died.*No such file"):
+        trp_onnx.bench([net], rounds=2, runtime=f"ssh:{board}:/nowhere/python")
+    shutil.rmtree(tmp_path / "ssh")
+    with pytest.raises(RunnerError, match="died"):
+        trp_onnx.bench([net], rounds=2, runtime=f"ssh:{board}:{sys.executable}")
+
+
+def interpreter(name: str) -> str:
+    """Another runtime that benchmarks/other_runtimes.sh made."""
+    folder = os.environ.get("TRP_ONNX_RUNTIMES")
+    path = Path(folder or "/nowhere") / name / ("python" if name == "arm64" else "bin/python")
+    if not path.is_file():
+        pytest.skip(f"{name} is absent: benchmarks/other_runtimes.sh DIR makes it, TRP_ONNX_RUNTIMES=DIR names it")
+    return f"python:{path}"
+
+
+def test_another_release(net: Path, tmp_path: Path) -> None:
+    """Files of this release run in 1.19.2, and those of 1.19.2 here."""
+    there = interpreter("1.19.2")
+    same_as_here(net, there)
+    trp_onnx.export(net, tmp_path / "out")
+    same_as_here(tmp_path / "out" / "net.ort", there)
+    code = (
+        "import sys, pathlib; from onnxruntime.tools.convert_onnx_models_to_ort import *; "
+        "convert_onnx_models_to_ort(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), [OptimizationStyle.Fixed])"
+    )
+    subprocess.run(
+        [there.partition(":")[2], "-c", code, str(net), str(tmp_path / "theirs")], check=True, capture_output=True
+    )
+    same_as_here(tmp_path / "theirs" / "net.ort", there)
+
+
+def test_arm64_gives_the_same_numbers(net: Path, tmp_path: Path) -> None:
+    there = interpreter("arm64")
+    trp_onnx.export(net, tmp_path / "out", target="arm")
+    for path in (net, tmp_path / "out" / "net.ort"):
+        with open_runner() as here, open_runner(there) as arm:
+            assert arm.describe().machine == "aarch64"
+            here.prepare([path], FEEDS)
+            arm.prepare([path], FEEDS)
+            for name, array in here.outputs()[0].items():
+                np.testing.assert_allclose(arm.outputs()[0][name], array, rtol=1e-5, atol=1e-6)
+
+
+def test_openvino(net: Path) -> None:
+    runtime = interpreter("openvino")
+    result = trp_onnx.bench([net], rounds=2, runtime=runtime, provider="openvino", inputs=_inputs(net))
+    assert set(result.contenders[0].providers) == {"OpenVINOExecutionProvider"}
+    with open_runner() as here, open_runner(runtime) as there:
+        here.prepare([net], FEEDS)
+        there.prepare([net], FEEDS, provider="openvino")
+        for name, array in here.outputs()[0].items():
+            np.testing.assert_allclose(there.outputs()[0][name], array, rtol=1e-2, atol=1e-2)
+
+
+def test_the_simulator_of_qnn(net: Path, tmp_path: Path) -> None:
+    runtime = interpreter("qnn")
+    with pytest.raises(ModelError, match="qnn took none of the nodes"):
+        trp_onnx.bench([net], rounds=1, runtime=runtime, provider="qnn", inputs=_inputs(net))
+    proto = onnx.load(net)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    result = trp_onnx.bench([tmp_path / "fixed.onnx"], rounds=1, runtime=runtime, provider="qnn", inputs=_inputs(net))
+    assert set(result.contenders[0].providers) == {"QNNExecutionProvider"}
+    assert any("simulator" in note for note in result.notes)
+    with open_runner() as here, open_runner(runtime) as there:
+        here.prepare([net], FEEDS)
+        there.prepare([tmp_path / "fixed.onnx"], FEEDS, provider="qnn")
+        for name, array in here.outputs()[0].items():
+            np.testing.assert_allclose(there.outputs()[0][name], array, rtol=2e-2, atol=2e-2)  # it computes in float16
+
+
+def test_bench_and_a_latency_table_elsewhere(net: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.onnx"
+    trp_onnx.compress(net, small, macs=0.3, align=1, scheme="spatial")
+    result = trp_onnx.bench([net, small], rounds=20, runtime=HERE)
+    assert "Python" in result.runtime and result.contenders[1].ratio.median > 1
+    assert {"conv1", "conv2"} <= set(result.contenders[0].layers)
+    table = trp_onnx.profile(net, runtime=HERE)
+    assert sum(table.shares.values()) > 0.3 and any(knots for by in table.parts.values() for knots in by.values())
+
+
+def test_runtimes_that_are_not_there(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(runtime: str, words: str) -> None:
+        with pytest.raises(RunnerError, match=words) as refusal:
+            trp_onnx.bench([net], rounds=2, runtime=runtime)
+        assert refusal.value.exit_code == 1 and "\n" not in str(refusal.value)
+
+    refused("python:/no/such/python", "no interpreter '/no/such/python'")
+    bare = script(tmp_path / "bare", f'exec {sys.executable} -S -I "$@"')
+    refused(f"python:{bare}", "died.*numpy")
+    (tmp_path / "broken" / "onnxruntime").mkdir(parents=True)
+    (tmp_path / "broken" / "onnxruntime" / "__init__.py").write_text("raise ImportError('gone')")
+    without = script(tmp_path / "without", f'PYTHONPATH={tmp_path / "broken"} exec {sys.executable} "$@"')
+    refused(f"python:{without}", "has no onnxruntime")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("TRP_ONNX_CACHE", str(tmp_path / "cache"))
+    refused("node", "needs Node.js")
+    for word in ("phone", "python:", "ssh:", ""):
+        with pytest.raises(UsageError, match="unknown runtime"):
+            trp_onnx.bench([net], rounds=2, runtime=word)
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_worker_that_hangs(net: Path, tmp_path: Path) -> None:
+    stuck = script(tmp_path / "stuck", "sleep 1000 & sleep 1000")
+    began = time.monotonic()
+    result = CliRunner().invoke(main, ["bench", str(net), "--runtime", f"python:{stuck}", "--timeout", "0.5"])
+    assert result.exit_code == 1 and "no sign of life for 0.5 s" in result.stderr
+    assert time.monotonic() - began < 20
+    left = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+    assert str(stuck) not in left
+
+
+def test_a_worker_that_is_killed(net: Path) -> None:
+    with open_runner(HERE) as runner:
+        runner.prepare([net], FEEDS)
+        (pid,) = [
+            int(line.split()[0])
+            for line in subprocess.run(
+                ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+            ).stdout.splitlines()
+            if line.split()[1] == str(os.getpid()) and "worker.py" in line
+        ]
+        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+        with pytest.raises(RunnerError, match=r"died \(signal 9\)"):
+            runner.run(10**6, [10])
+
+
+def test_a_host_that_is_killed_takes_its_worker_along(net: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, numpy as np; from trp_onnx.runners import open_runner\n"
+        f"runner = open_runner({HERE!r}); runner.describe(); print('ready', flush=True); sys.stdin.read()"
+    )
+    host = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert host.stdout is not None and host.stdout.readline() == "ready\n"
+    host.kill()
+    host.wait()
+    host.stdout.close()
+    if host.stdin is not None:
+        host.stdin.close()
+    for _ in range(50):
+        left = subprocess.run(["ps", "-eo", "ppid=,args="], capture_output=True, text=True, check=True).stdout
+        mine = [line for line in left.splitlines() if "runners/worker.py" in line and sys.executable in line]
+        if not mine:
+            return
+        time.sleep(0.1)
+    raise AssertionError(mine)
+
+
+def test_pages_that_do_not_load(net: Path, tmp_path: Path, npm_packages: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(browser: Path, words: str) -> None:
+        monkeypatch.setenv("TRP_ONNX_BROWSER", str(browser))
+        with pytest.raises(RunnerError, match=words):
+            trp_onnx.bench([net], rounds=2, runtime="web", timeout=1)
+
+    refused(script(tmp_path / "blind", "sleep 1000"), "did not load its page for 1 s")
+    refused(script(tmp_path / "broken", "echo no display >&2; exit 3"), r"exit code 3.*no display")
+    refused(tmp_path / "none", "no browser")
+
+
+def test_models_that_do_not_run_there(net: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    with open_runner(HERE) as runner:
+        with pytest.raises(ModelError, match="cannot load"):
+            runner.prepare([tmp_path / "broken.onnx"], FEEDS)
+        with pytest.raises(ModelError, match="no value for input 'x'"):
+            runner.prepare([net], {})
+        with pytest.raises(ModelError, match="does not exist"):
+            runner.prepare([tmp_path / "none.onnx"], FEEDS)
+        with pytest.raises(UsageError, match="coreml is not in this onnxruntime"):
+            runner.prepare([net], FEEDS, provider="coreml")
+        runner.prepare([net], FEEDS)  # it is none the worse for that
+        assert len(runner.outputs()) == 1
+
+
+def test_the_runtime_is_named(net: Path) -> None:
+    result = CliRunner().invoke(main, ["bench", str(net), "--rounds", "2", "--runtime", HERE, "--json", "-"])
+    document = json.loads(result.stdout)
+    assert "Python" in document["runtime"] and document["contenders"][0]["ratio"]["median"] == 1.0
