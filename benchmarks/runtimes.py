@@ -45,7 +45,7 @@ def main() -> None:
             for runtime, provider in places:
                 with open_runner(runtime) as runner:
                     here = runner.describe()
-                where = f"{here.runtime} in {here.host}"
+                where = str(here)
                 if results.has(net=name, where=where, provider=provider):
                     continue
                 found = trp_onnx.bench([dense, small], provider=provider, runtime=runtime)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +130,22 @@ def test_what_cannot_be_exported(net: Path, tmp_path: Path) -> None:
     unknown = model([helper.make_node("Magic", ["x"], ["y"])], [info("x", [1])], [info("y", [1])])
     refused(ModelError, "cannot convert", save(unknown, tmp_path / "u.onnx"), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("command", ["export", "quantize"])
+def test_a_disk_that_is_full(net: Path, tmp_path: Path, command: str) -> None:
+    """A real failing write: the process may not make files larger than 20 kB."""
+    np.savez(tmp_path / "d.npz", x=np.zeros((64, 12, 12, 3), np.float32))
+    options = ["--data", tmp_path / "d.npz"] if command == "quantize" else []
+    before = sorted(tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-m", "trp_onnx", command, net, "-o", tmp_path / "out", *options],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "error:" in done.stderr and "Traceback" not in done.stderr
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != ".ses"] == before
 
 
 def test_real_models_become_ort_files(real_models: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,22 @@ def test_a_drifting_machine_does_not_show_in_the_ratio() -> None:
 
     timing = compare([lambda: drifting(0.003), lambda: drifting(0.003)], rounds=40)
     assert timing.ratios[1].median == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_contender_that_is_its_own_neighbour_gains_nothing() -> None:
+    """Each is faster when it ran before; of three, the first and the last do at every flip."""
+    last = -1
+
+    def contender(index: int) -> Callable[[], None]:
+        def call() -> None:
+            nonlocal last
+            work(0.002 if last == index else 0.003)
+            last = index
+
+        return call
+
+    timing = compare([contender(i) for i in range(3)], rounds=20)
+    assert [ratio.median for ratio in timing.ratios] == pytest.approx([1.0, 1.0, 1.0], rel=0.05)
 
 
 def test_it_stops_when_it_knows_enough() -> None:

@@ -14,8 +14,12 @@ from tests.graphs import conv_net, rng, run
 from tests.test_command_line import run as cli
 from trp_onnx.errors import DataError, ModelError, TargetError, UsageError
 from trp_onnx.latency import read_table, save_table
+from trp_onnx.latency.profiling import measure_table
 from trp_onnx.layers import find_layers
 from trp_onnx.model import open_model
+from trp_onnx.normalise import normalise
+from trp_onnx.runners import Description, NodeTime, Profile
+from trp_onnx.runtime import feeds_for
 from trp_onnx.schemes import SCHEMES
 
 
@@ -251,6 +255,53 @@ def test_profile_on_the_command_line(net: Path, tmp_path: Path) -> None:
     assert "conv2" in shown and "spatial" in shown and "ranks in steps of" in shown
     text = cli("compress", net, "-o", tmp_path / "out.onnx", "--speedup", 1.2, "--latency-table", tmp_path / "t.json")
     assert "x as fast" in text and "predicted" in text
+
+
+class Clockwork:
+    """A runtime in which a node takes a tick for each of its weights, and whose profile adds to each node."""
+
+    def __init__(self, added: float) -> None:
+        self.added, self.models = added, list[onnx.ModelProto]()
+
+    def describe(self) -> Description:
+        return Description(f"clockwork {self.added}", "1", "a test", ("CPUExecutionProvider",), True)
+
+    def prepare(self, models: list[bytes], *_: object) -> None:
+        self.models = [onnx.load_from_string(model) for model in models]
+
+    def _seconds(self, model: onnx.ModelProto) -> list[float]:
+        sizes = {tensor.name: float(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+        return [1e-7 + 1e-9 * sum(sizes.get(name, 0) for name in node.input) for node in model.graph.node]
+
+    def run(self, rounds: int, repeats: list[int], warm: bool = True) -> list[list[float]]:
+        return [[sum(self._seconds(model)) for model in self.models]] * rounds
+
+    def profile(self, models: list[int], rounds: int) -> Profile:
+        chosen = [self.models[i] for i in models]
+        noted = [np.array([self._seconds(model)] * rounds) + self.added for model in chosen]
+        nodes = [
+            tuple(
+                NodeTime(node.name, node.op_type, "CPUExecutionProvider", float(seconds))
+                for node, seconds in zip(model.graph.node, times[0], strict=True)
+            )
+            for model, times in zip(chosen, noted, strict=True)
+        ]
+        return Profile(np.array(self.run(rounds, []))[:, models], tuple(nodes), tuple(noted))
+
+
+def test_what_reading_the_clock_adds_does_not_reach_a_plan(net: Path) -> None:
+    """It may be as long as a layer takes."""
+    normal, _ = normalise(open_model(net))
+    layers = find_layers(normal)
+    exact, off = (
+        measure_table(normal, layers, feeds_for(normal), runner=Clockwork(added))  # type: ignore[arg-type]
+        for added in (0.0, 2e-5)
+    )
+    for layer in layers:
+        for scheme, knots in exact.parts[exact.signatures[layer.name]].items():
+            for (rank, part), (_, other) in zip(knots, off.parts[off.signatures[layer.name]][scheme], strict=True):
+                saved = exact.shares[layer.name] * (1 - part), off.shares[layer.name] * (1 - other)
+                assert saved[1] == pytest.approx(saved[0], abs=1e-3), (layer.name, scheme, rank)
 
 
 def test_layers_of_every_kind_are_timed(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ class Staging:
                 offset = file.tell()
                 file.write(array.tobytes())
         except OSError as error:
-            raise _cannot_write(self.out, error) from error
+            raise cannot_write(self.out, error) from error
         return ir.ExternalTensor(
             self._spool.name, offset, array.nbytes, dtype,
             shape=ir.Shape(array.shape), name=name, base_dir=self.folder,
@@ -196,7 +196,7 @@ class Staging:
             ir.save(model, self.path, format="protobuf", external_data=f"{self.out.name}.data" if external else None)
             self._spool.unlink(missing_ok=True)
         except OSError as error:
-            raise _cannot_write(self.out, error) from error
+            raise cannot_write(self.out, error) from error
 
     def publish(self) -> None:
         """Move the result into place.
@@ -210,7 +210,7 @@ class Staging:
                 data.replace(self.out.with_name(data.name))
             self.path.replace(self.out)
         except OSError as error:
-            raise _cannot_write(self.out, error) from error
+            raise cannot_write(self.out, error) from error
 
     def __enter__(self) -> Staging:
         return self
@@ -232,7 +232,7 @@ def check_target(path: Path) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"cannot write '{path}': its folder may not be written to")
+        raise OutputError(f"cannot write '{path}': Permission denied")
 
 
 def check_folder(path: Path) -> None:
@@ -245,7 +245,7 @@ def check_folder(path: Path) -> None:
     if not there.is_dir():
         raise OutputError(f"cannot make the folder '{path}': '{there}' is a file")
     if not os.access(there, os.W_OK):
-        raise OutputError(f"cannot write to '{path}': its folder may not be written to")
+        raise OutputError(f"cannot write to '{path}': Permission denied")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -268,10 +268,11 @@ def write_text(path: Path, text: str) -> None:
                 temporary.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> OutputError:
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """What an OSError says to a user."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     why = "no space is left for it" if full else (error.strerror or str(error))
     return OutputError(f"cannot write '{path}': {why}; nothing was left behind")

@@ -30,7 +30,7 @@ from trp_onnx.edge.ort_format import TARGETS, convert_to_ort
 from trp_onnx.edge.usability import Usability, check_usability
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
 from trp_onnx.layers import find_layers
-from trp_onnx.model import check_folder, has_external_data, open_model
+from trp_onnx.model import cannot_write, check_folder, has_external_data, open_model
 from trp_onnx.progress import watch
 from trp_onnx.runners import open_runner
 from trp_onnx.runtime import Arrays, feeds_for, relative_error
@@ -130,7 +130,7 @@ def export(
         text.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _publish([*shipped, text], folder)
     except OSError as error:
-        raise OutputError(f"cannot write to '{folder}': {error.strerror}; nothing was left behind") from error
+        raise cannot_write(folder, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Export(str(folder), manifest, usability, advice, tuple(notes))

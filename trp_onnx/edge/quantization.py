@@ -6,7 +6,8 @@ open -> normalise -> balance factors -> calibrate -> keep in float what int8 hur
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -26,7 +27,7 @@ from trp_onnx.latency.benchmark import bench
 from trp_onnx.latency.timing import Ratio
 from trp_onnx.layers import find_layers
 from trp_onnx.linalg import Array
-from trp_onnx.model import Staging, file_bytes, open_model, to_proto
+from trp_onnx.model import Staging, cannot_write, file_bytes, open_model, to_proto
 from trp_onnx.moments import with_outputs
 from trp_onnx.normalise import normalise
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
@@ -137,7 +138,7 @@ def quantize(
             f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
         )
     opened = open_model(source)
-    with Staging(out, source, opened) as staging:
+    with _space_for(out), Staging(out, source, opened) as staging:
         made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes)
         onnx.save(made.proto, staging.path)
         _verify(staging.path, opened, dataset)
@@ -154,6 +155,15 @@ def quantize(
     return Quantized(
         str(source), str(out), made.layers, tuple(made.in_float), made.lost, tuple(variants), tuple(notes)
     )  # fmt: skip
+
+
+@contextmanager
+def _space_for(out: Path) -> Iterator[None]:
+    """A full disk, of the result or of temporary files, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(out, error) from error
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def bench(
     if any(ratio.width > 0.02 for ratio in timing.ratios):
         notes.append(f"after {timing.rounds} rounds an interval is still wide: the machine is busy; try --rounds")
     shapes = {name: tuple(np.shape(array)) for name, array in feeds.items()}
-    where = f"{here.machine}, {here.runtime} in {here.host}"
+    where = f"{here.machine}, {here}"
     return Bench(tuple(contenders), timing.rounds, threads, provider, where, shapes, tuple(notes))
 
 

@@ -33,6 +33,10 @@ class Description:
     providers: tuple[str, ...]
     profiles: bool
 
+    def __str__(self) -> str:
+        runtime = self.runtime if " " in self.runtime else f"onnxruntime {self.runtime}"
+        return f"{runtime} in {self.host}"
+
 
 @dataclass(frozen=True)
 class NodeTime:
