@@ -96,6 +96,21 @@ def test_a_model_without_layers(tmp_path: Path) -> None:
     assert "nothing to factorise" in refused(tmp_path, path, 1)
 
 
+def test_nodes_in_any_order(tmp_path: Path, net: Path) -> None:
+    """The runtime takes them, so do we; a circle is said."""
+    proto = onnx.load(net)
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(reversed(nodes))
+    onnx.save(proto, tmp_path / "reversed.onnx")
+    trp_onnx.compress(tmp_path / "reversed.onnx", tmp_path / "out.onnx", macs=0.6, align=1)
+    nodes[0].input[0] = nodes[2].output[0]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, tmp_path / "circle.onnx")
+    assert "in a circle" in refused(tmp_path, tmp_path / "circle.onnx", 1)
+
+
 def test_missing_external_data(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(CASES["conv_1d"](), path, save_as_external_data=True, location="m.bin", size_threshold=0)

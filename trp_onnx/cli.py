@@ -518,7 +518,8 @@ def export(
 @click.option("-o", "--output", "out", type=_FILE, required=True, help="Where the int8 model goes.")
 @_data_options(required=True)
 @click.option("--max-drop", type=float, default=1.0, metavar="P", show_default=True,
-              help="Points of the answers that may change; layers return to float until that holds.")  # fmt: skip
+              help="Points of accuracy to lose at most, by the float model's own probabilities; layers return to float "
+              "until that holds.")  # fmt: skip
 @click.option("--target", type=click.Choice(["any", "arm", "amd64"]), default="any", show_default=True,
               help="arm makes activations signed, as its kernels prefer.")  # fmt: skip
 @click.option("--keep-ends", is_flag=True, help="Leave the first and the last layer in float.")

@@ -52,6 +52,10 @@ def open_model(path: Path) -> ir.Model:
     if not len(model.graph) or not model.opset_imports:
         raise ModelError(f"'{path}' is not an ONNX model: it holds no graph")
     _check_external_data(path, model)
+    try:
+        model.graph.sort()  # onnxruntime takes nodes in any order, and quantisers write them so
+    except ValueError as error:
+        raise ModelError(f"'{path}' is not a valid ONNX model: its nodes depend on one another in a circle") from error
     return model
 
 

@@ -68,7 +68,8 @@ class Quantized:
         output: The int8 file.
         layers: Layers in int8.
         in_float: Layers that stayed in float, with reasons.
-        lost: Part of the answers that changed on the samples that int8 was judged on.
+        lost: Accuracy that is lost on the samples that int8 was judged on, by the float model's own probabilities, 0 to
+            1 (see `sensitivity`).
         variants: Float and int8 side by side.
         notes: What a reader should know.
     """
@@ -111,7 +112,8 @@ def quantize(
         out: Where the int8 one goes.
         data: Samples to calibrate and to judge on, labels not needed; not the test data.
         preprocessing: How samples become inputs.
-        max_drop: Points of the answers that may change; layers return to float until that holds.
+        max_drop: Points of accuracy to lose at most, by the float model's own probabilities; layers return to float
+            until that holds.
         keep_ends: Whether the first and the last layer stay in float.
         target: "any", "arm" (signed activations, which its kernels prefer) or "amd64".
         original: The dense model, to be quantised in the same way and measured beside.
@@ -127,7 +129,7 @@ def quantize(
         VerificationError: The written file does not run or gives NaN; it was removed.
     """
     if not 0 <= max_drop < 100:
-        raise UsageError(f"--max-drop is the points of answers that may change, from 0 to below 100, not {max_drop}")
+        raise UsageError(f"--max-drop is the points of accuracy to lose at most, from 0 to below 100, not {max_drop}")
     if target not in TARGETS:
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
     source, out = Path(model), Path(out)
@@ -202,7 +204,7 @@ def _quantise(
     made, in_float, lost = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends)
     quantised = len(calibrated.layers) - len(in_float)
     if lost > max_drop / 100:
-        notes.append(f"int8 changes {100 * lost:.1f} % of the answers even with every layer in float")
+        notes.append(f"{100 * lost:.1f} points are lost even with every layer in float")
     if quantised == 0:
         notes.append("every layer stayed in float: int8 gains nothing here")
     return _Made(made, quantised, in_float, lost, notes)

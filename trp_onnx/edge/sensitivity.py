@@ -2,10 +2,14 @@
 
 Each layer is quantised alone, and the divergence of the network's outputs (see `divergence`) is what it does. Then
 layers return to float in that order, the worst first, as few as keep the answers: their number is found by bisection,
-each candidate run on samples that nothing was calibrated on.
+each candidate run on samples that nothing was calibrated on. With c and c' the classes of the largest scores before and
+after, and p the original's probabilities,
 
-    lost = part of the samples whose largest score is another      for outputs of one score a class
-           |y - y'|_2 / |y|_2                                       for any other
+    lost = mean_b (p_b(c_b) - p_b(c'_b))      for outputs of one score a class
+           |y - y'|_2 / |y|_2                  for any other
+
+The first is the accuracy that is lost if p is to be believed, and needs no labels: an answer that changes between two
+classes that the original held for equally likely costs nothing.
 """
 
 from __future__ import annotations
@@ -46,18 +50,27 @@ def outputs_of(model: onnx.ModelProto, batches: Sequence[dict[str, np.ndarray]])
 
 
 def lost(expected: Arrays, actual: Arrays) -> float:
-    """Of the answers, 0 to 1; of several outputs the worst."""
+    """See the module; of several outputs the worst."""
     worst = 0.0
     for name, before in expected.items():
         if before.dtype.kind != "f":
             continue
         after, scores = actual[name], before.reshape(len(before), -1)
         if before.ndim > 1 and scores.shape[1] == max(before.shape[1:]) > 1:
-            same = scores.argmax(axis=1) == after.reshape(len(after), -1).argmax(axis=1)
-            worst = max(worst, 1.0 - float(same.mean()))
+            p, rows = _probabilities(scores), np.arange(len(scores))
+            now = after.reshape(len(after), -1).argmax(axis=1)
+            worst = max(worst, float((p.max(axis=1) - p[rows, now]).mean()))
         else:
             worst = max(worst, relative_error(before, after))
     return worst
+
+
+def _probabilities(scores: np.ndarray) -> np.ndarray:
+    """Of scores, (b, classes), which may be probabilities already."""
+    if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
+        return scores
+    powers = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def keep_what_is_hurt(
@@ -73,7 +86,7 @@ def keep_what_is_hurt(
         calibrated: What int8 models are made of.
         float_model: The original.
         judging: Batches that nothing was calibrated on.
-        allowed: Part of the answers, see the module.
+        allowed: What may be lost, see the module, 0 to 1.
         always: Layers that stay in float whatever they do.
 
     Returns:

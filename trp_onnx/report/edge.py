@@ -49,7 +49,9 @@ def quantized_tables(quantized: Quantized) -> list[Table]:
             variant.name, si(variant.bytes), f"{variant.accuracy.top1:.2%}" if variant.accuracy else "-",
             f"{variant.milliseconds:.3f}", f"{ratio.median:.3f}x", f"{ratio.low:.3f}-{ratio.high:.3f}",
         )  # fmt: skip
-    variants.caption = f"{quantized.layers} layers in int8; {quantized.lost:.1%} of the answers changed"
+    variants.caption = (
+        f"{quantized.layers} layers in int8; about {100 * quantized.lost:.2f} points lost on held-out samples"
+    )
     variants.caption_justify = "left"
     tables = [variants]
     if quantized.in_float:
