@@ -3,6 +3,7 @@
     python benchmarks/edge.py --models DIR --data DIR --compressed NET=FILE ... [--python PATH]
 
 --compressed names a low-rank file of a network (ResNet-56 by `trp_cifar10.py`, the others by `without_training.py`).
+`resnet18` is a ResNet-18-shaped network with random weights, dense and at half its MACs: time alone.
 Times are of .onnx against .onnx and of .ort against .ort, each in one interleaved run. PATH is an interpreter with
 another onnxruntime: .ort files of this one are run there, and one made there is run here.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _networks import resnet18
 from _results import Results, markdown
 from without_training import NETS, split
 
@@ -37,12 +39,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--compressed", action="append", default=[], metavar="NET=FILE")
     parser.add_argument("--python", help="an interpreter with another onnxruntime")
-    parser.add_argument("nets", nargs="*", default=list(NETS))
+    parser.add_argument("nets", nargs="*", default=[*NETS, "resnet18"])
     arguments = parser.parse_args()
     compressed = dict(entry.split("=", 1) for entry in arguments.compressed)
     results = Results("edge", key=("net", "file"))
     for net in arguments.nets:
         with tempfile.TemporaryDirectory() as folder:
+            if net == "resnet18":
+                for row in [] if results.has(net=net, file="low rank, int8") else time_alone(Path(folder)):
+                    results.add(row)
+                    print(row, flush=True)
+                continue
             files = {"dense": arguments.models / NETS[net].file}
             if net in compressed:
                 files["low rank"] = Path(compressed[net])
@@ -89,6 +96,24 @@ def measure(net: str, files: dict[str, Path], folder: Path, arguments: argparse.
                 row |= {"in_float": len(found.in_float), "lost": round(found.lost, 4)}
             rows.append(row)
     return rows
+
+
+def time_alone(folder: Path) -> list[dict[str, Any]]:
+    """A ResNet-18-shaped network and half of it, in float and in int8."""
+    dense, small = resnet18(folder), folder / "small.onnx"
+    trp_onnx.compress(dense, small, macs=0.5, align=16)
+    noise = np.random.default_rng(0).standard_normal((64, 224, 224, 3)).astype(np.float32)
+    np.savez(folder / "noise.npz", x=noise)
+    found = trp_onnx.quantize(small, folder / "int8.onnx", folder / "noise.npz", original=dense, max_drop=99)
+    names = {"original": "dense", "original, int8": "dense, int8", "float": "low rank", "int8": "low rank, int8"}
+    return [
+        {
+            "net": "resnet18", "file": names[variant.name], "bytes": variant.bytes,
+            "speedup": round(variant.ratio.median, 3), "low": round(variant.ratio.low, 3),
+            "high": round(variant.ratio.high, 3),
+        }
+        for variant in found.variants
+    ]  # fmt: skip
 
 
 def there_and_back(ort: Path, source: Path, feeds: dict[str, np.ndarray], folder: Path, python: str) -> dict[str, Any]:
