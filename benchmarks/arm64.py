@@ -47,7 +47,7 @@ def errors(file: Path, folder: Path, python: str) -> dict[str, float]:
     trp_onnx.quantize(file, folder / "int8.onnx", folder / "noise.npz", target="arm", max_drop=99)
     found = {}
     with open_runner() as here, open_runner(f"python:{python}", timeout=600) as arm:
-        assert arm.describe().machine == "aarch64"
+        assert "aarch64" in arm.describe().machine
         for name, source in ((file.stem, file), (f"{file.stem}, int8", folder / "int8.onnx")):
             trp_onnx.export(source, folder / "out", target="arm")
             ort = folder / "out" / f"{source.stem}.ort"

@@ -54,10 +54,15 @@ def test_dynamic_sizes_are_said_or_fixed(net: Path, tmp_path: Path) -> None:
     loose = trp_onnx.export(net, tmp_path / "loose")
     assert any("NNAPI and CoreML then take nothing" in note for note in loose.notes)
     by = {found.provider: found for found in loose.usability}
-    assert by["nnapi"].verdict == "no" and by["nnapi"].when_fixed == "yes" and by["nnapi"].taken == 0
+    assert by["nnapi"].verdict == "no" and by["nnapi"].taken == 0 and by["nnapi"].dynamic > 0
     fixed = trp_onnx.export(net, tmp_path / "fixed", input_shapes={"x": (1, 3, 12, 12)})
-    assert fixed.notes == () and fixed.manifest["inputs"][0]["shape"] == [1, 3, 12, 12]
+    assert fixed.manifest["inputs"][0]["shape"] == [1, 3, 12, 12]
     by = {found.provider: found for found in fixed.usability}
+    assert "com.microsoft:FusedConv" in by["nnapi"].missing and any("--style runtime" in note for note in fixed.notes)
+    phone = trp_onnx.export(net, tmp_path / "phone", input_shapes={"x": (1, 3, 12, 12)}, style="runtime")
+    assert phone.notes == () and phone.manifest["style"] == "runtime"
+    assert (tmp_path / "phone" / "net.with_runtime_opt.ort").is_file()
+    by = {found.provider: found for found in phone.usability}
     assert by["nnapi"].verdict == "yes" and by["nnapi"].taken == by["nnapi"].nodes
     assert by["coreml"].missing == ("ai.onnx:Flatten",) and by["xnnpack"].taken >= 3
     with pytest.raises(ModelError, match="names 'z'"):
@@ -78,6 +83,16 @@ def test_operators_that_phones_do_not_have_are_named(tmp_path: Path) -> None:
     assert found["nnapi"].missing == ("ai.onnx:Trilu",) and found["nnapi"].taken == 1
 
 
+def test_links_and_other_names_are_exported(net: Path, tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(net.read_bytes())
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "blob")
+    (tmp_path / "net.model").write_bytes(net.read_bytes())
+    for name in ("link.onnx", "net.model"):
+        stem = name.partition(".")[0]
+        result = trp_onnx.export(tmp_path / name, tmp_path / stem)
+        assert (tmp_path / stem / f"{stem}.ort").is_file() and result.manifest["source"]["file"] == name
+
+
 def test_advice_on_kernels_and_ranks(net: Path, tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text('[[layer]]\nname = "conv2"\nscheme = "spatial"\nrank = 18\n')
@@ -96,6 +111,8 @@ def test_targets(net: Path, tmp_path: Path) -> None:
     assert "nchwc" not in (tmp_path / "arm" / "net.required_operators_and_types.config").read_text().lower()
     with pytest.raises(UsageError, match="--target is any, arm, amd64"):
         trp_onnx.export(net, tmp_path / "out", target="phone")
+    with pytest.raises(UsageError, match="--style is fixed or runtime"):
+        trp_onnx.export(net, tmp_path / "out", style="phone")
 
 
 def test_a_file_that_does_something_else_is_not_kept(
@@ -109,7 +126,7 @@ def test_a_file_that_does_something_else_is_not_kept(
     other.parent.mkdir()
     onnx.save(proto, other)
     convert = exporting.convert_to_ort
-    monkeypatch.setattr(exporting, "convert_to_ort", lambda _, folder, target: convert(other, folder, target))
+    monkeypatch.setattr(exporting, "convert_to_ort", lambda _, *rest: convert(other, *rest))
     with pytest.raises(VerificationError, match="differs from its source"):
         trp_onnx.export(net, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "other"]

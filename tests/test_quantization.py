@@ -132,6 +132,16 @@ def test_the_ends_stay_in_float_when_asked(net: Path, tmp_path: Path) -> None:
     assert {entry.layer for entry in result.in_float} == {"conv1", "fc"} and result.layers == 1
 
 
+def test_a_fixed_batch_of_any_size(net: Path, tmp_path: Path) -> None:
+    data = samples(net, tmp_path, 100)
+    trp_onnx.compress(net, tmp_path / "small.onnx", macs=0.6, align=1, scheme="spatial")
+    proto = onnx.load(tmp_path / "small.onnx")
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 64
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    assert trp_onnx.quantize(tmp_path / "fixed.onnx", tmp_path / "q.onnx", data, max_drop=50).layers >= 3
+
+
 def test_signed_activations_for_arm(net: Path, tmp_path: Path) -> None:
     trp_onnx.quantize(net, tmp_path / "q.onnx", samples(net, tmp_path), target="arm", max_drop=50)
     points = [t for t in onnx.load(tmp_path / "q.onnx").graph.initializer if t.name.endswith("zero_point")]

@@ -494,6 +494,8 @@ def profile(
 @click.option("-o", "--output", "folder", type=_FILE, metavar="DIR", required=True, help="Where everything goes.")
 @click.option("--target", type=click.Choice(["any", "arm", "amd64"]), default="any", show_default=True,
               help="amd64 puts the blocked layout in: such a file loads on x86 only.")  # fmt: skip
+@click.option("--style", type=click.Choice(["fixed", "runtime"]), default="fixed", show_default=True,
+              help="runtime for NNAPI, CoreML and XNNPACK, which do not know the CPU's fusions.")  # fmt: skip
 @click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to compare on; generated otherwise.")
 @click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
               help="Size to fix an input with dynamic dimensions to, for good; may be repeated.")  # fmt: skip

@@ -2,7 +2,7 @@
 
 `exporting` puts a folder together from `ort_format` (the runtime's own converter), `usability` (what each mobile
 provider takes), `advice` (what it asks of shapes and ranks) and a manifest. `quantization` makes int8 of a float model,
-`sensitivity` finds what int8 hurts, `balance` evens out what flows between factors.
+`sensitivity` finds what int8 hurts, and the pass `balance_factors` evens out what flows between factors.
 """
 
 from trp_onnx.edge.exporting import Export, export

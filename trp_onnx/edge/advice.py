@@ -1,6 +1,6 @@
 """What each provider asks of a layer's kernel, size and rank, layer by layer.
 
-Only what was measured or is documented: see docs/edge.md for the sources.
+Only what was measured (docs/planning.md) or what the runtime's documentation says.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def advise(layers: Sequence[Layer]) -> list[Advice]:
                 )
             )  # fmt: skip
         rank = geometry.groups * geometry.out_channels
-        if name != layer.name and geometry.kernel and rank >= _BLOCK and rank % _WHOLE:
+        if _feeds_a_factor(layer) and geometry.kernel and rank >= _BLOCK and rank % _WHOLE:
             found.append(
                 Advice(
                     name, "cpu on x86 (.onnx, blocked layout)",
@@ -59,3 +59,9 @@ def advise(layers: Sequence[Layer]) -> list[Advice]:
         if len(geometry.kernel) not in (0, 2):
             found.append(Advice(name, "xnnpack", f"a {len(geometry.kernel)}-d convolution stays on the CPU provider"))
     return list(dict.fromkeys(found))
+
+
+def _feeds_a_factor(layer: Layer) -> bool:
+    """Whether another factor of the same layer comes behind it."""
+    name = factor_of(layer.name)
+    return name != layer.name and any(factor_of(node.name or "") == name for node in layer.node.outputs[0].consumers())

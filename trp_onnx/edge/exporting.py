@@ -26,7 +26,7 @@ import onnx_ir as ir
 from trp_onnx._version import __version__
 from trp_onnx.data import read_npz
 from trp_onnx.edge.advice import Advice, advise
-from trp_onnx.edge.ort_format import TARGETS, convert_to_ort
+from trp_onnx.edge.ort_format import STYLES, TARGETS, convert_to_ort, plain_file
 from trp_onnx.edge.usability import Usability, check_usability
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
 from trp_onnx.layers import find_layers
@@ -77,6 +77,7 @@ def export(
     folder: str | PathLike[str],
     *,
     target: str = "any",
+    style: str = "fixed",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: str | PathLike[str] | None = None,
     command: str | None = None,
@@ -87,12 +88,13 @@ def export(
         model: The `.onnx` file, compressed or not; not modified.
         folder: Where everything goes; made if it does not exist, other files in it stay.
         target: "any", "arm" or "amd64" (x86's blocked layout put in; such a file loads nowhere else).
+        style: "fixed" for the CPU provider, "runtime" for NNAPI, CoreML and XNNPACK (see `ort_format`).
         input_shapes: Sizes to fix dynamic inputs to, for good; those not named stay dynamic.
         inputs: An `.npz` with one array for each input, to compare on; generated otherwise.
         command: How to repeat this, for the manifest.
 
     Raises:
-        UsageError: An unknown target.
+        UsageError: An unknown target or style.
         ModelError: The model cannot be read, converted or run.
         DataError: The inputs cannot be read.
         OutputError: The folder cannot be written.
@@ -101,6 +103,8 @@ def export(
     source, folder = Path(model), Path(folder)
     if target not in TARGETS:
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
+    if style not in STYLES:
+        raise UsageError(f"--style is fixed or runtime, not '{style}'")
     if source.suffix == ".ort":
         raise UsageError(f"'{source}' is an .ort file already: export takes the .onnx")
     opened = open_model(source)
@@ -117,15 +121,21 @@ def export(
             )
         with watch("converting") as show:
             show(0, 3, "converting")
-            ort_file, config = convert_to_ort(fixed, staging, target)
+            ort_file, config = convert_to_ort(fixed, staging, target, style)
             show(1, 3, "comparing")
             feeds = read_npz(Path(inputs)) if inputs is not None else _feeds(opened, input_shapes)
             tolerance, errors = _compare(fixed, ort_file, opened, feeds)
             show(2, 3, "asking what phones take")
-            usability = tuple(check_usability(fixed))
+            usability = tuple(check_usability(fixed, style))
+        fused = [found.provider for found in usability if "com.microsoft:FusedConv" in found.missing]
+        if style == "fixed" and fused:
+            notes.append(
+                f"the CPU's fusions are in this file, which {', '.join(fused)} do not know: for those export with "
+                "--style runtime"
+            )
         advice = tuple(advise(find_layers(opened, input_shapes)))
         shipped = [ort_file, config]
-        manifest = _manifest(source, opened, shipped, target, tolerance, errors, command) | {
+        manifest = _manifest(source, opened, shipped, target, style, tolerance, errors, command) | {
             "usability": [dataclasses.asdict(found) for found in usability],
             "advice": [dataclasses.asdict(entry) for entry in advice],
             "notes": notes,
@@ -156,9 +166,11 @@ def _publish(files: Sequence[Path], folder: Path) -> None:
 
 
 def _fix_inputs(source: Path, model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None, staging: Path) -> Path:
-    """The model with inputs of fixed sizes in a file of its own; the source itself where nothing is fixed."""
+    """The model with inputs of fixed sizes in a file of its own; the source itself where nothing is to be changed."""
     if not input_shapes:
-        return source
+        if has_external_data(model) and source.resolve().name != source.name:
+            raise ModelError(f"'{source}' is a link to a model in several files: give the file itself")
+        return plain_file(source, staging)
     import onnx
     from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
 
@@ -175,7 +187,7 @@ def _fix_inputs(source: Path, model: ir.Model, input_shapes: Mapping[str, Sequen
             text = ",".join(map(str, shape))
             raise ModelError(f"--input-shape {name}:{text} does not fit: {str(error).splitlines()[0]}") from error
     fix_output_shapes(proto)
-    path = staging / source.name
+    path = staging / f"{source.stem}.onnx"
     onnx.save(proto, path)
     return path
 
@@ -222,6 +234,7 @@ def _manifest(
     model: ir.Model,
     shipped: Sequence[Path],
     target: str,
+    style: str,
     tolerance: float,
     errors: Mapping[str, float],
     command: str | None,
@@ -236,6 +249,7 @@ def _manifest(
         "source": _file(source),
         "files": [_file(path) for path in shipped],
         "target": target,
+        "style": style,
         "ir_version": model.ir_version,
         "opsets": {domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
         "inputs": [_value(value) for value in real_inputs(model)],

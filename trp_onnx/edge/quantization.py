@@ -200,24 +200,24 @@ def _quantise(
         BalanceFactorsPass(pairs, _largest(normal, pairs, calibration))(normal)
     proto = to_proto(normal)
     calibrated = Calibrated(proto, calibration, signed=signed)
-    ends = [layer.name for layer in layers if keep_ends and layer.role]
+    ends = [layer.name for layer in layers if keep_ends and layer.role and layer.name in calibrated.layers]
     made, in_float, lost = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends)
     quantised = len(calibrated.layers) - len(in_float)
     if lost > max_drop / 100:
         notes.append(f"{100 * lost:.1f} points are lost even with every layer in float")
-    if quantised == 0:
+    if quantised <= 0:
         notes.append("every layer stayed in float: int8 gains nothing here")
     return _Made(made, quantised, in_float, lost, notes)
 
 
 def _batches(model: ir.Model, dataset: Dataset, indices: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Samples as the model takes them; a fixed batch size is kept to, a remainder left out."""
+    """Samples as the model takes them; a fixed batch size is kept to, the last batch filled up."""
     (value,) = real_inputs(model) if len(real_inputs(model)) == 1 else (None,)
     if value is None:
         raise DataError(f"the model has {len(real_inputs(model))} inputs; only models with one can take such data")
     declared = value.shape[0] if value.shape is not None and len(value.shape) else None
     size = declared if isinstance(declared, int) else _BATCH
-    starts = range(0, len(indices) - size + 1, size)
+    starts = range(0, len(indices), size)
     return [as_feed(model, dataset.take(indices[start : start + size])[0]) for start in starts]
 
 
@@ -244,7 +244,7 @@ def _verify(path: Path, original: ir.Model, dataset: Dataset) -> None:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise VerificationError(f"the int8 file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
-    (batch,) = _batches(original, dataset, np.arange(min(len(dataset), _BATCH)))[:1] or ({},)
+    batch = _batches(original, dataset, np.arange(min(len(dataset), _BATCH)))[0]
     for name, array in run_session(open_session(path), batch).items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise VerificationError(f"output '{name}' of the int8 file is NaN or infinite; it was not kept")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trp_onnx.edge.quiet import quietly
+
 if TYPE_CHECKING:
     import onnx
 
@@ -75,15 +77,25 @@ class _Operators:
         return [f"{name}: {self._notes[name]}" for name in sorted(self._seen) if self._notes.get(name)]
 
 
-def check_usability(model: Path) -> list[Usability]:
-    """Hold a file against every mobile provider, optimised as an `.ort` file is."""
+def check_usability(model: Path, style: str = "fixed") -> list[Usability]:
+    """Hold a file against every mobile provider, optimised as an `.ort` file of that style is.
+
+    A "fixed" file is: with the CPU's fusions in it, which the others do not know.
+    """
+    import onnx
+    import onnxruntime as ort
     from onnxruntime.tools.mobile_helpers import usability_checker as checker
     from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
 
-    with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "model.onnx"
-        optimize_model(model, optimised)
-        proto = ModelProtoWithShapeInfo(optimised).model_with_shape_info
+    with tempfile.TemporaryDirectory() as folder, quietly():
+        basic, fused = Path(folder) / "basic.onnx", Path(folder) / "fused.onnx"
+        optimize_model(model, basic)
+        proto = ModelProtoWithShapeInfo(basic).model_with_shape_info
+        if style == "fixed":
+            shapes = proto.graph.value_info
+            optimize_model(model, fused, ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
+            proto = onnx.load(fused)
+            proto.graph.value_info.extend(shapes)  # onnx does not infer through the runtime's own operators
     checks: dict[str, Callable[[bool], Any]] = {
         "nnapi": lambda fixed: checker.check_nnapi_partitions(proto, fixed),
         "coreml": lambda fixed: checker.check_coreml_partitions(proto, fixed, "coreml_supported_mlprogram_ops.md"),

@@ -140,7 +140,7 @@ def bench(
             "an .ort file stands beside an .onnx: on x86 the .onnx runs in blocked layout and the .ort does not, so "
             "their ratio is one of layouts too"
         )
-    if provider == "qnn" and not here.machine.lower().startswith(("qualcomm", "snapdragon")):
+    if provider == "qnn" and not any(maker in here.machine.lower() for maker in ("qualcomm", "snapdragon")):
         notes.append("this is the simulator of QNN's HTP: what it takes is what the chip takes, its times say nothing")
     if any(ratio.width > 0.02 for ratio in timing.ratios):
         notes.append(f"after {timing.rounds} rounds an interval is still wide: the machine is busy; try --rounds")
@@ -154,9 +154,18 @@ def _nodes(runner: Runner, index: int, path: Path, provider: str) -> Sequence[No
     if not runner.describe().profiles:
         return ()
     nodes = runner.profile([index], _PROFILED_RUNS).nodes[0]
-    if not any(node.provider == PROVIDERS[provider].name for node in nodes):
-        raise ModelError(f"'{path}': the execution provider {provider} took none of the nodes; they ran on the CPU")
+    check_ran(f"'{path}'", nodes, provider)
     return nodes
+
+
+def check_ran(model: str, nodes: Sequence[NodeTime], provider: str) -> None:
+    """Refuse a profile in which a provider ran nothing, whatever the session says of it.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if not any(node.provider == PROVIDERS[provider].name for node in nodes):
+        raise ModelError(f"{model}: the execution provider {provider} took none of the nodes; they ran on the CPU")
 
 
 def layer_milliseconds(graph: Iterable[ir.Node], nodes: Sequence[NodeTime]) -> dict[str, float]:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from trp_onnx.cache import Cache
 from trp_onnx.errors import ModelError
-from trp_onnx.latency.benchmark import layer_milliseconds
+from trp_onnx.latency.benchmark import check_ran, layer_milliseconds
 from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds, signature
 from trp_onnx.latency.table import LatencyTable, target_of
 from trp_onnx.latency.timing import LEAST_ROUNDS, measure
@@ -114,7 +114,7 @@ def measure_table(
 
     Raises:
         UsageError: The provider is not there, or the runtime cannot tell the time of single nodes.
-        ModelError: The network does not run.
+        ModelError: The network does not run, or the provider took none of it.
         RunnerError: The runtime died or did not answer.
     """
     place = _Place(runner or open_runner(), provider, threads)
@@ -128,12 +128,14 @@ def measure_table(
     if not isinstance(step, int):
         step = _measure_step(place)
         store.put("step", step)
+    timed: dict[str, dict[str, Any]] = {}
     for key, layer in track(list(distinct.items()), "timing layers"):
         known = store.get(key) or {}
         missing = [s for s in candidates(scheme, _geometry(layer)) if s.name not in known]
-        if missing:
-            known |= _measure_parts(place, layer, missing, step)
-            store.put(key, known)
+        found = _measure_parts(place, layer, missing, step) if missing else {}
+        if found:
+            store.put(key, known | found)
+        timed[key] = known | found
     proto = to_proto(model).SerializeToString()
     shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
     mark = f"network {hashlib.sha256(proto).hexdigest()} {shape}"
@@ -143,7 +145,7 @@ def measure_table(
         store.put(mark, network)
     wanted = {s.name for layer in free for s in candidates(scheme, _geometry(layer))}
     parts = {
-        key: {name: [(tuple(r), p) for r, p in knots] for name, knots in store.get(key).items() if name in wanted}
+        key: {name: [(tuple(r), p) for r, p in knots] for name, knots in timed[key].items() if name in wanted}
         for key in distinct
     }
     return LatencyTable(
@@ -229,6 +231,7 @@ def _measure_network(
 ) -> dict[str, Any]:
     """Time of a run and each layer's part of it."""
     network = _dissect(place, proto, feeds)
+    check_ran("the network", network.nodes, place.provider)
     found = layer_milliseconds(graph, network.nodes)
     return {
         "milliseconds": network.seconds * 1e3,
@@ -245,7 +248,7 @@ def _measure_parts(
     try:
         parts = _parts(place, layer, wanted)
     except ModelError:
-        return found  # a type that the provider has no kernel for: MACs stand in
+        return {}  # a type that the provider has no kernel for: MACs stand in
     for (scheme, rank), part in zip(wanted, parts, strict=True):
         found[scheme.name].append((rank, part))
     return found

@@ -69,5 +69,16 @@ def _over_ssh(spec: str, host: str, python: str, timeout: float) -> Process:
     ssh = shlex.split(os.environ.get("TRP_ONNX_SSH", "ssh"))
     source = _PYTHON_WORKER.read_text(encoding="utf-8")
     remote = shlex.join([python, "-u", "-c", _BOOTSTRAP])
-    command = [*ssh, "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", host, remote]
+    command = [
+        *ssh,
+        "-T",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "ConnectTimeout=15",
+        "-o",
+        "ServerAliveInterval=15",
+        host,
+        remote,
+    ]
     return Process(spec, command, timeout=timeout, shares_files=False, before=f"{len(source)}\n{source}")

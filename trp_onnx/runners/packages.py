@@ -25,14 +25,17 @@ def ensure_package(name: str) -> Path:
         RunnerError: It is not there and cannot be installed.
     """
     folder = cache_folder() / "npm" / name
-    if (folder / "node_modules" / name / "package.json").is_file():
+    if _complete(folder, name):
         return folder
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         raise RunnerError(f"{name} needs Node.js 18 or newer with npm on the path, which is not there: install it")
     say(f"installing {name}, once, into {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
+    except OSError as error:
+        raise RunnerError(f"{name} cannot be put into '{folder}': {error.strerror}") from error
     try:
         command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", f"{name}@{_VERSIONS[name]}"]
         (staging / "package.json").write_text('{"private": true}\n', encoding="utf-8")
@@ -40,8 +43,9 @@ def ensure_package(name: str) -> Path:
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if line.strip()]
             raise RunnerError(f"npm cannot install {name}: {said[0] if said else done.returncode}")
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.replace(folder)
+        if not _complete(folder, name):  # another command may have been faster, and is using it
+            shutil.rmtree(folder, ignore_errors=True)
+            staging.replace(folder)
     except subprocess.TimeoutExpired as error:
         raise RunnerError(f"npm did not install {name} within {_SECONDS} s") from error
     except OSError as error:
@@ -49,3 +53,7 @@ def ensure_package(name: str) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def _complete(folder: Path, name: str) -> bool:
+    return (folder / "node_modules" / name / "package.json").is_file()

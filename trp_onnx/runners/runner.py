@@ -103,7 +103,7 @@ class Runner:
 
         Raises:
             UsageError: The provider is unknown or not in this runtime.
-            ModelError: A model cannot be loaded or run, or the provider took none of it.
+            ModelError: A model cannot be loaded or run. (Whether the provider took any of it only a profile tells.)
             RunnerError: The worker died or did not answer.
         """
         wanted, here = check_provider(provider).name, self.describe()

@@ -47,6 +47,8 @@ class Call:
             return getattr(self._worker, do)(**request)
         except Refusal as refusal:
             raise refused(refusal.kind, str(refusal)) from refusal.__cause__
+        except Exception as error:  # what a worker elsewhere would say
+            raise RunnerError(f"{type(error).__name__}: {str(error).splitlines()[0][:300]}") from error
 
     def close(self) -> None:
         """Let go of the sessions."""
@@ -86,7 +88,7 @@ class Process:
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, start_new_session=True,
-                text=True, encoding="utf-8", env={**(env or os.environ), "TMPDIR": self._folder},
+                text=True, encoding="utf-8", errors="replace", env={**(env or os.environ), "TMPDIR": self._folder},
             )  # fmt: skip
         except OSError as error:
             self._said.close()
@@ -94,12 +96,12 @@ class Process:
             raise RunnerError(f"{spec} cannot be started: '{command[0]}': {error.strerror}") from error
         self._answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        if before:
-            self._write(before)
+        self._before = before
 
     def ask(self, do: str, **request: Any) -> Any:
         """See `Transport`."""
-        self._write(encode(do, request) + "\n")
+        # From a thread: a worker that hangs does not read either.
+        threading.Thread(target=self._write, args=(encode(do, request) + "\n",), daemon=True).start()
         while True:
             try:
                 line = self._answers.get(timeout=self._timeout)
@@ -114,7 +116,7 @@ class Process:
                 answer = json.loads(line)
             except ValueError:
                 continue  # something else that a start-up script prints
-            if "alive" not in answer:
+            if isinstance(answer, dict) and ("ok" in answer or "refused" in answer):
                 return decode(do, answer)
 
     def close(self) -> None:
@@ -135,12 +137,12 @@ class Process:
         self._answers.put(None)
 
     def _write(self, text: str) -> None:
+        """A pipe that breaks is noticed by whoever waits for the answer."""
         assert self._process.stdin is not None
-        try:
+        text, self._before = self._before + text, ""
+        with contextlib.suppress(OSError, ValueError):
             self._process.stdin.write(text)
             self._process.stdin.flush()
-        except (OSError, ValueError) as error:
-            raise self._died() from error
 
     def _died(self) -> RunnerError:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -19,8 +19,8 @@ export class Refusal extends Error {
 const firstLine = (error) => String(error?.message ?? error).trim().split("\n")[0].slice(0, 300);
 
 export class Worker {
-  // `backend`: of the runtime. `about`: what describe() says. `openProfile(options)`: sets them so that a profile is written, and returns a
-  // function that ends it on a session and gives its text. `alive()`: called after every round.
+  // `backend`: of the runtime. `about`: what describe() says. `openProfile(options)`: sets them so that a profile is
+  // written, and returns a function that ends it on a session and gives its text. `alive()`: called between calls.
   constructor(ort, backend, about, openProfile, alive) {
     Object.assign(this, { ort, backend, about, openProfile, alive, sessions: [], calls: [] });
   }
@@ -30,12 +30,13 @@ export class Worker {
   }
 
   async prepare({ models, feeds, setting }) {
-    await Promise.all(this.sessions.map((session) => session.release()));
+    const old = this.sessions;
+    this.sessions = [];
+    this.calls = [];
+    await Promise.all(old.map((session) => session.release()));
     this.models = models;
     this.setting = setting;
     this.feeds = Object.fromEntries(Object.entries(feeds).map(([name, entry]) => [name, this.tensor(name, entry)]));
-    this.sessions = [];
-    this.calls = [];
     for (const model of models) {
       const session = await this.open(model);
       this.sessions.push(session);
@@ -52,9 +53,9 @@ export class Worker {
       for (const i of done % 2 ? order.reverse() : order) {
         if (warm) await this.calls[i]();
         sample[i] = await secondsOf(this.calls[i], repeats[i]);
+        await this.alive();
       }
       samples.push(sample);
-      await this.alive();
     }
     return samples;
   }
@@ -64,25 +65,38 @@ export class Worker {
     for (const session of this.sessions) {
       const results = await session.run(this.feedsOf(session));
       found.push(Object.fromEntries(Object.entries(results).map(([name, tensor]) => [name, pack(tensor)])));
+      await this.alive();
     }
     return found;
   }
 
   async profile({ models, rounds }) {
     const profiled = [];
-    for (const i of models) {
-      const options = this.options();
-      const end = await this.openProfile(options);
-      const session = await this.open(this.models[i], options);
-      profiled.push({ session, end, call: await this.boundCall(session) });
+    try {
+      for (const i of models) {
+        const options = this.options();
+        const end = await this.openProfile(options);
+        const session = await this.open(this.models[i], options);
+        profiled.push({ session, end });
+        profiled.at(-1).call = await this.boundCall(session);
+        await this.alive();
+      }
+      return await this.readProfiles(models, profiled, rounds);
+    } finally {
+      await Promise.all(profiled.map(({ session }) => session.release()));
     }
+  }
+
+  async readProfiles(models, profiled, rounds) {
     const plain = [];
     for (let done = 0; done < rounds; done++) {
       const sample = [];
       for (const i of models) sample.push(await secondsOf(this.calls[i], 1));
       plain.push(sample);
-      for (const { call } of profiled) await call();
-      await this.alive();
+      for (const { call } of profiled) {
+        await call();
+        await this.alive();
+      }
     }
     const nodes = [];
     const seconds = [];
@@ -90,7 +104,6 @@ export class Worker {
       const runs = readProfile(await end(session));
       nodes.push(runs.at(-1).map((entry) => entry.node));
       seconds.push(runs.slice(-rounds).map((run) => run.map((entry) => entry.seconds)));
-      await session.release();
     }
     return { plain, nodes, seconds };
   }
@@ -142,7 +155,7 @@ export async function answer(worker, request) {
     return { ok: (await worker[request.do](request)) ?? null };
   } catch (error) {
     if (error instanceof Refusal) return { refused: error.kind, why: error.message };
-    return { refused: "model", why: firstLine(error) };
+    return { refused: "runner", why: firstLine(error) };
   }
 }
 

@@ -6,7 +6,8 @@ another interpreter with another onnxruntime, and on a board. As a program it an
     {"do": "prepare", "models": [...], "feeds": {...}, "setting": {...}}
     {"do": "run", "rounds": 4, "repeats": [3, 5]}   ->  {"ok": [[seconds of one call, model by model], ...]}
 
-Whatever else it does, it says {"alive": true} now and then; an error is {"refused": kind, "why": one sentence}.
+Between two calls of a model it says {"alive": true}, once a second at most; an error is
+{"refused": kind, "why": one sentence}.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ Call = Callable[[], object]
 Progress = Callable[[], object]
 
 _QUIET = 4
+_PREFIX = "trp-onnx-"
+_FOLDERS: list[str] = []
+"""Temporary folders, to be removed when the host is gone in the middle of something."""
+
 _KERNEL = "_kernel_time"
 _PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
 """Providers that come as a package of their own, which registers them with onnxruntime."""
@@ -53,7 +58,7 @@ def take_turns(
     rounds: int,
     repeats: Sequence[int],
     warm: bool = True,
-    on_round: Progress = lambda: None,
+    on_turn: Progress = lambda: None,
 ) -> list[list[float]]:
     """Seconds of one call, (rounds, calls): turns in an order that flips every round, no garbage collection between.
 
@@ -75,8 +80,8 @@ def take_turns(
                 for _ in range(count):
                     call()
                 sample[i] = (time.perf_counter() - start) / count
+                on_turn()
             samples.append(sample)
-            on_round()
     finally:
         if collects:
             gc.enable()
@@ -86,9 +91,9 @@ def take_turns(
 class Worker:
     """What a runner does, in this process; arrays and bytes as they are."""
 
-    def __init__(self, on_round: Progress = lambda: None) -> None:
-        """Nothing is prepared yet; `on_round` is called after every round."""
-        self._on_round = on_round
+    def __init__(self, on_turn: Progress = lambda: None) -> None:
+        """Nothing is prepared yet; `on_turn` is called after whatever takes time."""
+        self._on_turn = on_turn
         self._models: list[str | bytes] = []
         self._feeds: dict[str, np.ndarray] = {}
         self._setting: dict[str, Any] = {}
@@ -124,11 +129,11 @@ class Worker:
             session = self._open(model)
             self._sessions.append(session)
             self._calls.append(_bound_call(session, feeds))
-            self._on_round()
+            self._on_turn()
 
     def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> list[list[float]]:
         """See `take_turns`."""
-        return take_turns(self._calls, rounds, repeats, warm, self._on_round)
+        return take_turns(self._calls, rounds, repeats, warm, self._on_turn)
 
     def outputs(self) -> list[dict[str, np.ndarray]]:
         """Outputs of each model, by name."""
@@ -138,6 +143,7 @@ class Worker:
             wanted = {value.name for value in session.get_inputs()}
             values = session.run(names, {n: a for n, a in self._feeds.items() if n in wanted})
             found.append(dict(zip(names, values)))
+            self._on_turn()
         return found
 
     def profile(self, models: Sequence[int], rounds: int) -> dict[str, Any]:
@@ -147,18 +153,20 @@ class Worker:
             `plain`: seconds of a plain run, (rounds, models); `nodes`: for each model the name, operator and provider
             of its nodes in running order; `seconds`: for each model the nodes' times, (rounds, nodes).
         """
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
             calls, sessions = [], []
+            _FOLDERS.append(folder)
             for i in models:
                 prefix = os.path.join(folder, f"p{i}-")
                 sessions.append(self._open(self._models[i], prefix))
                 calls.append(_bound_call(sessions[-1], self._feeds))
+                self._on_turn()
             plain = []
             for _ in range(rounds):
                 plain.append([take_turns([self._calls[i]], 1, [1], False)[0][0] for i in models])
                 for call in calls:
                     call()
-                self._on_round()
+                    self._on_turn()
             found = [_read_profile(session.end_profiling()) for session in sessions]
         return {"plain": plain, "nodes": [n for n, _ in found], "seconds": [s[-rounds:] for _, s in found]}
 
@@ -216,15 +224,21 @@ def _add_plugin(options: Any, provider: str, wanted: dict[str, str]) -> None:
 
 
 def machine_name() -> str:
-    """The processor at hand."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith(("model name", "Model")):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    """The processor at hand, or the board that it is on."""
+    found: dict[str, str] = {}
+    for path in ("/proc/cpuinfo", "/proc/device-tree/model"):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    name, colon, value = line.partition(":")
+                    found.setdefault(*((name.strip(), value.strip()) if colon else ("Model", line.strip("\0\n "))))
+        except OSError:
+            pass
+    for key in ("model name", "Model"):
+        if found.get(key):
+            return found[key]
+    codes = [found[key] for key in ("CPU implementer", "CPU part", "CPU revision") if key in found]
+    return " ".join([platform.processor() or platform.machine(), *codes])
 
 
 def _bound_call(session: Any, feeds: dict[str, np.ndarray]) -> Call:
@@ -237,6 +251,8 @@ def _bound_call(session: Any, feeds: dict[str, np.ndarray]) -> Call:
         outputs = session.run(None, {name: feeds[name] for name in names})
     except Exception as error:
         raise Refusal("model", f"the model does not run: {_reason(error)}") from error
+    if any(feeds[name].dtype.kind in "OSU" for name in names):  # strings are not bound
+        return lambda: session.run(None, {name: feeds[name] for name in names})
     binding = session.io_binding()
     for name in names:
         binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
@@ -315,6 +331,8 @@ def main() -> None:
             requests.put(line)
         folder = os.environ.get("TMPDIR", "")
         if os.path.basename(folder).startswith("trp-onnx-worker."):  # made for this process
+            _FOLDERS.append(folder)
+        for folder in _FOLDERS:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)  # the host is gone, whatever this process hangs in
 
@@ -336,7 +354,7 @@ def main() -> None:
         except Refusal as refusal:
             say({"refused": refusal.kind, "why": str(refusal)})
         except Exception as error:
-            say({"refused": "model", "why": f"{type(error).__name__}: {_reason(error)}"})
+            say({"refused": "runner", "why": f"{type(error).__name__}: {_reason(error)}"})
 
 
 if __name__ == "__main__":
