@@ -27,10 +27,10 @@ class Results:
         return any(all(row[k] == key[k] for k in self.key) for row in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a row, and write the file."""
+        """Keep a row, in place of one with the same key, and write the file."""
         if self.path.exists():  # another process may have added rows
             self.rows = json.loads(self.path.read_text())["rows"]
-        self.rows.append(row)
+        self.rows = [old for old in self.rows if any(old[k] != row[k] for k in self.key)] + [row]
         packages = ("trp-onnx", "onnx", "onnxruntime", "numpy", "scipy")
         document = {
             "machine": f"{platform.system()} {platform.machine()}",

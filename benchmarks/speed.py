@@ -145,7 +145,6 @@ def main() -> None:
     arguments = parser.parse_args()
     results = Results("speed", key=("model",))
     for name in arguments.only or BUILT:
-        results.rows = [row for row in results.rows if row["model"] != name]
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             if name in BUILT:
                 path, options = BUILT[name](Path(folder)), ["--macs", "0.6"]
