@@ -148,6 +148,23 @@ def test_signed_activations_for_arm(net: Path, tmp_path: Path) -> None:
     assert points and all(t.data_type == onnx.TensorProto.INT8 or t.data_type == onnx.TensorProto.INT32 for t in points)
 
 
+def test_outputs_that_are_no_scores_and_old_opsets(tmp_path: Path) -> None:
+    """A 1-d convolution that gives a signal, from before scales had channels."""
+    w = {"v": weights(16, 4, 3), "h": weights(6, 16, 3, seed=1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["c"], name="c1"),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "h"], ["y"], name="c2"),
+    ]
+    built = model(nodes, [info("x", ["N", 4, 32])], [info("y", ["N", 6, 28])], w, opset=9, ir_version=4)
+    np.savez(tmp_path / "d.npz", x=rng().standard_normal((80, 4, 32)).astype(np.float32))
+    result = trp_onnx.quantize(save(built, tmp_path / "n.onnx"), tmp_path / "q.onnx", tmp_path / "d.npz")
+    assert result.layers == 2 and 0 < result.lost < 0.01
+    x = {"x": rng(5).standard_normal((2, 4, 32)).astype(np.float32)}
+    before, after = run(tmp_path / "n.onnx", x)[0], run(tmp_path / "q.onnx", x)[0]
+    assert np.linalg.norm(before - after) < 0.1 * np.linalg.norm(before)
+
+
 def test_what_is_refused(net: Path, tmp_path: Path) -> None:
     data = samples(net, tmp_path)
     with pytest.raises(UsageError, match="--max-drop"):
@@ -165,4 +182,11 @@ def test_what_is_refused(net: Path, tmp_path: Path) -> None:
         trp_onnx.quantize(net, tmp_path / "qq.onnx", tmp_path / "wide.npz")
     with pytest.raises(UsageError, match="is the input"):
         trp_onnx.quantize(net, net, data)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    half = model(
+        nodes, [info("x", ["N", 20], onnx.TensorProto.FLOAT16)], [info("y", ["N", 5], onnx.TensorProto.FLOAT16)],
+        {"w": weights(20, 5).astype(np.float16)},
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="half precision"):
+        trp_onnx.quantize(save(half, tmp_path / "half.onnx"), tmp_path / "qq.onnx", data)
     assert not (tmp_path / "qq.onnx").exists() and not list(tmp_path.glob(".*"))

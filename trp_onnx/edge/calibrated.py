@@ -15,9 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 
 from trp_onnx.edge.quiet import quietly
 from trp_onnx.errors import ModelError
+
+_OPSET = 13
+"""From which DequantizeLinear has a scale for each channel."""
 
 QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights: what is listed, judged, and kept in float where int8 hurts."""
@@ -47,7 +51,7 @@ class Calibrated:
         self._operators = sorted({*QLinearOpsRegistry, *QDQRegistry})
         with tempfile.TemporaryDirectory() as folder, quietly():
             path = Path(folder) / "model.onnx"
-            onnx.save(model, path)
+            onnx.save(_at_least(_OPSET, model), path)
             try:
                 calibrator = create_calibrator(
                     path, self._operators, augmented_model_path=str(Path(folder) / "augmented.onnx"),
@@ -91,6 +95,24 @@ class Calibrated:
             raise _refusal(error) from error
         found: onnx.ModelProto = quantizer.model.model
         return found
+
+
+def _at_least(opset: int, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, brought to an opset by onnx's own converter where it is older.
+
+    Raises:
+        ModelError: The converter does not know an operator.
+    """
+    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), opset)
+    if version >= opset:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except Exception as error:
+        raise ModelError(
+            f"int8 with a scale for each channel needs opset {opset}, and onnx cannot bring the model there from "
+            f"{version}: {str(error).splitlines()[0][:200]}; export it with a newer one"
+        ) from error
 
 
 def _nearest(graph: onnx.GraphProto, *, reversed_order: bool) -> dict[str, set[str]]:

@@ -112,8 +112,8 @@ def quantize(
         out: Where the int8 one goes.
         data: Samples to calibrate and to judge on, labels not needed; not the test data.
         preprocessing: How samples become inputs.
-        max_drop: Points of accuracy to lose at most, by the float model's own probabilities; layers return to float
-            until that holds.
+        max_drop: Points of accuracy to lose at most, by the float model's own probabilities, or, of outputs that are
+            no scores of classes, per cent of their energy; layers return to float until that holds.
         keep_ends: Whether the first and the last layer stay in float.
         target: "any", "arm" (signed activations, which its kernels prefer) or "amd64".
         original: The dense model, to be quantised in the same way and measured beside.
@@ -188,6 +188,9 @@ def _quantise(
     """One model in int8, in memory."""
     if any("QuantizeLinear" in node.op_type for node in model.graph):
         raise ModelError("the model is in int8 already: quantize takes the float one")
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    if any(value.dtype in halves for value in (*model.graph.inputs, *model.graph.initializers.values())):
+        raise ModelError("the model computes in half precision: quantize takes the float32 one")
     normal, notes = normalise(model, input_shapes)
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"

@@ -6,7 +6,7 @@ each candidate run on samples that nothing was calibrated on. With c and c' the 
 after, and p the original's probabilities,
 
     lost = mean_b (p_b(c_b) - p_b(c'_b))      for outputs of one score a class
-           |y - y'|_2 / |y|_2                  for any other
+           |y - y'|^2 / |y|^2                  for any other
 
 The first is the accuracy that is lost if p is to be believed, and needs no labels: an answer that changes between two
 classes that the original held for equally likely costs nothing.
@@ -61,7 +61,7 @@ def lost(expected: Arrays, actual: Arrays) -> float:
             now = after.reshape(len(after), -1).argmax(axis=1)
             worst = max(worst, float((p.max(axis=1) - p[rows, now]).mean()))
         else:
-            worst = max(worst, relative_error(before, after))
+            worst = max(worst, relative_error(before, after) ** 2)
     return worst
 
 

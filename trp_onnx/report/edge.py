@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from trp_onnx.edge import Export, Quantized
 from trp_onnx.report.tables import plain, si
 
 
-def export_tables(export: Export) -> list[Table]:
+def export_tables(export: Export) -> list[Table | Text]:
     """The files, what phones take of the model, and advice on its layers."""
     files = _table("file", "bytes", "sha256")
     for file in export.manifest["files"]:
         files.add_row(plain(file["file"]), si(file["bytes"]), file["sha256"][:16])
     compared = export.manifest["comparison"]
     worst = max(compared["relative_errors"].values(), default=0.0)
-    files.caption = f"relative error against the source {worst:.1e}, tolerance {compared['tolerance']:g}"
-    files.caption_justify = "left"
+    compared_line = f"relative error against the source {worst:.1e}, tolerance {compared['tolerance']:g}"
     phones = _table("provider", "worth trying", "nodes", "groups", "left to the CPU")
     for found in export.usability:
         left = [*found.missing, *([f"{found.dynamic} nodes of dynamic size"] if found.dynamic else [])]
@@ -27,7 +27,7 @@ def export_tables(export: Export) -> list[Table]:
             str(found.groups),
             ", ".join(left),
         )
-    tables = [files, phones]
+    tables: list[Table | Text] = [files, Text(compared_line), phones]
     if export.advice:
         advice = _table("layers", "for", "advice")
         grouped: dict[tuple[str, str], list[str]] = {}
@@ -40,7 +40,7 @@ def export_tables(export: Export) -> list[Table]:
     return tables
 
 
-def quantized_tables(quantized: Quantized) -> list[Table]:
+def quantized_tables(quantized: Quantized) -> list[Table | Text]:
     """Float and int8 side by side, and the layers that stayed in float."""
     variants = _table("model", "bytes", "top-1", "ms", "speed-up", "95 %")
     for variant in quantized.variants:
@@ -49,11 +49,9 @@ def quantized_tables(quantized: Quantized) -> list[Table]:
             variant.name, si(variant.bytes), f"{variant.accuracy.top1:.2%}" if variant.accuracy else "-",
             f"{variant.milliseconds:.3f}", f"{ratio.median:.3f}x", f"{ratio.low:.3f}-{ratio.high:.3f}",
         )  # fmt: skip
-    variants.caption = (
-        f"{quantized.layers} layers in int8; about {100 * quantized.lost:.2f} points lost on held-out samples"
-    )
-    variants.caption_justify = "left"
-    tables = [variants]
+    lost = f"about {100 * quantized.lost:.2f} points lost on held-out samples"
+    summary = f"{quantized.layers} layers in int8; {lost}"
+    tables: list[Table | Text] = [variants, Text(summary)]
     if quantized.in_float:
         kept = _table("in float", "why")
         for layer in quantized.in_float:
