@@ -83,6 +83,22 @@ def test_operators_that_phones_do_not_have_are_named(tmp_path: Path) -> None:
     assert found["nnapi"].missing == ("ai.onnx:Trilu",) and found["nnapi"].taken == 1
 
 
+def test_what_the_checker_cannot_read_is_exported_all_the_same(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    net = save(model(nodes, [info("x", None)], [info("y", None)]), tmp_path / "n.onnx")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 3), np.float32))
+    result = trp_onnx.export(net, tmp_path / "out", inputs=tmp_path / "x.npz")
+    assert (tmp_path / "out" / "n.ort").is_file() and isinstance(result.usability, tuple)
+
+
+def test_weights_in_another_file(net: Path, tmp_path: Path) -> None:
+    onnx.save(onnx.load(net), tmp_path / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
+    result = trp_onnx.export(tmp_path / "e.onnx", tmp_path / "out")
+    x = {"x": rng().standard_normal((2, 3, 12, 12)).astype(np.float32)}
+    np.testing.assert_allclose(run(tmp_path / "out" / "e.ort", x)[0], run(net, x)[0], rtol=1e-4, atol=1e-5)
+    assert len(result.usability) == 3
+
+
 def test_links_and_other_names_are_exported(net: Path, tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(net.read_bytes())
     (tmp_path / "link.onnx").symlink_to(tmp_path / "blob")

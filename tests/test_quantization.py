@@ -165,6 +165,36 @@ def test_outputs_that_are_no_scores_and_old_opsets(tmp_path: Path) -> None:
     assert np.linalg.norm(before - after) < 0.1 * np.linalg.norm(before)
 
 
+def test_what_the_quantiser_does_not_take_stays_in_float(tmp_path: Path) -> None:
+    """A Gemm with a bias of two dimensions stops it; the rest is quantised all the same."""
+    w = {"a": weights(20, 16), "b": weights(16, 5), "c": weights(1, 5)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "b", "c"], ["y"], name="last"),
+    ]
+    net = save(model(nodes, [info("x", ["N", 20])], [info("y", ["N", 5])], w), tmp_path / "n.onnx")
+    np.savez(tmp_path / "d.npz", x=rng().standard_normal((64, 20)).astype(np.float32))
+    result = trp_onnx.quantize(net, tmp_path / "q.onnx", tmp_path / "d.npz", max_drop=50)
+    assert [entry.layer for entry in result.in_float] == ["last"] and result.layers == 1
+    assert "quantiser does not take it" in result.in_float[0].reason
+
+
+def test_names_that_clash_and_outputs_that_are_inputs(net: Path, tmp_path: Path) -> None:
+    data = samples(net, tmp_path)
+    wide = conv_net(tmp_path / "wide.onnx", channels=48)
+    trp_onnx.quantize(net, tmp_path / "original.onnx", data, original=wide, max_drop=50)
+    x = {"x": rng().standard_normal((4, 3, 12, 12)).astype(np.float32)}
+    expected, actual = run(net, x)[0], run(tmp_path / "original.onnx", x)[0]
+    assert np.linalg.norm(expected - actual) < 0.2 * np.linalg.norm(expected)
+    before = {path: path.read_bytes() for path in (net, wide, data)}
+    for options in (["-o", data], ["-o", wide], ["-o", tmp_path / "q.onnx", "--json", net]):
+        arguments = ["quantize", net, "--data", data, "--original", wide, *options]
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 2 and "is an input" in result.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_what_is_refused(net: Path, tmp_path: Path) -> None:
     data = samples(net, tmp_path)
     with pytest.raises(UsageError, match="--max-drop"):
@@ -180,13 +210,13 @@ def test_what_is_refused(net: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "wide.npz", x=np.zeros((64, 20, 20, 3), np.float32))
     with pytest.raises(DataError, match="takes samples of 3x12x12"):
         trp_onnx.quantize(net, tmp_path / "qq.onnx", tmp_path / "wide.npz")
-    with pytest.raises(UsageError, match="is the input"):
+    with pytest.raises(UsageError, match="is an input"):
         trp_onnx.quantize(net, net, data)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     half = model(
         nodes, [info("x", ["N", 20], onnx.TensorProto.FLOAT16)], [info("y", ["N", 5], onnx.TensorProto.FLOAT16)],
         {"w": weights(20, 5).astype(np.float16)},
     )  # fmt: skip
-    with pytest.raises(ModelError, match="half precision"):
+    with pytest.raises(ModelError, match="no float32"):
         trp_onnx.quantize(save(half, tmp_path / "half.onnx"), tmp_path / "qq.onnx", data)
     assert not (tmp_path / "qq.onnx").exists() and not list(tmp_path.glob(".*"))

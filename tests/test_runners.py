@@ -288,6 +288,23 @@ def test_start_up_scripts_that_talk(net: Path, tmp_path: Path) -> None:
     same_as_here(net, f"python:{chatty}")
 
 
+def test_a_worker_whose_child_keeps_the_pipe(net: Path, tmp_path: Path) -> None:
+    leaving = script(tmp_path / "leaving", f'setsid sleep 8 & exec {sys.executable} "$@"')
+    began = time.monotonic()
+    with open_runner(f"python:{leaving}") as runner:
+        runner.describe()
+    assert time.monotonic() - began < 7
+
+
+def test_answers_of_something_else(net: Path, tmp_path: Path) -> None:
+    for answer in ('{"ok": 1}', '{"ok": {"machine": 1}}', '{"refused": "x"}'):
+        odd = script(tmp_path / "odd", f"read line; echo '{answer}'; sleep 99")
+        with open_runner(f"python:{odd}", timeout=5) as runner, pytest.raises((RunnerError, ModelError)):
+            runner.describe()
+    with pytest.raises(UsageError, match="--timeout"):
+        open_runner(HERE, timeout=float("inf"))
+
+
 def test_inputs_that_are_strings(tmp_path: Path) -> None:
     nodes = [onnx.helper.make_node("Identity", ["x"], ["y"])]
     shape = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.STRING, [3])

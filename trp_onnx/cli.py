@@ -85,12 +85,13 @@ def _command() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_json(target: str | None) -> None:
-    """Before the work that would be lost."""
+def _check_json(target: str | None, *inputs: object, out: Path | None = None) -> None:
+    """Before the work that would be lost, and before it takes the place of another file."""
     if target not in (None, "-"):
-        from trp_onnx.model import check_target
+        from trp_onnx.model import check_distinct, check_target
 
         check_target(Path(target))
+        check_distinct([target, out], inputs)
 
 
 def _show(tables: Sequence[Any], notes: Sequence[str]) -> None:
@@ -330,7 +331,7 @@ def compress(
     """Factorise the layers of MODEL, after training them for it with --train, and write the verified result to OUT."""
     sys.path.append("")  # a data function may stand in the current folder, as for `python -m`
     with _command():
-        _check_json(json_to)
+        _check_json(json_to, model, *options.values(), out=out)
         training = train()
         if training is not None:
             from trp_onnx.training.supervisor import stands_by
@@ -387,7 +388,7 @@ def evaluate(
 ) -> None:
     """Measure the top-1 accuracy of MODEL on labelled data."""
     with _command():
-        _check_json(json_to)
+        _check_json(json_to, model, data)
         from trp_onnx.accuracy import evaluate as run
 
         accuracy = run(model, data, preprocessing=preprocessing(), limit=limit)
@@ -444,7 +445,7 @@ def bench(
 ) -> None:
     """Time MODELS against the first one, fairly: interleaved, medians of ratios, the provider proved."""
     with _command():
-        _check_json(json_to)
+        _check_json(json_to, *models, *options.values())
         from trp_onnx.latency import bench as run
 
         result = run(models, input_shapes=dict(input_shapes), **options)
@@ -476,9 +477,10 @@ def profile(
     with _command():
         from trp_onnx.latency import profile as run
         from trp_onnx.latency import save_table
-        from trp_onnx.model import check_target
+        from trp_onnx.model import check_distinct, check_target
 
         check_target(out)
+        check_distinct([out], [model])
 
         table = run(model, input_shapes=dict(input_shapes), simplify=not no_simplify, **options)
         save_table(table, out)
@@ -541,7 +543,7 @@ def quantize(
 ) -> None:
     """Quantise MODEL to int8, layers that it hurts excepted, and measure float and int8 side by side."""
     with _command():
-        _check_json(json_to)
+        _check_json(json_to, model, *options.values(), out=out)
         from trp_onnx.edge import quantize as run
 
         result = run(model, out, preprocessing=preprocessing(), input_shapes=dict(input_shapes), **options)

@@ -17,13 +17,22 @@ import onnx_ir as ir
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.carrying_out import carry_out
 from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
-from trp_onnx.errors import DataError, UsageError
+from trp_onnx.errors import DataError, OutputError, UsageError
 from trp_onnx.latency.forecast import forecast
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.realised import realise
 from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.layers import find_layers
-from trp_onnx.model import Staging, check_folder, check_target, count_parameters, file_bytes, open_model, write_text
+from trp_onnx.model import (
+    Staging,
+    check_distinct,
+    check_folder,
+    check_target,
+    count_parameters,
+    file_bytes,
+    open_model,
+    write_text,
+)
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FoldBatchNormPass
@@ -150,6 +159,8 @@ def compress(
         TargetError: The target is out of reach; nothing was written.
     """
     source, out = Path(model), Path(out)
+    check_target(out)
+    check_distinct([out, save_plan], [model, config, latency_table, inputs, data, test, teacher])
     clock = _Clock()
     rules = () if config is None else read_rules(Path(config)) if isinstance(config, (str, PathLike)) else config
     rule: dict[str, Any] = {"energy": energy, "macs": macs, "vbmf": vbmf, "speedup": speedup}
@@ -302,7 +313,12 @@ def compress(
         if session is not None:
             session.remove()
     if report_dir is not None:
-        _write_report(Path(report_dir), report, command)
+        try:
+            _write_report(Path(report_dir), report, command)
+        except OSError as error:
+            raise OutputError(f"'{out}' was written, its report was not: {error.strerror}") from error
+        except OutputError as error:
+            raise OutputError(f"'{out}' was written, its report was not: {str(error).partition(';')[0]}") from error
     return report
 
 

@@ -6,11 +6,12 @@ it has been verified; whatever ends the work before that, the folder is removed 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -158,8 +159,9 @@ class Staging:
         if out.exists() and out.samefile(source):
             raise UsageError(f"the output '{out}' is the input: choose another name, inputs are never modified")
         for tensor in tensors(model):
-            if isinstance(tensor, ir.ExternalTensor) and data.exists() and data.samefile(tensor.path):
-                raise UsageError(f"the output's data file '{data}' belongs to the input: choose another name")
+            for target in (data, out):
+                if isinstance(tensor, ir.ExternalTensor) and target.exists() and target.samefile(tensor.path):
+                    raise UsageError(f"the output's data file '{target}' belongs to the input: choose another name")
         check_target(out)
         try:
             self.folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
@@ -167,7 +169,7 @@ class Staging:
             raise OutputError(f"cannot write '{out}': {error.strerror}") from error
         self.path = self.folder / out.name
         self.external = has_external_data(model)
-        self._spool = self.folder / "factors.bin"
+        self._spool = self.folder / f"factors-of-{out.name}"
 
     def keep(self, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
         """A tensor for the new model: in memory, or on disk where the input keeps its weights there.
@@ -231,12 +233,37 @@ def check_target(path: Path) -> None:
     Raises:
         OutputError: It is a folder, or the folder it is in does not exist or is closed.
     """
-    if path.is_dir():
-        raise OutputError(f"cannot write '{path}': it is a folder")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
+    try:
+        if path.is_dir() or not path.name:
+            raise OutputError(f"cannot write '{path}': it is a folder")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"cannot write '{path}': it is no regular file")
+        if not path.parent.is_dir():
+            raise OutputError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
+    except OSError as error:  # a name that is too long
+        raise cannot_write(path, error) from error
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"cannot write '{path}': Permission denied")
+
+
+def check_distinct(outputs: Sequence[object], inputs: Sequence[object]) -> None:
+    """Refuse an output that is an input, or two that are one; what is no path is passed over.
+
+    Raises:
+        UsageError: There is one.
+    """
+    kinds = (str, os.PathLike)
+    written = [Path(path) for path in outputs if isinstance(path, kinds)]
+    read = [Path(path) for path in inputs if isinstance(path, kinds)]
+    for i, target in enumerate(written):
+        with contextlib.suppress(OSError):  # whoever opens it says so
+            for source in read:
+                if target.exists() and source.exists() and target.samefile(source):
+                    raise UsageError(
+                        f"the output '{target}' is an input: choose another name, inputs are never modified"
+                    )
+            if any(target.absolute() == other.absolute() for other in written[:i]):
+                raise UsageError(f"two outputs go to '{target}': choose another name for one")
 
 
 def check_folder(path: Path) -> None:

@@ -63,6 +63,9 @@ class Calibrated:
             except Exception as error:
                 raise _refusal(error) from error
         self.layers = [node.name for node in self._model.graph.node if node.op_type in QUANTISED]
+        self.refused: dict[str, str] = {}
+        """Layers that the quantiser does not take, and what it says."""
+
         self._before = _nearest(self._model.graph, reversed_order=False)
         self._after = _nearest(self._model.graph, reversed_order=True)
 
@@ -76,10 +79,23 @@ class Calibrated:
         Raises:
             ModelError: The quantiser does not take it.
         """
+        try:
+            return self._quantised(only, {*kept, *self.refused})
+        except ModelError:
+            if only:
+                raise
+        for name in self.layers:  # it stops at the first that it does not take, and does not say which
+            try:
+                self._quantised([name], set())
+            except ModelError as error:
+                self.refused[name] = str(error).partition(": ")[2]
+        return self._quantised((), {*kept, *self.refused})
+
+    def _quantised(self, only: Collection[str], left: set[str]) -> onnx.ModelProto:
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-        left = set(kept)
+        left = set(left)
         for node in self._model.graph.node:
             if node.name not in self.layers and not (self._before[node.name] - left and self._after[node.name] - left):
                 left.add(node.name)

@@ -27,7 +27,7 @@ from trp_onnx.latency.benchmark import bench
 from trp_onnx.latency.timing import Ratio
 from trp_onnx.layers import find_layers
 from trp_onnx.linalg import Array
-from trp_onnx.model import Staging, cannot_write, file_bytes, open_model, to_proto
+from trp_onnx.model import Staging, cannot_write, check_distinct, check_target, file_bytes, open_model, to_proto
 from trp_onnx.moments import with_outputs
 from trp_onnx.normalise import normalise
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
@@ -133,6 +133,8 @@ def quantize(
     if target not in TARGETS:
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
     source, out = Path(model), Path(out)
+    check_target(out)
+    check_distinct([out], [model, data, original, test])
     dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
     tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
     if len(dataset) < LEAST:
@@ -147,7 +149,7 @@ def quantize(
         files = {"float": source, "int8": staging.path}
         notes = list(made.notes)
         if original is not None:
-            dense, path = Path(original), staging.folder / "original.onnx"
+            dense, path = Path(original), staging.folder / f"original-of-{out.name}"
             other = _quantise(open_model(dense), dataset, max_drop, keep_ends, target == "arm", input_shapes)
             onnx.save(other.proto, path)
             notes += [f"original: {note}" for note in other.notes]
@@ -188,16 +190,16 @@ def _quantise(
     """One model in int8, in memory."""
     if any("QuantizeLinear" in node.op_type for node in model.graph):
         raise ModelError("the model is in int8 already: quantize takes the float one")
-    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    if any(value.dtype in halves for value in (*model.graph.inputs, *model.graph.initializers.values())):
-        raise ModelError("the model computes in half precision: quantize takes the float32 one")
     normal, notes = normalise(model, input_shapes)
+    layers = find_layers(normal, input_shapes)
+    kinds = {layer.constant.dtype for layer in layers if layer.constant is not None}
+    if not kinds <= {ir.DataType.FLOAT, None}:
+        raise ModelError("the model has weights that are no float32: quantize takes the float32 model")
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"
     order = np.random.default_rng(0).permutation(len(dataset))
     calibration = _batches(normal, dataset, order[: min(CALIBRATION, len(order) // 2)])
     judging = _batches(normal, dataset, order[len(order) // 2 :][:JUDGING])
-    layers = find_layers(normal, input_shapes)
     pairs = pairs_of(layers)
     if pairs:
         BalanceFactorsPass(pairs, _largest(normal, pairs, calibration))(normal)
@@ -249,7 +251,7 @@ def _verify(path: Path, original: ir.Model, dataset: Dataset) -> None:
         raise VerificationError(f"the int8 file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
     batch = _batches(original, dataset, np.arange(min(len(dataset), _BATCH)))[0]
     for name, array in run_session(open_session(path), batch).items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all():
             raise VerificationError(f"output '{name}' of the int8 file is NaN or infinite; it was not kept")
 
 

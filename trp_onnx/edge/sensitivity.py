@@ -6,7 +6,8 @@ each candidate run on samples that nothing was calibrated on. With c and c' the 
 after, and p the original's probabilities,
 
     lost = mean_b (p_b(c_b) - p_b(c'_b))      for outputs of one score a class
-           |y - y'|^2 / |y|^2                  for any other
+           |y - y'|^2 / |y|^2                  for any other floats
+           part of the samples that changed    for the rest
 
 The first is the accuracy that is lost if p is to be believed, and needs no labels: an answer that changes between two
 classes that the original held for equally likely costs nothing.
@@ -46,16 +47,19 @@ def outputs_of(model: onnx.ModelProto, batches: Sequence[dict[str, np.ndarray]])
     """Outputs on all batches, one after the other."""
     session = open_session(model)
     found = [run_session(session, batch) for batch in batches]
-    return {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
+    arrays = [name for name, value in found[0].items() if isinstance(value, np.ndarray)]  # no sequences
+    return {name: np.concatenate([np.atleast_1d(outputs[name]) for outputs in found]) for name in arrays}
 
 
 def lost(expected: Arrays, actual: Arrays) -> float:
     """See the module; of several outputs the worst."""
     worst = 0.0
     for name, before in expected.items():
-        if before.dtype.kind != "f":
-            continue
         after, scores = actual[name], before.reshape(len(before), -1)
+        if before.dtype.kind != "f":
+            same = before.shape == after.shape and (before == after).reshape(len(before), -1).all(axis=1)
+            worst = max(worst, 1.0 - float(np.mean(same)))
+            continue
         if before.ndim > 1 and scores.shape[1] == max(before.shape[1:]) > 1:
             p, rows = _probabilities(scores), np.arange(len(scores))
             now = after.reshape(len(after), -1).argmax(axis=1)
@@ -100,6 +104,12 @@ def keep_what_is_hurt(
         return model, lost(expected, outputs_of(model, judging))
 
     model, loses = attempt([])
+    kept += [
+        InFloat(name, f"onnxruntime's quantiser does not take it: {why}")
+        for name, why in calibrated.refused.items()
+        if name not in always
+    ]
+    always = [entry.layer for entry in kept]
     if loses <= allowed:
         return model, kept, loses
     order = _by_damage(calibrated, float_model, judging, always)

@@ -89,11 +89,11 @@ def check_usability(model: Path, style: str = "fixed") -> list[Usability]:
 
     with tempfile.TemporaryDirectory() as folder, quietly():
         basic, fused = Path(folder) / "basic.onnx", Path(folder) / "fused.onnx"
-        optimize_model(model, basic)
+        optimize_model(model, basic, use_external_initializers=True)
         proto = ModelProtoWithShapeInfo(basic).model_with_shape_info
         if style == "fixed":
             shapes = proto.graph.value_info
-            optimize_model(model, fused, ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
+            optimize_model(model, fused, ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, use_external_initializers=True)
             proto = onnx.load(fused)
             proto.graph.value_info.extend(shapes)  # onnx does not infer through the runtime's own operators
     checks: dict[str, Callable[[bool], Any]] = {

@@ -27,7 +27,7 @@ def export_tables(export: Export) -> list[Table | Text]:
             str(found.groups),
             ", ".join(left),
         )
-    tables: list[Table | Text] = [files, Text(compared_line), phones]
+    tables: list[Table | Text] = [files, Text(compared_line), *([phones] if export.usability else [])]
     if export.advice:
         advice = _table("layers", "for", "advice")
         grouped: dict[tuple[str, str], list[str]] = {}

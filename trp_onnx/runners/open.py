@@ -23,6 +23,8 @@ from trp_onnx.runners.web import Browser
 TIMEOUT = 120.0
 """Seconds without a sign of life after which a worker is given up."""
 
+_LONGEST = 10**6
+
 _HERE = Path(__file__).parent
 _PYTHON_WORKER, _NODE_WORKER = _HERE / "worker.py", _HERE / "node.mjs"
 _BOOTSTRAP = (
@@ -43,6 +45,8 @@ def open_runner(spec: str = "local", timeout: float = TIMEOUT) -> Runner:
         RunnerError: The runtime is not there; the sentence says how to get it.
     """
     kind, _, rest = spec.partition(":")
+    if not 0 < timeout <= _LONGEST:
+        raise UsageError(f"--timeout is a number of seconds up to {_LONGEST}, not {timeout}")
     if spec == "local":
         return Runner(spec, Call())
     if kind == "python" and rest:
@@ -66,7 +70,10 @@ def _over_ssh(spec: str, host: str, python: str, timeout: float) -> Process:
     """The same worker, its source sent first; `TRP_ONNX_SSH` is another ssh command, with other options."""
     if host.startswith("-"):
         raise UsageError(f"'{host}' is no host")
-    ssh = shlex.split(os.environ.get("TRP_ONNX_SSH", "ssh"))
+    try:
+        ssh = shlex.split(os.environ.get("TRP_ONNX_SSH", "ssh"))
+    except ValueError as error:
+        raise UsageError(f"TRP_ONNX_SSH is no command: {error}") from error
     source = _PYTHON_WORKER.read_text(encoding="utf-8")
     remote = shlex.join([python, "-u", "-c", _BOOTSTRAP])
     command = [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -39,10 +42,10 @@ def ensure_package(name: str) -> Path:
     try:
         command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", f"{name}@{_VERSIONS[name]}"]
         (staging / "package.json").write_text('{"private": true}\n', encoding="utf-8")
-        done = subprocess.run(command, cwd=staging, capture_output=True, text=True, timeout=_SECONDS, check=False)
-        if done.returncode != 0:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise RunnerError(f"npm cannot install {name}: {said[0] if said else done.returncode}")
+        code, stderr = _run(command, staging)
+        if code != 0 or not _complete(staging, name):
+            said = [line for line in stderr.splitlines() if line.strip()]
+            raise RunnerError(f"npm cannot install {name}: {said[0][:300] if said else f'exit code {code}'}")
         if not _complete(folder, name):  # another command may have been faster, and is using it
             shutil.rmtree(folder, ignore_errors=True)
             staging.replace(folder)
@@ -53,6 +56,22 @@ def ensure_package(name: str) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def _run(command: list[str], folder: Path) -> tuple[int, str]:
+    """Exit code and stderr; what it starts ends with it, also when it is interrupted."""
+    process = subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, encoding="utf-8", errors="replace", start_new_session=True,
+    )  # fmt: skip
+    try:
+        _, stderr = process.communicate(timeout=_SECONDS)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return process.returncode, stderr
 
 
 def _complete(folder: Path, name: str) -> bool:

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
-from trp_onnx.errors import ModelError, UsageError
+from trp_onnx.errors import ModelError, RunnerError, UsageError
 from trp_onnx.model import has_external_data, open_model
 from trp_onnx.runners.providers import check_provider, setting_for
 from trp_onnx.runners.transport import Transport
@@ -87,7 +87,10 @@ class Runner:
         """
         if self._description is None:
             found = self._transport.ask("describe")
-            self._description = Description(**{**found, "providers": tuple(found["providers"])})
+            try:
+                self._description = Description(**{**found, "providers": tuple(found["providers"])})
+            except (TypeError, KeyError) as error:
+                raise RunnerError(f"{self.spec} is no worker of ours: it answers {str(found)[:100]}") from error
         return self._description
 
     def prepare(

@@ -18,6 +18,8 @@ from typing import IO, Any, Protocol
 from trp_onnx.errors import ModelError, RunnerError
 from trp_onnx.runners.worker import Refusal, Worker, pack, unpack
 
+_GOES = 2.0
+
 
 class Transport(Protocol):
     """The way to one worker."""
@@ -95,7 +97,8 @@ class Process:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise RunnerError(f"{spec} cannot be started: '{command[0]}': {error.strerror}") from error
         self._answers: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self._before = before
 
     def ask(self, do: str, **request: Any) -> Any:
@@ -124,7 +127,9 @@ class Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._said):
+        self._listener.join(timeout=_GOES)
+        heard = None if self._listener.is_alive() else self._process.stdout  # a daemon of it may hold the pipe open
+        for stream in (self._process.stdin, heard, self._said):
             with contextlib.suppress(OSError):
                 if stream is not None:
                     stream.close()
@@ -153,6 +158,7 @@ class Process:
             self._said.seek(0)
             said = self._said.read()
         lines = said.decode(errors="replace").strip().splitlines()
+        lines = [line for line in lines if "rror" in line] or lines  # Node's last line is its version
         self.close()
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return RunnerError(f"the worker of {self._spec} died ({how})" + (f": {lines[-1][:300]}" if lines else ""))
@@ -174,7 +180,7 @@ def decode(do: str, answer: dict[str, Any]) -> Any:
         ModelError, RunnerError: The worker refused.
     """
     if "refused" in answer:
-        raise refused(answer["refused"], answer["why"])
+        raise refused(answer["refused"], str(answer.get("why")))
     if do == "outputs":
         return [{name: unpack(array) for name, array in found.items()} for found in answer["ok"]]
     return answer["ok"]

@@ -191,13 +191,15 @@ class _Page:
 
     def close(self) -> None:
         """End the browser, which ends what it started, then the server."""
-        self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_GOES)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._end_server()
+        try:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_GOES)
+        finally:  # a second Ctrl-C may come while it goes
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._end_server()
 
     def _end_server(self) -> None:
         self._server.shutdown()
