@@ -315,6 +315,9 @@ def compress(
     if report_dir is not None:
         try:
             _write_report(Path(report_dir), report, command)
+        except KeyboardInterrupt as error:
+            error.add_note(f"'{out}' was written, its report was not")
+            raise
         except OSError as error:
             raise OutputError(f"'{out}' was written, its report was not: {error.strerror}") from error
         except OutputError as error:
