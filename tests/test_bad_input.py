@@ -151,7 +151,7 @@ def test_the_output_is_the_input(tmp_path: Path, net: Path) -> None:
     assert "is an input" in refused(tmp_path, net, 2, out=net)
     link = tmp_path / "link.onnx"
     link.symlink_to(net)
-    assert "is the input" in refused(tmp_path, net, 2, out=link)
+    assert "is an input" in refused(tmp_path, net, 2, out=link)
 
 
 def test_the_outputs_data_file_belongs_to_the_input(tmp_path: Path) -> None:

@@ -127,17 +127,17 @@ class Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._listener.join(timeout=_GOES)
-        heard = None if self._listener.is_alive() else self._process.stdout  # a daemon of it may hold the pipe open
-        for stream in (self._process.stdin, heard, self._said):
+        self._listener.join(timeout=_GOES)  # longer where a daemon of it holds the pipe open
+        for stream in (self._process.stdin, self._said):
             with contextlib.suppress(OSError):
                 if stream is not None:
                     stream.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _listen(self) -> None:
-        with contextlib.suppress(ValueError, OSError):
-            for line in self._process.stdout or ():
+        assert self._process.stdout is not None
+        with contextlib.suppress(ValueError, OSError), self._process.stdout as lines:
+            for line in lines:
                 self._answers.put(line)
         self._answers.put(None)
 
