@@ -44,7 +44,6 @@ TOLERANCE = 1e-4
 HALF_TOLERANCE, INT8_TOLERANCE = 1e-2, 5e-2
 """The same in half precision, and in int8, where a float layer's last bit may turn a whole step."""
 
-
 _STEPS = 64
 """Standard deviation of generated inputs in steps of an int8 scale, which has 255."""
 

@@ -87,7 +87,6 @@ def measure(
     rounds: int = 100,
     *,
     repeats: int | None = None,
-    warm: bool = True,
     limit_seconds: float = math.inf,
     on_round: Callable[[int], object] = lambda done: None,
 ) -> Timing:
@@ -99,7 +98,6 @@ def measure(
         count: Contenders; the first is the base.
         rounds: At most so many.
         repeats: Calls in one sample; by default as many as take 3 ms.
-        warm: See `take_turns`.
         limit_seconds: After so much time it ends, but not before 8 rounds.
         on_round: Called now and then with the number of rounds so far.
     """
@@ -108,7 +106,7 @@ def measure(
     samples: list[Sequence[float]] = []
     began = time.perf_counter()
     while len(samples) < rounds:
-        samples += turns(min(_AT_ONCE, rounds - len(samples)), calls, warm)
+        samples += turns(min(_AT_ONCE, rounds - len(samples)), calls, True)
         done = len(samples)
         on_round(done)
         if done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(samples)):
