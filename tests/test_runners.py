@@ -52,10 +52,10 @@ def children() -> list[str]:
     """What this process has started and that still runs."""
     for _ in range(50):
         lines = subprocess.run(
-            ["/bin/ps", "-eo", "ppid=,stat=,args="], capture_output=True, text=True, check=True
+            ["/bin/ps", "-eww", "-o", "ppid=,stat=,args="], capture_output=True, text=True, check=True
         ).stdout.splitlines()
         found = [line for line in lines if line.split()[0] == str(os.getpid()) and " ps " not in f"{line} "]
-        found = [line for line in found if not line.split()[1].startswith("Z") and "ps -eo" not in line]
+        found = [line for line in found if not line.split()[1].startswith("Z") and "ps -eww" not in line]
         if not found:
             break
         time.sleep(0.1)
@@ -256,14 +256,51 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_worker_that_hangs(net: Path, tmp_path: Path) -> None:
-    stuck = script(tmp_path / "stuck", "sleep 1234.5 & sleep 1234.5")
+class Holders:
+    """The processes that hold a pipe open, whatever their names and numbers: they write to it, and it ends with them.
+
+    (What `ps` shows depends on the machine: its width, and whose process numbers it sees.)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "pipe"
+        os.mkfifo(self.path)
+        self.reading = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def script(self, path: Path, text: str) -> Path:
+        """A script that says its process number here, then does `text`; what it starts holds the pipe as well."""
+        return script(path, f"exec 9> {self.path}; echo $$ >&9; {text}")
+
+    def first(self) -> int:
+        """The process number of the script that ran first."""
+        return int(os.read(self.reading, 100).split()[0])
+
+    def gone(self, within: float = 5) -> bool:
+        """Whether all of them end in that many seconds."""
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            try:
+                if not os.read(self.reading, 100):
+                    return True
+            except BlockingIOError:
+                time.sleep(0.1)
+        return False
+
+
+@pytest.fixture
+def holders(tmp_path: Path) -> Iterator[Holders]:
+    found = Holders(tmp_path)
+    yield found
+    os.close(found.reading)
+
+
+def test_a_worker_that_hangs(net: Path, tmp_path: Path, holders: Holders) -> None:
+    stuck = holders.script(tmp_path / "stuck", "sleep 1234.5 & sleep 1234.5")
     began = time.monotonic()
     result = CliRunner().invoke(main, ["bench", str(net), "--runtime", f"python:{stuck}", "--timeout", "0.5"])
     assert result.exit_code == 1 and "no sign of life for 0.5 s" in result.stderr
     assert time.monotonic() - began < 20
-    left = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
-    assert "sleep 1234.5" not in left and str(stuck) not in left
+    assert holders.first() and holders.gone()
 
 
 def test_a_worker_that_hangs_while_it_is_sent_a_model(net: Path, tmp_path: Path) -> None:
@@ -315,40 +352,30 @@ def test_inputs_that_are_strings(tmp_path: Path) -> None:
     assert trp_onnx.bench([tmp_path / "s.onnx"], rounds=2).rounds == 2
 
 
-def test_a_worker_that_is_killed(net: Path) -> None:
-    with open_runner(HERE) as runner:
+def test_a_worker_that_is_killed(net: Path, tmp_path: Path, holders: Holders) -> None:
+    here = holders.script(tmp_path / "python", f'exec {sys.executable} "$@"')
+    with open_runner(f"python:{here}") as runner:
         runner.prepare([net], FEEDS)
-        (pid,) = [
-            int(line.split()[0])
-            for line in subprocess.run(
-                ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-            ).stdout.splitlines()
-            if line.split()[1] == str(os.getpid()) and "worker.py" in line
-        ]
-        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+        threading.Timer(0.3, os.kill, (holders.first(), signal.SIGKILL)).start()
         with pytest.raises(RunnerError, match=r"died \(signal 9\)"):
             runner.run(10**6, [10])
 
 
-def test_a_host_that_is_killed_takes_its_worker_along(net: Path, tmp_path: Path) -> None:
+def test_a_host_that_is_killed_takes_its_worker_along(net: Path, tmp_path: Path, holders: Holders) -> None:
+    here = holders.script(tmp_path / "python", f'exec {sys.executable} "$@"')
     code = (
         "import sys, pathlib, numpy as np; from trp_onnx.runners import open_runner\n"
-        f"runner = open_runner({HERE!r}); runner.describe(); print('ready', flush=True); sys.stdin.read()"
+        f"runner = open_runner('python:{here}'); runner.describe(); print('ready', flush=True); sys.stdin.read()"
     )
     host = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert host.stdout is not None and host.stdout.readline() == "ready\n"
+    assert holders.first() and not holders.gone(within=0.3)
     host.kill()
     host.wait()
     host.stdout.close()
     if host.stdin is not None:
         host.stdin.close()
-    for _ in range(50):
-        left = subprocess.run(["ps", "-eo", "ppid=,args="], capture_output=True, text=True, check=True).stdout
-        mine = [line for line in left.splitlines() if "runners/worker.py" in line and sys.executable in line]
-        if not mine:
-            return
-        time.sleep(0.1)
-    raise AssertionError(mine)
+    assert holders.gone()
 
 
 def test_pages_that_do_not_load(net: Path, tmp_path: Path, npm_packages: None, monkeypatch: pytest.MonkeyPatch) -> None:
