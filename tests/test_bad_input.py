@@ -193,7 +193,7 @@ def test_a_disk_that_is_full(tmp_path: Path, external: bool) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_leaves_nothing_behind(tmp_path: Path, sent: signal.Signals) -> None:
     path = graphs.conv_net(tmp_path / "m.onnx", channels=512)
     before = sorted(tmp_path.iterdir())
@@ -210,6 +210,48 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, sent: signal.Sign
     assert process.returncode == 130, message
     assert "interrupted" in message and "Traceback" not in message
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_signal_that_comes_twice(tmp_path: Path) -> None:
+    """As a terminal and a supervisor send it to the same process: the second one is not a second wish."""
+    path = graphs.conv_net(tmp_path / "m.onnx", channels=512)
+    before = sorted(tmp_path.iterdir())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trp_onnx", "compress", path, "-o", tmp_path / "out.onnx", "--macs", "0.6"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while sorted(tmp_path.iterdir()) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for _ in range(20):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    _, message = process.communicate(timeout=60)
+    # The interpreter's own end gives signals their default meaning back, when all else is done.
+    assert process.returncode in (130, -signal.SIGTERM), message
+    assert message.count("interrupted") == 1 and "Traceback" not in message, message
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["inspect", "bench", "compress"])
+def test_results_that_cannot_be_printed(tmp_path: Path, net: Path, command: str) -> None:
+    """A disk that is full, a stream that is closed, a terminal that knows ASCII alone."""
+    out = tmp_path / "out.onnx"
+    options = {"inspect": "", "bench": "--rounds 2", "compress": f"-o {out} --macs 0.6 --align 1"}[command]
+    line = f"{sys.executable} -m trp_onnx {command} {net} {options}"
+
+    def run(redirected: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            f"{line} {redirected}", shell=True, env=os.environ | env, capture_output=True, text=True, check=False
+        )
+
+    full = run("> /dev/full")
+    assert full.returncode == 1 and full.stderr.strip().endswith("cannot print the result: No space left on device")
+    assert "Traceback" not in full.stderr and (command != "compress" or out.exists())
+    for streams in (">&-", "2>&-", ">&- 2>&-"):
+        assert run(streams).returncode == 0, streams
+    plain = run("", PYTHONIOENCODING="ascii")
+    assert plain.returncode == 0 and plain.stdout.isascii() and "Traceback" not in plain.stderr
 
 
 def save_npz(path: Path, **arrays: np.ndarray) -> Path:

@@ -65,7 +65,7 @@ def evaluate(
     if dataset.labels is None:
         raise DataError(f"'{dataset.source}' has no labels: accuracy cannot be measured")
     session = open_session(Path(model))
-    opened = open_model(Path(model)) if Path(model).suffix != ".ort" else _interface(session)
+    opened = open_model(Path(model)) if Path(model).suffix.lower() != ".ort" else _interface(session)
     declared = real_inputs(opened)[0].shape if real_inputs(opened) else None
     batch = declared[0] if declared is not None and len(declared) and isinstance(declared[0], int) else BATCH
     count = len(dataset) if limit is None else min(limit, len(dataset))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import io
 import json
+import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAME_SIGNAL = 1.0  # seconds in which a signal is the one before: terminals and supervisors send several
+_NO_ROOM = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 _SCHEMES = ("auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2", "svd")
 _FILE = click.Path(path_type=Path)
 
@@ -54,25 +61,52 @@ def _consoles() -> tuple[Console, Console]:
     return Console(width=width), Console(stderr=True)
 
 
+class _Main(click.Group):
+    """Commands whose results may go anywhere: a closed stream, a full disk, a terminal of few characters."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by the caller, who wants nothing of it
+                setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end
+            elif isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except OSError as error:
+            if error.filename is not None or error.errno not in _NO_ROOM:
+                raise
+            click.echo(f"trp-onnx: error: cannot print the result: {error.strerror}", err=True)
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what is left in the buffer
+            sys.exit(1)
+        return result
+
+
 @contextmanager
 def _command() -> Iterator[None]:
     """Progress on stderr; errors as one sentence and an exit code."""
     from trp_onnx.progress import shown_on
 
-    interrupted = False
+    interrupted: float | None = None
 
-    def stop(*_: object) -> NoReturn:
+    def stop(*_: object) -> None:
         nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
+        now = time.monotonic()
+        if interrupted is None or now > interrupted + _SAME_SIGNAL:
+            interrupted = now
+            raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A hang-up that nohup has the process ignore stays ignored.
+    numbers = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         with shown_on(_consoles()[1]):
             yield
     except BaseException as error:
         # C extensions turn an interrupt at import into errors of their own: the flag tells.
-        if interrupted:
+        if interrupted is not None:
             what = "; ".join(getattr(error, "__notes__", ["nothing was written"]))
             click.echo(f"trp-onnx: interrupted; {what}", err=True)
             sys.exit(_INTERRUPTED)
@@ -81,8 +115,9 @@ def _command() -> Iterator[None]:
         click.echo(f"trp-onnx: error: {error}", err=True)
         sys.exit(error.exit_code)
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        if interrupted is None:  # else the process ends, and the same signal again does not end it otherwise
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def _check_json(target: str | None, *inputs: object, out: Path | None = None) -> None:
@@ -265,7 +300,7 @@ def _where_options(command: F) -> F:
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="trp-onnx")
 def main() -> None:
     """Make a trained ONNX network smaller and faster by low rank, and prove it on the written file.

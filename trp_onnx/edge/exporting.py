@@ -104,7 +104,7 @@ def export(
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
     if style not in STYLES:
         raise UsageError(f"--style is fixed or runtime, not '{style}'")
-    if source.suffix == ".ort":
+    if source.suffix.lower() == ".ort":
         raise UsageError(f"'{source}' is an .ort file already: export takes the .onnx")
     opened = open_model(source)
     check_folder(folder)

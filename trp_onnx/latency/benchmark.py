@@ -112,7 +112,7 @@ def bench(
     for path in paths:
         if not path.is_file():
             raise ModelError(f"the model '{path}' does not exist")
-    onnx_files = [path for path in paths if path.suffix != ".ort"]
+    onnx_files = [path for path in paths if path.suffix.lower() != ".ort"]
     if inputs is not None:
         feeds = read_npz(Path(inputs))
     elif onnx_files:
@@ -132,7 +132,7 @@ def bench(
         ran: dict[str, int] = {}
         for node in nodes:
             ran[node.provider] = ran.get(node.provider, 0) + 1
-        graph = open_model(path).graph if path.suffix != ".ort" else ()
+        graph = open_model(path).graph if path.suffix.lower() != ".ort" else ()
         contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(graph, nodes)))
     notes = []
     if len(onnx_files) not in (0, len(paths)):

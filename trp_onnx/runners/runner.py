@@ -186,6 +186,6 @@ class Runner:
 def _whole(model: Path | bytes) -> bytes:
     if isinstance(model, bytes):
         return model
-    if model.suffix != ".ort" and has_external_data(open_model(model)):
+    if model.suffix.lower() != ".ort" and has_external_data(open_model(model)):
         raise ModelError(f"'{model}' keeps its weights in another file: only a model in one file can be sent elsewhere")
     return model.read_bytes()
