@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trp_onnx.planning import Decision, LayerRule
     from trp_onnx.report import Report
     from trp_onnx.training import TrainingOptions
+    from trp_onnx.training.quarantine import setup_training
 
 _HOMES = {
     "Accuracy": "accuracy",
@@ -61,6 +62,7 @@ _HOMES = {
     "open_data": "data",
     "profile": "latency",
     "quantize": "edge",
+    "setup_training": "training.quarantine",
 }
 
 __all__ = [
@@ -97,6 +99,7 @@ __all__ = [
     "open_data",
     "profile",
     "quantize",
+    "setup_training",
 ]
 
 

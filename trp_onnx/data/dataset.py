@@ -18,6 +18,7 @@ import numpy as np
 from trp_onnx.data.cifar import cifar_files, read_cifar
 from trp_onnx.data.preprocessing import Preprocessing
 from trp_onnx.errors import DataError
+from trp_onnx.progress import say
 
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _CHANNELS = (1, 3, 4)
@@ -41,6 +42,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether samples are 8-bit images."""
+        return isinstance(self.samples, tuple) or (self.samples.ndim == 4 and self.samples.dtype == np.uint8)
 
     def subset(self, indices: np.ndarray) -> Dataset:
         """Chosen samples as a data set of their own; indices (b,)."""
@@ -99,7 +105,16 @@ def open_data(path: Path, preprocessing: Preprocessing | None = None) -> Dataset
     Raises:
         DataError: Not there, not readable, empty, pickled, or labels that do not match.
     """
-    preprocessing = preprocessing or Preprocessing()
+    opened = _open(path, preprocessing or Preprocessing())
+    if opened.preprocessing.as_stored and opened.holds_images:
+        say(
+            f"note: the images of '{path.name}' go in as they are stored, 0 to 255; if the model was trained on "
+            "anything else, say so by --scale, --mean and --std, or --preprocess"
+        )
+    return opened
+
+
+def _open(path: Path, preprocessing: Preprocessing) -> Dataset:
     files = cifar_files(path) if path.exists() else []
     if files:
         return Dataset(str(path), *read_cifar(files), preprocessing)

@@ -57,6 +57,11 @@ class Preprocessing:
         if 0.0 in self.std:
             raise UsageError("preprocessing: std must not hold 0")
 
+    @property
+    def as_stored(self) -> bool:
+        """Whether values stay what they are."""
+        return (self.scale, self.mean, self.std) == (1.0, (0.0,), (1.0,))
+
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Stored samples -> model input.
 

@@ -59,12 +59,16 @@ def fastest_within(
     low, high = 1.0, planner.fastest()
     fastest = high
 
+    def lost(found: Accuracy) -> float:
+        """Points; of counts, so that exactly `max_drop` is within."""
+        return 100 * (before.correct - found.correct) / found.samples
+
     def within(speedup: float) -> bool:
         plan = planner.plan(speedup=speedup)
         found = accuracy(plan)
         remaining = plan.macs_after / max(1, plan.macs_before)
         tried.append((Candidate(plan.speedup or 1.0, remaining, found), plan))
-        drop = (before.top1 - found.top1) * 100
+        drop = lost(found)
         say(f"{plan.speedup or 1.0:.2f}x as fast: {found.top1:.2%} of {found.samples} held out, {-drop:+.2f} points")
         return drop <= max_drop
 
@@ -77,12 +81,11 @@ def fastest_within(
             else:
                 high = trial
             trial = low + (high - low) / 2
-    good = [pair for pair in tried if (before.top1 - pair[0].accuracy.top1) * 100 <= max_drop]
+    good = [pair for pair in tried if lost(pair[0].accuracy) <= max_drop]
     if not good:
         least = min((pair[0] for pair in tried), key=lambda c: c.speedup, default=None)
         best = (
-            f"the mildest plan tried, {least.speedup:.2f}x as fast, loses "
-            f"{(before.top1 - least.accuracy.top1) * 100:.2f} points"
+            f"the mildest plan tried, {least.speedup:.2f}x as fast, loses {lost(least.accuracy):.2f} points"
             if least is not None
             else f"with every layer at its fastest the network is predicted to run {fastest:.2f}x as fast"
         )

@@ -171,8 +171,8 @@ def _error(event: dict[str, Any]) -> TrpOnnxError:
 
 def _line(event: dict[str, Any]) -> str:
     loss = f"loss {event['loss']:.3f}" if event["loss"] is not None else ""
-    ranks = f"  ranks {min(event['ranks'])}-{max(event['ranks'])}" if event["ranks"] else ""
-    return f"epoch {event['epoch']}  {loss}  MACs {event['macs']:.3f}{ranks}  {event['images_per_second']:.0f} images/s"
+    ranks = f"ranks {min(event['ranks'])}-{max(event['ranks'])}  " if event["ranks"] else ""
+    return f"epoch {event['epoch']}  {loss}  {_macs(event)}{ranks}{event['images_per_second']:.0f} images/s"
 
 
 def _summary(event: dict[str, Any]) -> str:
@@ -180,5 +180,10 @@ def _summary(event: dict[str, Any]) -> str:
     quality = f"validation {accuracy:.2%}" if accuracy is not None else f"distance {-event['score']:.4f}"
     return (
         f"epoch {event['epoch']:3d}/{event['epochs']}  loss {event['loss']:.4f}  {quality}  "
-        f"MACs {event['macs']:.3f}  {event['seconds']:.0f} s"
+        f"{_macs(event)}{event['seconds']:.0f} s"
     )
+
+
+def _macs(event: dict[str, Any]) -> str:
+    """Of the planned layers; nothing is planned while factors are trained."""
+    return f"MACs {event['macs']:.3f}  " if event["ranks"] else ""
