@@ -182,10 +182,13 @@ def bias_of(layer: Layer) -> Constant | None:
 
 
 def corrects_bias(layer: Layer) -> bool:
-    """Whether a layer has a bias to take up a change of the mean, or can be given one."""
+    """Whether a layer, and all that share its weight, have or can be given a bias to take up a change of the mean."""
     node = layer.node
     if layer.op == "Conv":
-        return len(node.inputs) < 3 or node.inputs[2] is None or bias_of(layer) is not None
+        users = {node} if layer.constant is None else {node, *(use.node for use in layer.constant.value.uses())}
+        opset = layer.constant.opset if layer.constant is not None else 0
+        biases = [user.inputs[2] for user in users if user.op_type == "Conv" and len(user.inputs) > 2]
+        return all(bias is None or isinstance(resolve_constant(bias, opset), Constant) for bias in biases)
     if layer.op != "Gemm" or layer.layout is None or layer.layout.on_left or layer.geometry is None:
         return False
     if any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):

@@ -271,6 +271,35 @@ def test_images_that_go_in_as_they_are_stored(tmp_path: Path, net: Path) -> None
     assert "as they are stored" not in cli("evaluate", net, "--data", data)[1]
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "complaint"),
+    [
+        ("--config", "layer = [1, 2]", "layers stand in tables"),
+        ("--training", '[output_weights]\nlogits = "a"', "output_weights takes"),
+        ("--training", 'milestones = ["a"]', "milestones takes"),
+    ],
+)
+def test_settings_of_the_wrong_kind(tmp_path: Path, net: Path, option: str, text: str, complaint: str) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    data = save_npz(tmp_path / "d.npz", x=IMAGES, y=np.arange(6))
+    more = ("--train", "--data", data) if option == "--training" else ()
+    assert complaint in refused(tmp_path, net, 2, "--macs", 0.6, option, tmp_path / "s.toml", *more)
+
+
+def test_a_signal_that_comes_where_it_is_not_heard(tmp_path: Path, net: Path) -> None:
+    """In a callback of the interpreter's an exception is dropped; the interrupt comes again."""
+    code = (
+        "import os, signal, sys, time, weakref; import trp_onnx.cli, trp_onnx.inspection as module\n"
+        "class Gone: pass\n"
+        "def inspect(*_, **__):\n"
+        "    gone = Gone(); there = weakref.ref(gone, lambda _: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "    del gone; time.sleep(20)\n"
+        f"module.inspect = inspect; sys.argv = ['trp-onnx', 'inspect', {str(net)!r}]; trp_onnx.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130 and done.stderr.strip() == "trp-onnx: interrupted; nothing was written"
+
+
 def test_an_npz_with_pickled_objects(tmp_path: Path, net: Path) -> None:
     data = save_npz(tmp_path / "d.npz", x=np.array([{"a": 1}, None], dtype=object), y=np.arange(2))
     assert "pickled objects, which are never loaded" in refused(tmp_path, net, 1, "--macs", 0.6, "--data", data)

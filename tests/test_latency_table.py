@@ -210,6 +210,25 @@ def test_max_drop_is_kept_on_what_was_held_out(net: Path, measured: Path, tmp_pa
     assert faster[0] < faster[1]
 
 
+def test_max_drop_of_a_model_with_external_data(net: Path, measured: Path, tmp_path: Path) -> None:
+    net, data = labelled(net, tmp_path)
+    outside = tmp_path / "outside.onnx"
+    onnx.save(onnx.load(net), outside, save_as_external_data=True, location="outside.bin", size_threshold=0)
+    table = on_a_phone(measured, tmp_path, {"conv1": 0.1, "conv2": 0.8, "fc": 0.0})
+    out = tmp_path / "made" / "out.onnx"
+    out.parent.mkdir()
+    report = trp_onnx.compress(outside, out, max_drop=60, data=data, latency_table=table)
+    assert report.candidates
+    assert {path.name for path in out.parent.iterdir()} <= {"out.onnx", "out.onnx.data"}
+
+
+def test_what_was_compressed_already_is_profiled_layer_by_layer(net: Path, tmp_path: Path) -> None:
+    """Its layers are called as we call factors: each has its own time all the same."""
+    trp_onnx.compress(net, tmp_path / "small.onnx", macs=0.6, align=1, scheme="spatial")
+    found = trp_onnx.profile(tmp_path / "small.onnx", scheme="svd").shares
+    assert {"conv2/v", "conv2/h"} <= set(found) and min(found["conv2/v"], found["conv2/h"]) > 0
+
+
 def test_candidates_are_made_as_the_result_is(net: Path, measured: Path, tmp_path: Path) -> None:
     """With --asymmetric what is judged is asymmetric too: other factors, other accuracies."""
     net, data = labelled(net, tmp_path)

@@ -249,6 +249,29 @@ def test_data_from_a_function(net: Path, tmp_path: Path) -> None:
     assert report.trained.correct == report.trained.written_correct
 
 
+def uneven_batches(split: str, epoch: int):  # type: ignore[no-untyped-def]
+    yield from list(made_batches(split, epoch))[: 4 if epoch else 5]
+
+
+def test_a_function_whose_epochs_differ_in_length(net: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="had 4 batches where the first had 5"):
+        compress(net, tmp_path / "out.onnx", "tests.test_training:uneven_batches")
+
+
+def test_a_fixed_batch_that_a_function_exceeds(tmp_path: Path) -> None:
+    w = {"w1": weights(16, 3, 3, 3, seed=1), "wf": weights(16, CLASSES, seed=2)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "wf"], ["logits"], name="fc"),
+    ]
+    built = model(nodes, [info("x", [1, 3, 12, 12])], [info("logits", [1, CLASSES])], w, opset=13)
+    net = save(built, tmp_path / "net.onnx")
+    report = compress(net, tmp_path / "out.onnx", "tests.test_training:made_batches", macs=0.8)
+    assert report.trained is not None and report.trained.correct == report.trained.written_correct
+
+
 def test_a_fixed_batch_and_reshapes_of_it(data: Path, tmp_path: Path) -> None:
     w = {"w1": weights(16, 3, 3, 3, seed=1), "wf": weights(16 * 144, CLASSES, seed=2), "s": np.array([1, -1])}
     nodes = [
@@ -332,6 +355,13 @@ def test_a_run_is_not_begun_twice_nor_taken_for_another(net: Path, data: Path, t
         compress(net, tmp_path / "out.onnx", data, run=tmp_path / "r")
     with pytest.raises(TrainingError, match="another model, data set or set of options"):
         compress(net, tmp_path / "out.onnx", data, run=tmp_path / "r", resume=True, train=options(rate=0.01))
+    other = dict(np.load(data))
+    np.savez(tmp_path / "other.npz", **other | {"x": other["x"][::-1]})
+    kept = data.read_bytes()
+    data.write_bytes((tmp_path / "other.npz").read_bytes())
+    with pytest.raises(TrainingError, match="another model, data set or set of options"):
+        compress(net, tmp_path / "out.onnx", data, run=tmp_path / "r", resume=True)
+    data.write_bytes(kept)
     arrays = dict(np.load(tmp_path / "r" / "checkpoint.npz"))
     state = json.loads(arrays["state"].tobytes()) | {"format": 99}
     arrays["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)

@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,14 +91,25 @@ def _command() -> Iterator[None]:
     from trp_onnx.progress import shown_on
 
     interrupted: float | None = None
+    sent = signal.SIGINT.value
 
-    def stop(*_: object) -> None:
-        nonlocal interrupted
-        now = time.monotonic()
+    def stop(number: int, _: object) -> None:
+        nonlocal interrupted, sent
+        now, sent = time.monotonic(), number
         if interrupted is None or now > interrupted + _SAME_SIGNAL:
             interrupted = now
             raise KeyboardInterrupt
 
+    def unheard(event: Any) -> None:
+        """An interrupt in a callback of the interpreter's (of an import, of a collection) is dropped there: again."""
+        nonlocal interrupted
+        if interrupted is not None and event.exc_type is KeyboardInterrupt:
+            interrupted = None
+            threading.Timer(0.05, os.kill, (os.getpid(), sent)).start()  # not here: it would be dropped as well
+        else:
+            hook(event)
+
+    hook, sys.unraisablehook = sys.unraisablehook, unheard
     # A hang-up that nohup has the process ignore stays ignored.
     numbers = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, stop) for number in numbers}
@@ -115,6 +127,7 @@ def _command() -> Iterator[None]:
         click.echo(f"trp-onnx: error: {error}", err=True)
         sys.exit(error.exit_code)
     finally:
+        sys.unraisablehook = hook
         if interrupted is None:  # else the process ends, and the same signal again does not end it otherwise
             for number, handler in previous.items():
                 signal.signal(number, handler)

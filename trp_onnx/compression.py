@@ -182,8 +182,7 @@ def compress(
     feeds, verified_on = _feeds(
         original, input_shapes, inputs, tested or (samples.dataset if samples is not None else None)
     )
-    with ExitStack() as stack:
-        staging = stack.enter_context(Staging(out, source, original))
+    with Staging(out, source, original) as staging, ExitStack() as stack:
         session = None
         if train is not None and data is not None:
             from trp_onnx.training.run import TrainingRun
@@ -214,7 +213,9 @@ def compress(
             block = table.step if align == "auto" else block
             clock.lap("time")
         evidence = Evidence(table=table)
-        feels = plan_by == "outputs" or (plan_by == "auto" and samples is not None and not (vbmf or energy))
+        feels = plan_by == "outputs" or (
+            plan_by == "auto" and samples is not None and bool(macs or speedup or max_drop)
+        )
         if samples is not None:
             x = samples.fitting(original)
             moments = collect_moments(normal, layers, x, progress=lambda batches: track(batches, "moments"))
@@ -357,11 +358,12 @@ def _search(
         layers = find_layers(copy, input_shapes)
         carry_out(plan, copy, layers, planner.evidence, x, asymmetric=asymmetric, untouched=untouched)
         CleanUpPass()(copy)
-        ir.save(copy, path, format="protobuf")
+        ir.save(copy, path, format="protobuf", external_data=f"{path.name}.data")  # its own: the input's is elsewhere
         try:
             return evaluate(path, judging)
         finally:
-            path.unlink()
+            for file in folder.glob(f"{path.name}*"):
+                file.unlink()
 
     return fastest_within(planner, max_drop, evaluate(source, judging), accuracy)
 

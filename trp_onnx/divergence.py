@@ -9,23 +9,37 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from trp_onnx.errors import ModelError
 from trp_onnx.runtime import Arrays
 
 SURE = 0.9
 """Scores are divided by 2 until the mean of the largest probability is at most this: the divergence of a network
 that is sure of every answer stays near zero until answers flip."""
 
+RUINED = 1e3
+"""Of outputs that are no numbers any more; far above anything that a plan would accept."""
+
 
 def divergence(expected: Arrays, actual: Arrays) -> float:
     """How far outputs moved; both by name, of the same samples, (b, ...).
 
     Outputs of several names add up; those that are no floats are passed over.
+
+    Raises:
+        ModelError: An expected output holds NaN or infinity.
     """
     total = 0.0
-    for name, before in expected.items():
-        after = actual[name]
-        if before.dtype.kind != "f":
+    for name, reference in expected.items():
+        if reference.dtype.kind != "f":
             continue
+        # Half precision overflows when it is squared.
+        before, after = reference.astype(np.float64), actual[name].astype(np.float64)
+        if not np.isfinite(before).all():
+            raise ModelError(
+                f"output '{name}' of the model is NaN or infinite on the data: nothing can be measured by it"
+            )
+        if not np.isfinite(after).all():
+            return RUINED
         scores = before.reshape(len(before), -1)
         if before.ndim > 1 and scores.shape[1] == max(before.shape[1:]) > 1:
             temperature, p = 1.0, _log_softmax(scores)
@@ -40,5 +54,5 @@ def divergence(expected: Arrays, actual: Arrays) -> float:
 
 
 def _log_softmax(z: np.ndarray) -> NDArray[np.float64]:
-    shifted = z.astype(np.float64) - z.max(axis=1, keepdims=True)
+    shifted = z - z.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -53,11 +54,25 @@ def open_model(path: Path) -> ir.Model:
     if not len(model.graph) or not model.opset_imports:
         raise ModelError(f"'{path}' is not an ONNX model: it holds no graph")
     _check_external_data(path, model)
+    _one_name_for_the_standard_domain(model)
     try:
         model.graph.sort()  # onnxruntime takes nodes in any order, and quantisers write them so
     except ValueError as error:
         raise ModelError(f"'{path}' is not a valid ONNX model: its nodes depend on one another in a circle") from error
     return model
+
+
+def _one_name_for_the_standard_domain(model: ir.Model) -> None:
+    """ONNX calls it "" and "ai.onnx"; from here on it is ""."""
+    imports = [model.opset_imports, *(function.opset_imports for function in model.functions.values())]
+    for versions in imports:
+        if "ai.onnx" in versions:
+            versions[""] = versions.pop("ai.onnx")
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            if node.domain == "ai.onnx":
+                node.domain = ""
 
 
 def _check_external_data(path: Path, model: ir.Model) -> None:
@@ -143,7 +158,7 @@ class Staging:
     """
 
     def __init__(self, out: Path, source: Path, model: ir.Model) -> None:
-        """Create the folder.
+        """Choose the folder; entering makes it.
 
         Args:
             out: Where the result shall be.
@@ -152,7 +167,7 @@ class Staging:
 
         Raises:
             UsageError: `out` is the input, or its data file would be one that the input uses.
-            OutputError: The folder of `out` does not exist or cannot be written to.
+            OutputError: The folder of `out` does not exist or cannot be written to; entering raises it as well.
         """
         self.out = out
         data = out.with_name(out.name + ".data")
@@ -163,10 +178,7 @@ class Staging:
                 if isinstance(tensor, ir.ExternalTensor) and target.exists() and target.samefile(tensor.path):
                     raise UsageError(f"the output's data file '{target}' belongs to the input: choose another name")
         check_target(out)
-        try:
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        except OSError as error:
-            raise OutputError(f"cannot write '{out}': {error.strerror}") from error
+        self.folder = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
         self.path = self.folder / out.name
         self.external = has_external_data(model)
         self._spool = self.folder / f"factors-of-{out.name}"
@@ -219,6 +231,14 @@ class Staging:
             raise cannot_write(self.out, error) from error
 
     def __enter__(self) -> Staging:
+        # Its name is known before it is there: whenever an interrupt comes, it is removed.
+        try:
+            self.folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise OutputError(f"cannot write '{self.out}': {error.strerror}") from error
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         return self
 
     def __exit__(

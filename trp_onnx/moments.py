@@ -117,11 +117,8 @@ def flow_of(layer: Layer) -> str:
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """The model, with these values among its outputs."""
     known = {value.name for value in model.graph.output}
-    typed = {value.name: value for value in model.graph.value_info}
-    for name in names:
-        if name not in known:
-            kind = typed[name].type.tensor_type.elem_type if name in typed else onnx.TensorProto.FLOAT
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    # The runtime knows their types.
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     return model
 
 
@@ -133,6 +130,8 @@ def batches_of(session: object, name: str, x: np.ndarray) -> list[np.ndarray]:
         one = run_session(session, {name: x[:1]})
         size = max(1, min(32, _BATCH_BYTES // max(1, sum(np.asarray(value).nbytes for value in one.values()))))
         return [x[start : start + size] for start in range(0, len(x), size)]
+    if len(x) < size:  # filled up with the first samples again
+        x = np.resize(x, (size, *x.shape[1:]))
     return [x[start : start + size] for start in range(0, len(x) - size + 1, size)]
 
 
@@ -144,7 +143,7 @@ def patches_of(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Gen
     per_sample = -(-max(PATCHES, PER_ENTRY * size) // samples)
     if layer.op == "Conv":
         return _windows(layer, value, per_sample, rng)
-    if layer.layout.on_left != bool(layer.node.attributes.get_int(_other_trans(layer), 0)):
+    if value.ndim > 1 and layer.layout.on_left != bool(layer.node.attributes.get_int(_other_trans(layer), 0)):
         value = np.swapaxes(value, -1, -2)
     rows = value.reshape(-1, value.shape[-1])
     count = min(len(rows), per_sample * max(1, len(value)))

@@ -69,8 +69,13 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.disable_prepacking", "1")
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
     name = f"'{model}'" if isinstance(model, Path) else "the model"
+    try:
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    except Exception as error:  # protobuf's, whose kind depends on its implementation
+        raise ModelError(
+            "the model is larger than the 2 GB that fit in memory in one piece: do without --data"
+        ) from error
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base

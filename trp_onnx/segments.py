@@ -31,10 +31,12 @@ class Walk:
             model: With one input, a model in one piece.
             x: (b, ...) samples.
         """
-        self.at, self.x = model.graph.input[0].name, x
+        self.at = model.graph.input[0].name
         declared = model.graph.input[0].type.tensor_type.shape.dim
         self._fixed = bool(declared and declared[0].dim_value)
         self._size = declared[0].dim_value if self._fixed else BATCH
+        # A fixed batch is filled up with the first samples again.
+        self.x = x if not self._fixed or len(x) >= self._size else np.resize(x, (self._size, *x.shape[1:]))
         self._gates = _gates(model.graph)
 
     def advance(self, model: onnx.ModelProto, target: str) -> None:
@@ -80,7 +82,7 @@ def cut(
     if outputs is None:
         part.graph.output.extend(whole.output)
     else:
-        part.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name in outputs)
+        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)  # the runtime knows their types
     needed = {value.name for value in part.graph.output}
     nodes: list[onnx.NodeProto] = []
     for node in reversed(whole.node):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -133,7 +133,7 @@ def bench(
         for node in nodes:
             ran[node.provider] = ran.get(node.provider, 0) + 1
         graph = open_model(path).graph if path.suffix.lower() != ".ort" else ()
-        contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(graph, nodes)))
+        contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(graph, nodes, factor_of)))
     notes = []
     if len(onnx_files) not in (0, len(paths)):
         notes.append(
@@ -168,8 +168,10 @@ def check_ran(model: str, nodes: Sequence[NodeTime], provider: str) -> None:
         raise ModelError(f"{model}: the execution provider {provider} took none of the nodes; they ran on the CPU")
 
 
-def layer_milliseconds(graph: Iterable[ir.Node], nodes: Sequence[NodeTime]) -> dict[str, float]:
-    """Time of each layer: nodes of the profile under the name of the layer that they are, or are a factor of.
+def layer_milliseconds(
+    graph: Iterable[ir.Node], nodes: Sequence[NodeTime], of: Callable[[str], str] = lambda name: name
+) -> dict[str, float]:
+    """Time of each layer: nodes of the profile under the name of the layer that they are, `of` it (see `factor_of`).
 
     The runtime fuses an activation or an addition into the convolution before it and names the whole after the
     last output: a product under the name of something else is traced back to the layer it began with.
@@ -194,11 +196,11 @@ def layer_milliseconds(graph: Iterable[ir.Node], nodes: Sequence[NodeTime]) -> d
         else:
             name = _name(source)
         claimed.add(name)
-        found[factor_of(name)] = found.get(factor_of(name), 0.0) + timed.seconds * 1e3
+        found[of(name)] = found.get(of(name), 0.0) + timed.seconds * 1e3
     for node, seconds in late:
         name = _fused_layer(node, claimed)
         claimed.add(name)
-        found[factor_of(name)] = found.get(factor_of(name), 0.0) + seconds * 1e3
+        found[of(name)] = found.get(of(name), 0.0) + seconds * 1e3
     return found
 
 

@@ -115,7 +115,7 @@ def _perturbations(group: tuple[Layer, ...], scheme: str, evidence: Evidence) ->
     weight, moment, moments = owner.weight(), evidence.moment(owner), evidence.moments.get(owner.name)
     errors = fitting[0].errors(weight, moment)
     full = tuple(size - 1 for size in errors.shape)
-    # The smallest rank that loses no more than the largest error to be tried.
+    # The smallest rank that loses no more than the middle one of the errors to be tried.
     rank = full
     for part in np.linspace(1, 0, 65)[1:]:
         smaller = tuple(max(1, round(part * size)) for size in full)
@@ -168,7 +168,8 @@ class _Network:
         changed.CopyFrom(self._model)
         owner = group[0]
         assert owner.constant is not None
-        _replace(changed, owner.constant.value.name or "", changes.weight)
+        dtype = np.dtype(np.float32) if owner.constant.dtype is None else owner.constant.dtype.numpy()
+        _replace(changed, owner.constant.value.name or "", changes.weight.astype(dtype))
         if changes.shift is not None:
             for layer in group:
                 _shift(changed, layer, changes.shift)
@@ -183,13 +184,12 @@ def _replace(model: onnx.ModelProto, name: str, array: np.ndarray) -> None:
     """Make a value, initializer or computed, this array."""
     for tensor in model.graph.initializer:
         if tensor.name == name:
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array, dtype), name))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
             return
     for node in model.graph.node:
         if name in node.output:
             node.output[list(node.output).index(name)] = f"{name}/replaced"
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
 
 
 def _shift(model: onnx.ModelProto, layer: Layer, shift: Array) -> None:

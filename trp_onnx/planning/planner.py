@@ -19,7 +19,7 @@ from trp_onnx.layers import Layer
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import Evidence, Option, Site, in_time, sites_of, survey
 from trp_onnx.planning.plan import Plan, decide, notes_on
-from trp_onnx.planning.rules import LayerRule, check_all_match, first_match
+from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
 from trp_onnx.planning.verdicts import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
 
 Progress = Callable[[Sequence[tuple[Layer, ...]]], Iterable[tuple[Layer, ...]]]
@@ -58,7 +58,7 @@ class Planner:
             raise ModelError(nothing_to_do(layers))
         self.layers, self.evidence = layers, evidence or Evidence()
         self._align = align
-        self._rules = [first_match(rules, group[0].name) for group in groups]
+        self._rules = [site_match(rules, [layer.name for layer in group]) for group in groups]
         self._choices = [rule.scheme if rule is not None and rule.scheme else scheme for rule in self._rules]
         self._sites = [
             survey(group, choice, align, self.evidence)
@@ -135,11 +135,8 @@ class Planner:
                 "no layer's MACs are known: the input size is dynamic, give --input-shape NAME:1,3,224,224"
             )
         known = [layer.macs for layer in self.layers if layer.macs is not None and layer.reason is not None]
-        settled = sum(known) + sum(
-            option.macs
-            for index, (option, _) in fixed.items()
-            if all(layer.sized for layer in self._sites[index].layers)
-        )
+        # Of layers that share a weight some may have a known size and others not; the total has the former.
+        settled = sum(known) + sum(option.macs for option, _ in fixed.values())
         choices = [(site.dense, *site.options) for _, site in free]
         chosen = allocate(choices, int(macs * total) - settled)
         if chosen is None:

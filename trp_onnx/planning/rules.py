@@ -20,8 +20,8 @@ import fnmatch
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,9 @@ def read_rules(path: Path) -> tuple[LayerRule, ...]:
             f"the configuration '{path}' holds [[layer]] entries and nothing else, "
             f"but has {sorted(unknown) or 'a single layer'}"
         )
+    entries = document.get("layer", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UsageError(f"'{path}': layers stand in tables, [[layer]]")
     return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(document.get("layer", []), 1))
 
 
@@ -106,6 +109,20 @@ def _quoted(text: str) -> str:
 def first_match(rules: Iterable[LayerRule], name: str) -> LayerRule | None:
     """The entry that counts for a layer."""
     return next((rule for rule in rules if rule.matches(name)), None)
+
+
+def site_match(rules: Sequence[LayerRule], names: Sequence[str]) -> LayerRule | None:
+    """The entry that counts for layers that share a weight: that of any of them.
+
+    Raises:
+        UsageError: Two of them have entries that say different things.
+    """
+    found = {name: rule for name in names if (rule := first_match(rules, name)) is not None}
+    wishes = [replace(rule, pattern=next(iter(found.values())).pattern) for rule in found.values()]
+    if any(wish != wishes[0] for wish in wishes):
+        one, other = list(found)[:2]
+        raise UsageError(f"'{one}' and '{other}' share their weight, but the configuration wants them different")
+    return next(iter(found.values()), None)
 
 
 def check_all_match(rules: Iterable[LayerRule], names: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from trp_onnx.errors import ModelError
 from trp_onnx.layers import Layer
 from trp_onnx.planning.options import Evidence, Option, Site, dense_option, exact_option, sites_of, survey
 from trp_onnx.planning.plan import Plan, decide, notes_on
-from trp_onnx.planning.rules import LayerRule, check_all_match, first_match
+from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
 from trp_onnx.planning.verdicts import nothing_to_do, show_rank
 from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates
 
@@ -34,7 +34,7 @@ def choose_schemes(layers: Sequence[Layer], rules: Sequence[LayerRule], scheme: 
     check_all_match(rules, [layer.name for layer in layers])
     chosen: dict[str, tuple[str, Rank]] = {}
     for group in sites_of(layers):
-        rule = first_match(rules, group[0].name)
+        rule = site_match(rules, [layer.name for layer in group])
         if rule is not None and rule.keep:
             continue
         geometry = group[0].geometry
@@ -61,6 +61,8 @@ def plan_at_ranks(
     reason: str,
     kept: Mapping[str, str],
     table: LatencyTable | None = None,
+    *,
+    by_time: bool = True,
 ) -> Plan:
     """The plan for weights that were trained to some ranks: on their spectra, at no error.
 
@@ -73,6 +75,7 @@ def plan_at_ranks(
         reason: Where the ranks come from.
         kept: Why the other layers have none, by name.
         table: What layers take in time.
+        by_time: Whether factors must be faster by it; a budget of MACs is kept whatever it says.
     """
     evidence = Evidence(table=table)
     verdicts: dict[str, tuple[Site, Option, str]] = {}
@@ -89,7 +92,7 @@ def plan_at_ranks(
             part = option.macs / max(1, site.dense.macs)
             why = f"{reason}, {show_rank(rank)}, does not pay: {scheme} costs {part:.2f} of the dense layer there"
             option = site.dense
-        elif option.time is not None and site.dense.time and option.time >= site.dense.time:
+        elif by_time and option.time is not None and site.dense.time and option.time >= site.dense.time:
             part = option.time / site.dense.time
             why = (
                 f"{reason}, {show_rank(rank)}, does not pay: {scheme} takes {part:.2f} of the dense layer's time there"

@@ -30,12 +30,12 @@ class DataSource:
 
     Attributes:
         name: Path of a file or folder, or "pkg.module:function".
-        bytes: Size of the file, to notice another one; 0 otherwise.
+        digest: To notice other contents: of a file's bytes, of a folder's names and sizes; empty for a function.
         preprocessing: How its samples become inputs.
     """
 
     name: str
-    bytes: int
+    digest: str
     preprocessing: Preprocessing
 
 

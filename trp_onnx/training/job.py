@@ -28,7 +28,7 @@ from trp_onnx.training.projection import Projection
 MODEL, TEACHER, JOB = "model.onnx", "teacher.onnx", "job.json"
 METRICS, CHECKPOINT, RESULT, LOG = "metrics.jsonl", "checkpoint.npz", "result.npz", "worker.log"
 
-# What may differ between a run and its resumption: it changes no number.
+# What may differ between a run and its resumption: it changes no number but in the order of its sums.
 _FREE = ("workers", "checkpoint_seconds")
 
 
@@ -75,7 +75,7 @@ class Job:
         values["outputs"] = tuple(OutputLoss(**output) for output in values["outputs"])
         values["projection"] = Projection.from_dict(values["projection"])
         data = values["data"]
-        values["data"] = DataSource(data["name"], data["bytes"], Preprocessing(**data["preprocessing"]))
+        values["data"] = DataSource(data["name"], data["digest"], Preprocessing(**data["preprocessing"]))
         for name in ("parameters", "no_decay", "statistics"):
             values[name] = tuple(values[name])
         return cls(**values)

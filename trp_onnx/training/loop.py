@@ -180,6 +180,11 @@ class Trainer:
                 if self.step % steps and self._world.share(due):
                     self._checkpoint()
                     checkpointed = time.perf_counter()
+            if self.step != (epoch + 1) * steps:
+                raise DataError(
+                    f"epoch {epoch + 1} of '{self.job.data.name}' had {self.step - epoch * steps} batches where the "
+                    f"first had {steps}: the same split must give as many in every epoch"
+                )
             self._end_epoch(epoch, began, before)
             self._checkpoint()
             checkpointed = time.perf_counter()

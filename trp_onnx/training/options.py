@@ -144,9 +144,9 @@ def _is(value: object, annotation: str) -> bool:
     kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
     for kind in annotation.split(" | "):
         if kind.startswith("tuple") and isinstance(value, (list, tuple)):
-            return True
+            return all(_is(item, kind[len("tuple[") :].partition(",")[0]) for item in value)
         if kind.startswith("dict") and isinstance(value, dict):
-            return True
+            return all(_is(item, "float") for item in value.values())
         if kind in kinds and isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool)):
             return True
     return False

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -295,6 +296,8 @@ def _options(target: Target, modes: tuple[Array, ...], align: int) -> list[Optio
     tails = [linalg.relative_tail(values) for values in modes]
     found = [dense]
     longest = max(full)
+    # A rank of every group: together they fill the kernel's block.
+    align //= gcd(align, target.geometries[0].groups) if target.geometries else 1
     for step in range(align, longest + 1, align):
         rank = tuple(max(1, min(size, round(step * size / longest))) for size in full)
         macs = target.macs(rank)

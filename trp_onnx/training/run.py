@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,15 @@ class Trained:
         ]
 
 
+def _digest(path: Path) -> str:
+    """Of a file's bytes, of the names and sizes in a folder; empty for what is neither."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    inside = sorted((str(p.relative_to(path)), p.stat().st_size) for p in path.rglob("*") if p.is_file())
+    return hashlib.sha256(repr(inside).encode()).hexdigest() if path.is_dir() else ""
+
+
 class TrainingRun:
     """A run directory with its workers; a context manager."""
 
@@ -136,7 +146,7 @@ class TrainingRun:
         if not isinstance(data, Dataset):
             path = Path(data)
             name = str(data) if is_function(str(data)) else str(path.resolve())
-            return DataSource(name, path.stat().st_size if path.is_file() else 0, preprocessing or Preprocessing())
+            return DataSource(name, _digest(path), preprocessing or Preprocessing())
         if isinstance(data.samples, tuple):
             raise DataError(f"'{data.source}' is an opened image folder: give its path, so that workers can open it")
         path = self.folder / "data.npz"
@@ -145,7 +155,7 @@ class TrainingRun:
             np.savez(path, **arrays)  # type: ignore[arg-type]
         except OSError as error:
             raise OutputError(f"cannot write '{path}': {error.strerror}") from error
-        return DataSource(str(path.resolve()), path.stat().st_size, data.preprocessing)
+        return DataSource(str(path.resolve()), _digest(path), data.preprocessing)
 
     def samples(self, count: int) -> np.ndarray:
         """Some samples of the training part, model inputs: (b, ...)."""
@@ -200,7 +210,9 @@ class TrainingRun:
         for group in sites_of(layers):
             if group[0].name in ranks:
                 ranks |= {layer.name: ranks[group[0].name] for layer in group}
-        return layers, plan_at_ranks(layers, ranks, "the rank it was trained to", kept, table)
+        return layers, plan_at_ranks(
+            layers, ranks, "the rank it was trained to", kept, table, by_time=budget is None or strategy == "ranks"
+        )
 
     def finetune(self, model: ir.Model) -> None:
         """Train the factors of a factorised model, in place, where the options ask for it."""
@@ -283,12 +295,15 @@ class TrainingRun:
         session, model = open_session(path), open_model(path)
         offset = self._source.preprocessing.label_offset
         correct = 0
-        for micro in self._batches.validation(_fixed_batch(model) or 64, 0, 1):
+        size = _fixed_batch(model) or 64
+        for micro in self._batches.validation(size, 0, 1):
             assert micro.y is not None
-            outputs = run_session(session, as_feed(model, micro.x)).values()
-            scores = next(o for o in outputs if o.ndim > 1 and o[0].size == max(o.shape[1:]) > 1)
-            scores = scores.reshape(len(scores), -1)[: len(micro.x), offset:]
-            correct += int((scores.argmax(axis=1) == micro.y).sum())
+            for start in range(0, len(micro.x), size):  # a function of the user's has batches of its own size
+                x, y = micro.x[start : start + size], micro.y[start : start + size]
+                outputs = run_session(session, as_feed(model, x)).values()
+                scores = next(o for o in outputs if o.ndim > 1 and o[0].size == max(o.shape[1:]) > 1)
+                scores = scores.reshape(len(scores), -1)[: len(x), offset:]
+                correct += int((scores.argmax(axis=1) == y).sum())
         return replace(self._trained, written_correct=correct)
 
     def __enter__(self) -> TrainingRun:
