@@ -16,7 +16,7 @@ from onnx import helper
 
 import trp_onnx
 from tests.graphs import conv_net, info, model, rng, run, save, weights
-from trp_onnx.errors import DataError, ModelError, TrainingError, UsageError
+from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
 from trp_onnx.training import TrainingOptions, quarantine, read_training
 
 CLASSES = 10
@@ -247,6 +247,11 @@ def test_data_from_a_function(net: Path, tmp_path: Path) -> None:
     report = compress(net, tmp_path / "out.onnx", "tests.test_training:made_batches")
     assert report.trained is not None and report.trained.samples == 32
     assert report.trained.correct == report.trained.written_correct
+
+
+def test_a_budget_that_no_rank_reaches_is_said_before_the_training(net: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="nothing was trained"):
+        compress(net, tmp_path / "out.onnx", data, macs=0.001, train=options(epochs=10**6, strategy="replan"))
 
 
 def uneven_batches(split: str, epoch: int):  # type: ignore[no-untyped-def]

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from trp_onnx.accuracy import as_feed
 from trp_onnx.data import Dataset, Preprocessing
-from trp_onnx.errors import DataError, ModelError, OutputError, TrainingError, UsageError
+from trp_onnx.errors import DataError, ModelError, OutputError, TargetError, TrainingError, UsageError
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.model import open_model, write_text
 from trp_onnx.normalise import normalise
@@ -189,6 +189,7 @@ class TrainingRun:
             The layers anew, and the plan at the ranks that training ended with.
 
         Raises:
+            TargetError: The budget is below what rank 1 everywhere costs.
             TrpOnnxError: See `Supervisor.train`, `make_trainable`.
         """
         strategy = self._strategy(energy, budget)
@@ -205,6 +206,12 @@ class TrainingRun:
             total - sum(target.dense_macs for target in targets), self._options.nuclear,
             self._options.nuclear_every_step,
         )  # fmt: skip
+        least = projection.rest_macs + sum(target.macs((1,) * len(target.rank)) for target in targets)
+        if budget is not None and least > budget * total:
+            raise TargetError(
+                f"--macs {budget:g} is out of reach: at rank 1 in every layer {least / max(1, total):.3f} of the MACs "
+                "remain; nothing was trained"
+            )
         state = self._run(self.folder, model, projection, self._options)
         ranks = {target.layer: (target.scheme, rank) for target, rank in zip(targets, ranks_of(state), strict=True)}
         for group in sites_of(layers):
