@@ -200,6 +200,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path, sent: signal.Sign
     process = subprocess.Popen(
         [sys.executable, "-m", "trp_onnx", "compress", path, "-o", tmp_path / "out.onnx", "--macs", "0.6"],
         stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # nohup and background shells have some ignored
     )  # fmt: skip
     deadline = time.monotonic() + 30
     while sorted(tmp_path.iterdir()) == before and time.monotonic() < deadline:
