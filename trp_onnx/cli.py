@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _INTERRUPTED = 130
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = [signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if n in signal.Signals.__members__]
 _SAME_SIGNAL = 1.0  # seconds in which a signal is the one before: terminals and supervisors send several
 _NO_ROOM = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 _SCHEMES = ("auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2", "svd")
