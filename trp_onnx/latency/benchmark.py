@@ -171,7 +171,7 @@ def check_ran(model: str, nodes: Sequence[NodeTime], provider: str) -> None:
 def layer_milliseconds(
     graph: Iterable[ir.Node], nodes: Sequence[NodeTime], of: Callable[[str], str] = lambda name: name
 ) -> dict[str, float]:
-    """Time of each layer: nodes of the profile under the name of the layer that they are, `of` it (see `factor_of`).
+    """Time of each layer, by the name of its node; `of` maps names where several count as one, see `factor_of`.
 
     The runtime fuses an activation or an addition into the convolution before it and names the whole after the
     last output: a product under the name of something else is traced back to the layer it began with.
