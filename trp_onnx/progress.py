@@ -5,6 +5,7 @@ The API wraps its loops in `track`; the CLI sets a rich `Progress` for the time 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _current: ContextVar[Progress | None] = ContextVar("progress", default=None)
+_notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 @contextmanager
@@ -44,6 +48,27 @@ def say(line: str) -> None:
     progress = _current.get()
     if progress is not None:
         progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def collected_notes() -> Iterator[list[str]]:
+    """Collect what `note` says inside, for a result to carry: a library user has no terminal to read."""
+    notes: list[str] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
+def note(text: str) -> None:
+    """Tell the user something at once and, where notes are collected, in the result; else the log has it."""
+    say(f"note: {text}")
+    notes = _notes.get()
+    if notes is None:
+        logger.warning(text)
+    elif text not in notes:
+        notes.append(text)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, *, weight: int = 1) -> Iterator[T]:

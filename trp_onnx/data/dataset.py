@@ -18,7 +18,7 @@ import numpy as np
 from trp_onnx.data.cifar import cifar_files, read_cifar
 from trp_onnx.data.preprocessing import Preprocessing
 from trp_onnx.errors import DataError
-from trp_onnx.progress import say
+from trp_onnx.progress import note
 
 _IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _CHANNELS = (1, 3, 4)
@@ -107,9 +107,9 @@ def open_data(path: Path, preprocessing: Preprocessing | None = None) -> Dataset
     """
     opened = _open(path, preprocessing or Preprocessing())
     if opened.preprocessing.as_stored and opened.holds_images:
-        say(
-            f"note: the images of '{path.name}' go in as they are stored, 0 to 255; if the model was trained on "
-            "anything else, say so by --scale, --mean and --std, or --preprocess"
+        note(
+            f"the images of '{path.name}' go in as they are stored, 0 to 255; if the model was trained on anything "
+            "else, say so by --scale, --mean and --std, or --preprocess"
         )
     return opened
 

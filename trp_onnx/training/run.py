@@ -24,7 +24,7 @@ from trp_onnx.model import open_model, write_text
 from trp_onnx.normalise import normalise
 from trp_onnx.planning import Plan, plan_at_ranks
 from trp_onnx.planning.options import sites_of
-from trp_onnx.progress import say
+from trp_onnx.progress import note
 from trp_onnx.runtime import open_session, run_session
 from trp_onnx.schemes import Rank
 from trp_onnx.training.batches import DataSource, is_function, open_batches
@@ -125,7 +125,7 @@ class TrainingRun:
         if self._begun() and not resume:
             raise TrainingError(f"'{folder}' holds a training run: go on with it by --resume, or remove it")
         if resume and not self._begun():
-            say(f"no training was interrupted in '{folder}': it begins with the first epoch")
+            note(f"no training was interrupted in '{folder}': it begins with the first epoch")
         ensure_runtime()
         try:
             folder.mkdir(parents=True, exist_ok=True)
