@@ -377,7 +377,6 @@ def compress(
     **options: Any,
 ) -> None:
     """Factorise the layers of MODEL, after training them for it with --train, and write the verified result to OUT."""
-    sys.path.append("")  # a data function may stand in the current folder, as for `python -m`
     with _command():
         _check_json(json_to, model, *options.values(), out=out)
         training = train()

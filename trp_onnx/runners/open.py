@@ -28,7 +28,7 @@ _LONGEST = 10**6
 _HERE = Path(__file__).parent
 _PYTHON_WORKER, _NODE_WORKER = _HERE / "worker.py", _HERE / "node.mjs"
 _BOOTSTRAP = (
-    "import sys; n = int(sys.stdin.readline()); "
+    "import sys; sys.path[:] = filter(None, sys.path); n = int(sys.stdin.readline()); "
     "exec(compile(sys.stdin.read(n), 'worker.py', 'exec'), {'__name__': '__main__'})"
 )
 

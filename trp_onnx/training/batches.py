@@ -7,9 +7,12 @@ workers: a run that goes on from a checkpoint sees the very same samples.
 from __future__ import annotations
 
 import importlib
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -213,12 +216,29 @@ def load_function(reference: str) -> Callable[[str, int], Iterable[Any]]:
     """
     module, _, name = reference.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DataError(f"the data function '{reference}' cannot be imported: {error}") from error
+        with _current_folder_searched():
+            function = getattr(importlib.import_module(module), name)
+    except TrpOnnxError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        raise DataError(
+            f"the data function '{reference}' cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not callable(function):
         raise DataError(f"'{reference}' is no function")
     return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _current_folder_searched() -> Iterator[None]:
+    """Modules are found in the current folder too, after everywhere else, as long as this lasts and no longer."""
+    here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]  # the last, which is ours
 
 
 def prefetch(items: Iterable[T], depth: int = 4) -> Iterator[T]:

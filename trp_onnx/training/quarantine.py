@@ -71,7 +71,7 @@ def setup_training(wheel: Path | None = None, *, cuda: bool = False) -> Path:
     except OSError as error:
         raise TrainingError(f"cannot write to '{folder.parent}': {error.strerror}") from error
     what = str(wheel) if wheel is not None else f"{_package(cuda)}=={VERSION}"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-P", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     try:
         done = subprocess.run(
             [*command, "--target", str(temporary / "site"), what], capture_output=True, text=True, check=False
@@ -114,7 +114,8 @@ def worker_environment() -> dict[str, str]:
     folder = installed_runtime()
     if folder is None:
         raise TrainingError("the training runtime is not set up: run trp-onnx setup-training")
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+    # An empty entry would be the current folder.
+    path = os.pathsep.join([str(folder), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return os.environ | threads | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 

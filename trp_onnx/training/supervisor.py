@@ -28,7 +28,7 @@ from trp_onnx.training.job import CHECKPOINT, RESULT, Files, Job
 from trp_onnx.training.quarantine import ensure_runtime, worker_environment
 from trp_onnx.training.worker import END
 
-_WORKER = [sys.executable, "-m", "trp_onnx.training.worker"]
+_WORKER = [sys.executable, "-P", "-m", "trp_onnx.training.worker"]  # -P: nothing from the current folder
 
 
 class Supervisor:
