@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.batching import find_batching
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError
 from trp_onnx.model import open_model
@@ -66,14 +67,15 @@ def evaluate(
         raise DataError(f"'{dataset.source}' has no labels: accuracy cannot be measured")
     session = open_session(Path(model))
     opened = open_model(Path(model)) if Path(model).suffix.lower() != ".ort" else _interface(session)
-    declared = real_inputs(opened)[0].shape if real_inputs(opened) else None
-    batch = declared[0] if declared is not None and len(declared) and isinstance(declared[0], int) else BATCH
     count = len(dataset) if limit is None else min(limit, len(dataset))
+    batching = find_batching(session, as_feed(opened, dataset.take(np.arange(min(2, count)))[0]), most=BATCH)
     offset = dataset.preprocessing.label_offset
     correct = 0
-    for x, y in track(dataset.batches(batch, limit), f"evaluating {Path(model).name}", -(-count // batch)):
+    for piece in track(batching.pieces(count), f"evaluating {Path(model).name}"):
+        x, y = dataset.take(np.arange(piece.start, piece.stop))
         assert y is not None
-        scores = _scores(run_session(session, as_feed(opened, x)), len(x), str(model))[:, offset:]
+        feeds = {name: batching.filled(array) for name, array in as_feed(opened, x).items()}
+        scores = _scores(run_session(session, feeds), len(x), str(model))[:, offset:]
         if y.min() < 0 or y.max() >= scores.shape[1]:
             wrong = int(y.min() if y.min() < 0 else y.max())
             raise DataError(

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
+from trp_onnx.batching import Batching, find_batching, run_samples
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.edge.calibrated import Calibrated
 from trp_onnx.edge.ort_format import TARGETS
@@ -32,12 +33,12 @@ from trp_onnx.moments import with_outputs
 from trp_onnx.normalise import normalise
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
 from trp_onnx.runtime import open_session, run_session
-from trp_onnx.shapes import real_inputs
 
 CALIBRATION, JUDGING, LEAST = 256, 256, 32
 """Samples that ranges are taken of, samples that int8 is judged on, and the fewest of both together."""
 
-_BATCH = 32
+_VERIFIED = 32
+"""Samples that the written file is run on."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,9 @@ def _quantise(
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"
     order = np.random.default_rng(0).permutation(len(dataset))
-    calibration = _batches(normal, dataset, order[: min(CALIBRATION, len(order) // 2)])
-    judging = _batches(normal, dataset, order[len(order) // 2 :][:JUDGING])
+    batching = find_batching(open_session(to_proto(normal)), as_feed(normal, dataset.take(order[:2])[0]))
+    calibration = _batches(normal, batching, dataset, order[: min(CALIBRATION, len(order) // 2)])
+    judging = _batches(normal, batching, dataset, order[len(order) // 2 :][:JUDGING])
     pairs = pairs_of(layers)
     if pairs:
         BalanceFactorsPass(pairs, _largest(normal, pairs, calibration))(normal)
@@ -215,15 +217,12 @@ def _quantise(
     return _Made(made, quantised, in_float, lost, notes)
 
 
-def _batches(model: ir.Model, dataset: Dataset, indices: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Samples as the model takes them; a fixed batch size is kept to, the last batch filled up."""
-    (value,) = real_inputs(model) if len(real_inputs(model)) == 1 else (None,)
-    if value is None:
-        raise DataError(f"the model has {len(real_inputs(model))} inputs; only models with one can take such data")
-    declared = value.shape[0] if value.shape is not None and len(value.shape) else None
-    size = declared if isinstance(declared, int) else _BATCH
-    starts = range(0, len(indices), size)
-    return [as_feed(model, dataset.take(indices[start : start + size])[0]) for start in starts]
+def _batches(
+    model: ir.Model, batching: Batching, dataset: Dataset, indices: np.ndarray
+) -> list[dict[str, np.ndarray]]:  # fmt: skip
+    """Samples as the model takes them."""
+    pieces = [as_feed(model, dataset.take(indices[piece])[0]) for piece in batching.pieces(len(indices))]
+    return [{name: batching.filled(x) for name, x in feeds.items()} for feeds in pieces]
 
 
 def _largest(
@@ -249,8 +248,8 @@ def _verify(path: Path, original: ir.Model, dataset: Dataset) -> None:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise VerificationError(f"the int8 file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
-    batch = _batches(original, dataset, np.arange(min(len(dataset), _BATCH)))[0]
-    for name, array in run_session(open_session(path), batch).items():
+    samples = as_feed(original, dataset.take(np.arange(min(len(dataset), _VERIFIED)))[0])
+    for name, array in run_samples(open_session(path), samples).items():
         if isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all():
             raise VerificationError(f"output '{name}' of the int8 file is NaN or infinite; it was not kept")
 
