@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from trp_onnx.constants import let_go
 from trp_onnx.runtime import feeds_for, relative_error, run_model
-from trp_onnx.shapes import real_inputs
+from trp_onnx.sizes import real_inputs
 
 logger = logging.getLogger(__name__)
 

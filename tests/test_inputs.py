@@ -5,13 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import helper
 
 import trp_onnx
+from tests import graphs
 from tests.graphs import info, model, rng, save, weights
 from trp_onnx.batching import find_batching, run_samples
+from trp_onnx.cli import main
+from trp_onnx.model import open_model
 from trp_onnx.runtime import open_session
+from trp_onnx.sizes import input_dims, sizes_from
+
+
+def cli(*arguments: object) -> tuple[int, str]:
+    """Exit code and what went to stderr, in one line."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.stderr.split())
 
 
 def batch_in_reshape(path: Path, rows: int = 1, declared: str | int = "N", answers: str | int = "N") -> Path:
@@ -81,3 +94,83 @@ def test_a_fixed_batch_is_filled_up(tmp_path: Path) -> None:
     with np.load(data) as arrays:
         np.savez(tmp_path / "odd.npz", x=arrays["x"][:38], y=arrays["y"][:38])
     assert trp_onnx.evaluate(net, tmp_path / "odd.npz").correct == 38
+
+
+def declared(path: Path, *sizes: int) -> Path:
+    """The small convolutional net with other sizes of its input and output."""
+    net = onnx.load(graphs.conv_net(path))
+    for dim, size in zip(net.graph.input[0].type.tensor_type.shape.dim, sizes, strict=True):
+        dim.dim_value = size
+    net.graph.output[0].type.tensor_type.shape.dim[0].dim_value = sizes[0]
+    return save(net, path)
+
+
+def test_sizes_of_minus_one_are_free(tmp_path: Path) -> None:
+    net = declared(tmp_path / "net.onnx", -1, 3, -1, -1)
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, input_shapes={"x": (1, 3, 12, 12)})
+    fixed = graphs.conv_net(tmp_path / "fixed.onnx")
+    assert report.macs.before == trp_onnx.compress(fixed, tmp_path / "o.onnx", macs=0.6, align=1).macs.before
+    for command in (("inspect",), ("bench", "--rounds", 2), ("export", "-o", tmp_path / "shipped")):
+        assert cli(command[0], net, *command[1:])[0] == 0
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("size", [-2, -5, -(2**31)])
+def test_other_negative_sizes_are_one_sentence(tmp_path: Path, axis: int, size: int) -> None:
+    sizes = [1, 3, 12, 12]
+    sizes[axis] = size
+    net = declared(tmp_path / "net.onnx", *sizes)
+    np.savez(tmp_path / "d.npz", x=np.zeros((40, 3, 12, 12), np.float32), y=np.arange(40) % 10)
+    for command in (
+        ("inspect",), ("bench",), ("export", "-o", tmp_path / "shipped"), ("profile", "-o", tmp_path / "t.json"),
+        ("compress", "-o", tmp_path / "o.onnx", "--macs", 0.6), ("evaluate", "--data", tmp_path / "d.npz"),
+        ("quantize", "-o", tmp_path / "o.onnx", "--data", tmp_path / "d.npz"),
+    ):  # fmt: skip
+        code, message = cli(command[0], net, *command[1:])
+        assert code == 1 and f"declares a size of {size}" in message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.npz", "net.onnx"]
+
+
+def states(path: Path) -> Path:
+    """A step of a recurrent net, whose state has the batch second, and a length that two inputs share."""
+    arrays = {"w": weights(64, 32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], name="layer"),
+        helper.make_node("ReduceMean", ["state"], ["s"], axes=[0], keepdims=0),
+        helper.make_node("Unsqueeze", ["s", "one"], ["u"]),
+        helper.make_node("Add", ["p", "u"], ["a"]),
+        helper.make_node("Mul", ["a", "gate"], ["y"]),
+    ]
+    inputs = [
+        info("x", ["batch", "seq", 64]), info("state", [2, "batch", 32]), info("gate", ["batch", "seq", 1])
+    ]  # fmt: skip
+    return save(model(nodes, inputs, [info("y", None)], arrays | {"one": np.array([1])}), path)
+
+
+def test_one_name_is_one_size(tmp_path: Path) -> None:
+    opened = open_model(states(tmp_path / "net.onnx"))
+    assert input_dims(opened) == {"x": (1, None, 64), "state": (2, 1, 32), "gate": (1, None, 1)}
+    given = {"x": (4, 9, 64)}
+    assert input_dims(opened, given) == {"x": (4, 9, 64), "state": (2, 4, 32), "gate": (4, 9, 1)}
+    assert trp_onnx.bench([tmp_path / "net.onnx"], rounds=2, input_shapes=given).shapes == {
+        "x": (4, 9, 64), "state": (2, 4, 32), "gate": (4, 9, 1)
+    }  # fmt: skip
+    shapes = trp_onnx.bench([tmp_path / "net.onnx"], rounds=2).shapes
+    assert shapes["state"] == (2, 1, 32) and shapes["x"][1] == shapes["gate"][1]
+
+
+def test_what_is_fed_gives_the_sizes(tmp_path: Path) -> None:
+    opened = open_model(states(tmp_path / "net.onnx"))
+    fed = {"x": np.zeros((8, 5, 64)), "state": np.zeros((2, 8, 32)), "gate": np.zeros((8, 5, 1))}
+    assert sizes_from(opened, fed) == {"x": (1, 5, 64), "state": (2, 1, 32), "gate": (1, 5, 1)}
+    assert sizes_from(opened, fed, {"x": (8, 5, 64)})["x"] == (8, 5, 64)
+    with pytest.raises(trp_onnx.UsageError, match="contradicts the data"):
+        sizes_from(opened, fed, {"x": (1, 7, 64)})
+
+
+def test_an_error_names_the_models_own_inputs(tmp_path: Path) -> None:
+    net = states(tmp_path / "net.onnx")
+    code, message = cli("compress", net, "-o", tmp_path / "out.onnx", "--macs", 0.6)
+    assert code == 1 and "--input-shape x:1,16,64" in message and "1,3,224,224" not in message
+    code, message = cli("inspect", net, "--input-shape", "z:1,2")
+    assert code == 1 and "'x' (batch,seq,64), 'state' (2,batch,32) and 'gate' (batch,seq,1)" in message

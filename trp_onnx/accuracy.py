@@ -17,7 +17,7 @@ from trp_onnx.errors import DataError
 from trp_onnx.model import open_model
 from trp_onnx.progress import track
 from trp_onnx.runtime import open_session, run_session
-from trp_onnx.shapes import real_inputs
+from trp_onnx.sizes import real_inputs
 
 BATCH = 64
 

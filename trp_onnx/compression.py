@@ -55,7 +55,7 @@ from trp_onnx.progress import say, track
 from trp_onnx.report import Report, Size, check_page, render_page, spectra_of
 from trp_onnx.runtime import Arrays, feeds_for
 from trp_onnx.samples import Samples
-from trp_onnx.shapes import real_inputs
+from trp_onnx.sizes import real_inputs, shape_options
 from trp_onnx.verify import reference_outputs, verify
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def compress(
             check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
             planner = Planner(
                 layers, rules=rules, scheme=scheme, align=block, evidence=evidence,
-                progress=lambda groups: track(groups, "spectra"),
+                progress=lambda groups: track(groups, "spectra"), ask=shape_options(normal, input_shapes),
             )  # fmt: skip
             if max_drop is not None and samples is not None:
                 plan, candidates = _search(

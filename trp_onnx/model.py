@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.errors import ModelError, OutputError, UsageError
+from trp_onnx.sizes import free_sizes
 
 if TYPE_CHECKING:
     import onnx
@@ -55,6 +56,7 @@ def open_model(path: Path) -> ir.Model:
         raise ModelError(f"'{path}' is not an ONNX model: it holds no graph")
     _check_external_data(path, model)
     _one_name_for_the_standard_domain(model)
+    free_sizes(model)
     try:
         model.graph.sort()  # onnxruntime takes nodes in any order, and quantisers write them so
     except ValueError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.errors import ModelError
-from trp_onnx.shapes import input_dims, real_inputs
+from trp_onnx.sizes import input_dims, real_inputs
 
 if TYPE_CHECKING:
     import onnx

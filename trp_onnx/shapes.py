@@ -11,47 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from trp_onnx.errors import ModelError
+from trp_onnx.sizes import Shape, input_dims, real_inputs
 
-Shape = tuple[int | None, ...]
-
-
-def input_dims(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Shape | None]:
-    """The shape with which each input is counted: given, else declared with batch 1; None = no rank known.
-
-    Raises:
-        ModelError: A given shape names no input, or contradicts what the model declares.
-    """
-    given = dict(input_shapes or {})
-    dims: dict[str, Shape | None] = {}
-    for value in real_inputs(model):
-        name = value.name or ""
-        declared = None if value.shape is None else tuple(d if isinstance(d, int) else None for d in value.shape)
-        chosen = given.pop(name, None)
-        if chosen is not None:
-            fits = declared is None or (
-                len(chosen) == len(declared) and all(d is None or d == c for d, c in zip(declared, chosen, strict=True))
-            )
-            if not fits:
-                text = ",".join("?" if d is None else str(d) for d in declared or ())
-                raise ModelError(
-                    f"--input-shape {name}:{','.join(map(str, chosen))} does not fit input '{name}', "
-                    f"which is declared as {text}"
-                )
-            dims[name] = tuple(chosen)
-        elif declared is not None and declared and declared[0] is None:
-            dims[name] = (1, *declared[1:])
-        else:
-            dims[name] = declared
-    if given:
-        known = ", ".join(f"'{name}'" for name in dims)
-        raise ModelError(f"--input-shape names '{next(iter(given))}', but the model's inputs are {known}")
-    return dims
-
-
-def real_inputs(model: ir.Model) -> list[ir.Value]:
-    """The inputs that a caller must feed: those that are not initializers as well (IR 3)."""
-    return [value for value in model.graph.inputs if not value.is_initializer()]
+__all__ = ["Shape", "infer_shapes"]
 
 
 def infer_shapes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[ir.Value, Shape]:

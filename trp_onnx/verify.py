@@ -12,7 +12,7 @@ import onnx_ir as ir
 from trp_onnx.errors import VerificationError
 from trp_onnx.model import open_model, weight_bytes
 from trp_onnx.runtime import Arrays, relative_error, run_model
-from trp_onnx.shapes import real_inputs
+from trp_onnx.sizes import real_inputs
 
 MAPPED_FROM = 512 * 2**20
 """Bytes of weights from which they are mapped while the model runs, not read."""

@@ -34,7 +34,7 @@ from trp_onnx.model import cannot_write, check_folder, has_external_data, open_m
 from trp_onnx.progress import watch
 from trp_onnx.runners import open_runner
 from trp_onnx.runtime import Arrays, feeds_for, relative_error
-from trp_onnx.shapes import real_inputs
+from trp_onnx.sizes import real_inputs
 
 FORMAT = "trp-onnx export 1"
 

@@ -37,6 +37,7 @@ class Planner:
         align: int = 1,
         evidence: Evidence | None = None,
         progress: Progress = lambda groups: groups,
+        ask: str = "--input-shape",
     ) -> None:
         """Survey the layers.
 
@@ -47,6 +48,7 @@ class Planner:
             align: Ranks are multiples of this many channels.
             evidence: What is known beyond the weights.
             progress: Wraps the list of weights whose spectra are computed, to show a bar.
+            ask: The options that would give the sizes of the inputs, see `shape_options`.
 
         Raises:
             UsageError: An unknown scheme, or a map entry that matches no layer.
@@ -57,7 +59,7 @@ class Planner:
         if not groups:
             raise ModelError(nothing_to_do(layers))
         self.layers, self.evidence = layers, evidence or Evidence()
-        self._align = align
+        self._align, self._ask = align, ask
         self._rules = [site_match(rules, [layer.name for layer in group]) for group in groups]
         self._choices = [rule.scheme if rule is not None and rule.scheme else scheme for rule in self._rules]
         self._sites = [
@@ -131,9 +133,7 @@ class Planner:
     ) -> dict[int, tuple[Option, str]]:
         total = sum(layer.macs or 0 for layer in self.layers)
         if total == 0:
-            raise ModelError(
-                "no layer's MACs are known: the input size is dynamic, give --input-shape NAME:1,3,224,224"
-            )
+            raise ModelError(f"no layer's MACs are known: the input size is dynamic, give {self._ask}")
         known = [layer.macs for layer in self.layers if layer.macs is not None and layer.reason is not None]
         # Of layers that share a weight some may have a known size and others not; the total has the former.
         settled = sum(known) + sum(option.macs for option, _ in fixed.values())
