@@ -230,6 +230,7 @@ def compress(
                 x[:DAMAGE_SAMPLES],
                 scheme,
                 evidence.moments,
+                classes=samples.classes if samples is not None else 0,
                 progress=lambda groups: track(groups, "damage"),
             )
             evidence = replace(evidence, damage=damage)
@@ -304,7 +305,13 @@ def compress(
             candidates=candidates,
             spectra=spectra,
             trained=trained,
-            notes=(*notes, *(trained.notes() if trained is not None else ()), *plan.notes, *_notes_on_ends(plan)),
+            notes=(
+                *notes,
+                *(e.note for e in errors if e.note),
+                *(trained.notes() if trained is not None else ()),
+                *plan.notes,
+                *_notes_on_ends(plan),
+            ),
             seconds=clock.laps,
         )
         del written

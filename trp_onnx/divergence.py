@@ -1,16 +1,31 @@
-"""How far a network's outputs moved, sample by sample, in one number that small changes already show.
+"""How far a network's outputs moved: one number that small changes already show, and the share of answers that agree.
 
-mean_b KL(softmax(z_b / T) || softmax(z'_b / T))      for outputs of one score a class
-mean((y - y')^2) / mean(y^2)                          for any other
+With z the original's output along its axis of classes, channels or components, z' the other's, a mean over all that
+stands beside that axis (samples, tokens, pixels):
+
+                 divergence                                                     agreement, 0 to 1
+SCORES           mean KL(softmax(z / T) || softmax(z' / T))                     mean [arg max z = arg max z']
+PROBABILITIES    the same of log z                                              the same
+UNIT_VECTORS     1 - mean cos(z, z')                                            mean cos(z, z')
+VALUES           mean over channels c of mean((z_c - z'_c)^2) / s_c^2           1 - that
+DISCRETE         share of elements that differ                                  share of equal ones
+ITEMS            1 - |A and B| / |A or B| of whole numbers, as multisets; of    1 - that
+                 floats that of VALUES over the common part, an item that one side lacks counting as an error of 1
+
+The spread s_c of a channel is its standard deviation over all places, so that boxes in pixels and scores between 0 and
+1 count alike; that of a constant channel is the root of its mean square. Too few places for a spread (`FEW`) leave the
+mean square of the whole. Divergences of several outputs add up; of their agreements the least counts.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping
+
 import numpy as np
-from numpy.typing import NDArray
 
 from trp_onnx.errors import ModelError
-from trp_onnx.runtime import Arrays
+from trp_onnx.outputs import Output, OutputKind, Value, channel_axis, floats, is_float, output_kinds, runs_of
 
 SURE = 0.9
 """Scores are divided by 2 until the mean of the largest probability is at most this: the divergence of a network
@@ -19,40 +34,211 @@ that is sure of every answer stays near zero until answers flip."""
 RUINED = 1e3
 """Of outputs that are no numbers any more; far above anything that a plan would accept."""
 
+FEW = 8
+"""Values of a channel that make a spread at the least."""
 
-def divergence(expected: Arrays, actual: Arrays) -> float:
-    """How far outputs moved; both by name, of the same samples, (b, ...).
+AGREEMENT_NAMES: Mapping[OutputKind, str] = {
+    OutputKind.SCORES: "equal top-1 answers",
+    OutputKind.PROBABILITIES: "equal top-1 answers",
+    OutputKind.UNIT_VECTORS: "mean cosine",
+    OutputKind.DISCRETE: "equal elements",
+    OutputKind.ITEMS: "common items",
+    OutputKind.VALUES: "1 - relative mean square error",
+}
+"""What `agreement` is of each kind."""
 
-    Outputs of several names add up; those that are no floats are passed over.
+_CONSTANT = 1e-6
+"""Part of a channel's mean square below which its variance is none."""
+
+_TINY = 1e-30
+
+
+class Divergence:
+    """The divergence from one network's outputs, of any number of others."""
+
+    def __init__(self, expected: Mapping[str, Value], kinds: Mapping[str, Output] | None = None) -> None:
+        """Compute what depends on the original alone.
+
+        Args:
+            expected: Its outputs by name, as `joined` gives them.
+            kinds: What they are, see `output_kinds`; those that are missing are not measured.
+
+        Raises:
+            ModelError: An expected output holds NaN or infinity, or there is none to measure.
+        """
+        kinds = output_kinds(None, expected) if kinds is None else kinds
+        self._measures = {name: _measure(name, value, kinds[name]) for name, value in expected.items() if name in kinds}
+        if not self._measures:
+            raise ModelError("the model has no output that can be measured")
+
+    def __call__(self, actual: Mapping[str, Value]) -> float:
+        """How far these moved, of the same samples."""
+        return min(RUINED, sum(measure(actual[name]) for name, measure in self._measures.items()))
+
+
+def divergence(
+    expected: Mapping[str, Value], actual: Mapping[str, Value], kinds: Mapping[str, Output] | None = None
+) -> float:
+    """How far outputs moved; both by name, of the same samples. See `Divergence`.
 
     Raises:
-        ModelError: An expected output holds NaN or infinity.
+        ModelError: An expected output holds NaN or infinity, or there is none to measure.
     """
-    total = 0.0
-    for name, reference in expected.items():
-        if reference.dtype.kind != "f":
-            continue
-        # Half precision overflows when it is squared.
-        before, after = reference.astype(np.float64), actual[name].astype(np.float64)
-        if not np.isfinite(before).all():
+    return Divergence(expected, kinds)(actual)
+
+
+def agreement(
+    expected: Mapping[str, Value], actual: Mapping[str, Value], kinds: Mapping[str, Output] | None = None
+) -> float:
+    """How much of the answers stayed the same, 0 to 1; of several outputs the least.
+
+    Raises:
+        ModelError: There is no output to measure.
+    """
+    found = agreements(expected, actual, kinds)
+    if not found:
+        raise ModelError("the model has no output that can be measured")
+    return min(found.values())
+
+
+def agreements(
+    expected: Mapping[str, Value], actual: Mapping[str, Value], kinds: Mapping[str, Output] | None = None
+) -> dict[str, float]:
+    """How much of each output stayed the same, 0 to 1; what that means of each kind is in `AGREEMENT_NAMES`."""
+    kinds = output_kinds(None, expected) if kinds is None else kinds
+    return {name: _agreement(value, actual[name], kinds[name]) for name, value in expected.items() if name in kinds}
+
+
+def channel_errors(before: np.ndarray, after: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Mean square error of each channel over the square of its spread: (C,); one that is no number is infinite.
+
+    Args:
+        before: The original's output.
+        after: The other's, of the same shape.
+        axis: The axis of channels, see `channel_axis`.
+    """
+    axis = channel_axis(before) if axis is None else axis
+    return _channel_errors(_channels(before, axis), _channels(after, axis))
+
+
+def _channel_errors(before: np.ndarray, after: np.ndarray, spreads: np.ndarray | None = None) -> np.ndarray:
+    spreads = squared_spreads(before) if spreads is None else spreads
+    with np.errstate(invalid="ignore", over="ignore"):
+        errors: np.ndarray = np.square(before - after).mean(axis=0, dtype=np.float64) / spreads
+    return np.asarray(np.nan_to_num(errors, nan=np.inf, posinf=np.inf))
+
+
+def _channels(value: np.ndarray, axis: int) -> np.ndarray:
+    """As (places, channels)."""
+    z = floats(value)
+    return z.reshape(-1, 1) if axis < 0 or z.ndim <= axis else np.moveaxis(z, axis, -1).reshape(-1, z.shape[axis])
+
+
+def squared_spreads(channels: np.ndarray) -> np.ndarray:
+    """s_c^2 of (places, channels), see the module: (C,), none of them 0."""
+    square = np.square(channels).mean(axis=0, dtype=np.float64) if len(channels) else np.zeros(channels.shape[1])
+    if len(channels) < FEW:
+        square[:] = square.mean()
+    else:
+        variance = channels.var(axis=0, dtype=np.float64)
+        square = np.where(variance > _CONSTANT * square, variance, square)
+    used = square > 0
+    return np.asarray(np.where(used, square, square[used].mean() if used.any() else 1.0))
+
+
+def _measure(name: str, value: Value, output: Output) -> Callable[[Value], float]:
+    """The divergence of one output from what is expected of it."""
+    for run in runs_of(value):
+        if is_float(run) and not np.isfinite(floats(run)).all():
             raise ModelError(
                 f"output '{name}' of the model is NaN or infinite on the data: nothing can be measured by it"
             )
-        if not np.isfinite(after).all():
-            return RUINED
-        scores = before.reshape(len(before), -1)
-        if before.ndim > 1 and scores.shape[1] == max(before.shape[1:]) > 1:
-            temperature, p = 1.0, _log_softmax(scores)
-            while np.exp(p.max(axis=1)).mean() > SURE:
-                temperature *= 2
-                p = _log_softmax(scores / temperature)
-            q = _log_softmax(after.reshape(len(after), -1) / temperature)
-            total += float((np.exp(p) * (p - q)).sum(axis=1).mean())
-        else:
-            total += float(np.mean(np.square(before - after)) / max(float(np.mean(np.square(before))), 1e-30))
-    return total
+    if isinstance(value, np.ndarray):
+        if output.kind in (OutputKind.SCORES, OutputKind.PROBABILITIES):
+            return _kl(value, output)
+        if output.kind is OutputKind.VALUES:
+            before = _channels(value, output.axis)
+            spreads = squared_spreads(before)
+            return lambda after: _finite(
+                after, lambda z: float(_channel_errors(before, _channels(z, output.axis), spreads).mean())
+            )
+    return lambda after: _finite(after, lambda _: 1.0 - _agreement(value, after, output))
 
 
-def _log_softmax(z: np.ndarray) -> NDArray[np.float64]:
-    shifted = z - z.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+def _finite(value: Value, measure: Callable[[np.ndarray], float]) -> float:
+    runs = runs_of(value)
+    if any(is_float(run) and not np.isfinite(floats(run)).all() for run in runs):
+        return RUINED
+    return measure(runs[0])
+
+
+def _kl(value: np.ndarray, output: Output) -> Callable[[Value], float]:
+    z = _logits(value, output)
+    temperature, p = 1.0, _log_softmax(z.copy())
+    while np.exp(p.max(axis=1)).mean() > SURE:
+        temperature *= 2
+        p = _log_softmax(z / temperature)
+    weights = np.exp(p)
+    entropy = float(-np.einsum("ij,ij->", weights, p, dtype=np.float64) / len(p))
+
+    def measure(after: np.ndarray) -> float:
+        q = _log_softmax(_logits(after, output) / temperature)
+        cross = float(-np.einsum("ij,ij->", weights, q, dtype=np.float64) / len(q))
+        return max(0.0, cross - entropy)
+
+    return lambda after: _finite(after, measure)
+
+
+def _logits(value: np.ndarray, output: Output) -> np.ndarray:
+    """Scores, or the logarithms of probabilities, as (places, classes)."""
+    z = _channels(value, output.axis)
+    return np.log(np.maximum(z, _TINY)) if output.kind is OutputKind.PROBABILITIES else z
+
+
+def _log_softmax(z: np.ndarray) -> np.ndarray:
+    """In place."""
+    z -= z.max(axis=1, keepdims=True)
+    z -= np.log(np.exp(z).sum(axis=1, keepdims=True, dtype=np.float64)).astype(z.dtype)
+    return z
+
+
+def _agreement(before: Value, after: Value, output: Output) -> float:
+    if isinstance(before, list) or isinstance(after, list) or output.kind is OutputKind.ITEMS:
+        pairs = list(zip(runs_of(before), runs_of(after), strict=False))
+        return float(np.mean([items_agree(a, b, max(0, output.axis)) for a, b in pairs])) if pairs else 0.0
+    if before.shape != after.shape:
+        return items_agree(before, after, _first_difference(before, after))
+    if not before.size:
+        return 1.0
+    if output.kind in (OutputKind.SCORES, OutputKind.PROBABILITIES):
+        return float(np.mean(before.argmax(output.axis) == after.argmax(output.axis)))
+    if output.kind is OutputKind.UNIT_VECTORS:
+        a, b = _channels(before, output.axis), _channels(after, output.axis)
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosine = np.einsum("ij,ij->i", a, b) / np.maximum(lengths, _TINY)
+        return float(np.clip(np.nan_to_num(cosine).mean(), 0, 1))
+    if output.kind is OutputKind.VALUES:
+        return float(np.clip(1 - channel_errors(before, after, output.axis).mean(), 0, 1))
+    return float(np.mean(before == after))
+
+
+def _first_difference(a: np.ndarray, b: np.ndarray) -> int:
+    return next((axis for axis, sizes in enumerate(zip(a.shape, b.shape, strict=False)) if sizes[0] != sizes[1]), 0)
+
+
+def items_agree(before: np.ndarray, after: np.ndarray, axis: int) -> float:
+    """How much two lists of items, along an axis, have in common, 0 to 1; see ITEMS in the module."""
+    if before.ndim != after.ndim or before.ndim <= axis:
+        return float(before.shape == after.shape and np.array_equal(before, after))
+    a, b = (np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1) for value in (before, after))
+    most, common = max(len(a), len(b)), min(len(a), len(b))
+    if not most:
+        return 1.0
+    if a.shape[1] != b.shape[1]:
+        return 0.0
+    if not is_float(before):
+        first, second = (Counter(map(tuple, rows.tolist())) for rows in (a, b))
+        return (first & second).total() / (first | second).total()
+    spreads = squared_spreads(floats(a))
+    error = float(_channel_errors(floats(a[:common]), floats(b[:common]), spreads).mean()) if common else 0.0
+    return float(np.clip(1 - (common * error + most - common) / most, 0, 1))

@@ -83,7 +83,7 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
 
 
 def run_session(session: Any, feeds: Mapping[str, np.ndarray]) -> Arrays:
-    """Run once; outputs by name. Inputs that the session does not have are left out.
+    """Run once; outputs by name, as arrays (see `flat`). Inputs that the session does not have are left out.
 
     Raises:
         ModelError: The run failed.
@@ -95,7 +95,30 @@ def run_session(session: Any, feeds: Mapping[str, np.ndarray]) -> Arrays:
     except Exception as error:
         shapes = ", ".join(f"{n}: {list(a.shape)}" for n, a in feeds.items() if n in wanted)
         raise ModelError(f"the model does not run on inputs of shape {shapes}: {_reason(error)}") from error
-    return dict(zip(names, results, strict=True))
+    return flat(dict(zip(names, results, strict=True)))
+
+
+def flat(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every output as arrays: the elements of a sequence are "name[0]", "name[1]", ..., an absent optional is left out.
+
+    A list of maps with the same keys (ZipMap: one map a sample) is one array, (samples, keys).
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, value in outputs.items():
+        if value is None:
+            continue
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            keys = sorted(value[0])
+            if all(sorted(entry) == keys for entry in value):
+                found[name] = np.array([[entry[key] for key in keys] for entry in value])
+                continue
+        if isinstance(value, (list, tuple)):
+            found |= flat({f"{name}[{place}]": entry for place, entry in enumerate(value)})
+        elif isinstance(value, dict):
+            found |= flat({f"{name}[{key}]": entry for key, entry in value.items()})
+        else:
+            found[name] = np.asarray(value)
+    return found
 
 
 def run_model(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, mapped: bool = False) -> Arrays:
@@ -124,7 +147,7 @@ def _run_reference(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray
         results = evaluator.run(None, {n: a for n, a in feeds.items() if n in evaluator.input_names})
     except Exception:
         raise why from None
-    return dict(zip(evaluator.output_names, results, strict=True))
+    return flat(dict(zip(evaluator.output_names, results, strict=True)))
 
 
 def relative_error(expected: Any, actual: Any) -> float:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from trp_onnx.accuracy import as_feed
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError
+from trp_onnx.outputs import classes_of
 
 SAMPLES = 512
 """Samples of the data that factors are fitted to."""
@@ -47,6 +48,11 @@ class Samples:
                 )
         self.judging = self.dataset.subset(order[:held_out])
         self._fitting = order[held_out : held_out + SAMPLES]
+
+    @property
+    def classes(self) -> int:
+        """How many classes the labels name, see `outputs.classes_of`."""
+        return classes_of(self.dataset.labels, self.dataset.preprocessing.label_offset)
 
     def fitting(self, model: ir.Model) -> np.ndarray:
         """Samples to fit to, in the type that the model takes: (b, ...)."""

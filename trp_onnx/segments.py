@@ -24,12 +24,13 @@ class Walk:
         x: (b, ...) what they are there.
     """
 
-    def __init__(self, model: onnx.ModelProto, x: np.ndarray) -> None:
+    def __init__(self, model: onnx.ModelProto, x: np.ndarray, wanted: Sequence[str] = ()) -> None:
         """Begin at the input.
 
         Args:
             model: With one input, a model in one piece.
             x: (b, ...) samples.
+            wanted: Values within the network that are asked for beside its outputs.
         """
         self.at = model.graph.input[0].name
         declared = model.graph.input[0].type.tensor_type.shape.dim
@@ -37,7 +38,7 @@ class Walk:
         self._size = declared[0].dim_value if self._fixed else BATCH
         # A fixed batch is filled up with the first samples again.
         self.x = x if not self._fixed or len(x) >= self._size else np.resize(x, (self._size, *x.shape[1:]))
-        self._gates = _gates(model.graph)
+        self._gates = _gates(model.graph, wanted)
 
     def advance(self, model: onnx.ModelProto, target: str) -> None:
         """Go to the last gate before the node that makes a value; stay where there is none."""
@@ -107,7 +108,7 @@ def _captured(node: onnx.NodeProto) -> set[str]:
     return found
 
 
-def _gates(graph: onnx.GraphProto) -> list[str]:
+def _gates(graph: onnx.GraphProto, wanted: Sequence[str] = ()) -> list[str]:
     """The gates in running order; none in networks with subgraphs or with several inputs."""
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [value.name for value in graph.input if value.name not in stored]
@@ -116,7 +117,7 @@ def _gates(graph: onnx.GraphProto) -> list[str]:
     last: dict[str, int] = {}
     for i, node in enumerate(graph.node):
         last |= dict.fromkeys(node.input, i)
-    last |= {value.name: len(graph.node) for value in graph.output}
+    last |= dict.fromkeys([*(value.name for value in graph.output), *wanted], len(graph.node))
     depends, live = set(inputs), set(inputs)
     gates: list[str] = []
     for i, node in enumerate(graph.node):

@@ -27,22 +27,22 @@ import onnx
 import onnx_ir as ir
 
 from trp_onnx.cache import Cache
-from trp_onnx.divergence import SURE, divergence
+from trp_onnx.divergence import SURE, Divergence
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
 from trp_onnx.moments import Moments
+from trp_onnx.outputs import Value, joined, measurable, output_kinds
 from trp_onnx.passes.factorise import bias_of, corrects_bias, mean_error
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import Evidence, sites_of
-from trp_onnx.runtime import Arrays
 from trp_onnx.schemes import candidates
 from trp_onnx.segments import Walk
 
 ERRORS = (0.03, 0.15, 0.6)
 """Relative squared errors at which a layer is perturbed: what plans use lies around them."""
 
-_VERSION = 1
+_VERSION = 2
 """Changes with what the curves mean: older ones in a cache are measured again."""
 
 
@@ -53,6 +53,7 @@ def measure_damage(
     scheme: str = "auto",
     moments: Mapping[str, Moments] | None = None,
     *,
+    classes: int = 0,
     progress: Callable[[Sequence[tuple[Layer, ...]]], Iterable[tuple[Layer, ...]]] = lambda groups: groups,
 ) -> dict[str, DamageCurve]:
     """Perturb every layer that can be factorised, one at a time.
@@ -63,15 +64,16 @@ def measure_damage(
         x: (b, ...) samples, as the model takes them.
         scheme: In whose direction the weights move; "auto" takes the first that fits.
         moments: Of what flows into the layers, see `Evidence`.
+        classes: How many the labels of the data name, see `output_kinds`.
         progress: Wraps the list of weights.
 
     Raises:
-        ModelError: The model does not run on the samples.
+        ModelError: The model does not run on the samples, or has no output that can be measured.
     """
     evidence = Evidence(moments or {})
     proto = to_proto(model)
-    cache = Cache("damage", _fingerprint(proto, x, scheme, moments))
-    network = _Network(proto, x)
+    cache = Cache("damage", _fingerprint(proto, x, scheme, moments, classes))
+    network = _Network(model, proto, x, classes)
     curves: dict[str, DamageCurve] = {}
     for group in progress(sites_of(layers)):
         known = cache.get(group[0].name)
@@ -88,14 +90,14 @@ def measure_damage(
 
 
 def _fingerprint(
-    model: onnx.ModelProto, x: np.ndarray, scheme: str, moments: Mapping[str, Moments] | None
+    model: onnx.ModelProto, x: np.ndarray, scheme: str, moments: Mapping[str, Moments] | None, classes: int
 ) -> str:  # fmt: skip
     """All that a curve depends on."""
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
     digest.update(np.ascontiguousarray(x).data)
     for found in (moments or {}).values():
         digest.update(np.ascontiguousarray(found.mean).data)
-    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {SURE}"
+    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {SURE} {classes}"
 
 
 @dataclass(frozen=True)
@@ -152,15 +154,17 @@ def _relative(step: Array, weight: Array, moment: Array | None) -> float:
 class _Network:
     """A network that is run from the last gate before whatever was changed."""
 
-    def __init__(self, model: onnx.ModelProto, x: np.ndarray) -> None:
-        self._model = model
-        self._walk = Walk(model, x)
-        self._expected: Arrays | None = None
+    def __init__(self, graph: ir.Model, model: onnx.ModelProto, x: np.ndarray, classes: int) -> None:
+        self._graph, self._model, self._classes = graph, model, classes
+        self._measured = measurable(graph)
+        self._walk = Walk(model, x, self._measured)
+        self._divergence: Divergence | None = None
 
     def damage(self, group: tuple[Layer, ...], changes: _Changes) -> float:
         """What it does to the outputs."""
-        if self._expected is None:
-            self._expected = self._outputs(self._model)
+        if self._divergence is None:
+            expected = self._outputs(self._model)
+            self._divergence = Divergence(expected, output_kinds(self._graph, expected, self._classes))
         names = [layer.node.outputs[0].name or "" for layer in group]
         first = next((name for node in self._model.graph.node for name in node.output if name in names), "")
         self._walk.advance(self._model, first)
@@ -173,11 +177,10 @@ class _Network:
         if changes.shift is not None:
             for layer in group:
                 _shift(changed, layer, changes.shift)
-        return divergence(self._expected, self._outputs(changed))
+        return self._divergence(self._outputs(changed))
 
-    def _outputs(self, model: onnx.ModelProto) -> Arrays:
-        batches = list(self._walk.run(model))
-        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    def _outputs(self, model: onnx.ModelProto) -> dict[str, Value]:
+        return joined(self._walk.run(model, self._measured))
 
 
 def _replace(model: onnx.ModelProto, name: str, array: np.ndarray) -> None:

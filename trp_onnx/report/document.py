@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from trp_onnx._version import __version__
 from trp_onnx.accuracy import Accuracy
+from trp_onnx.comparison import OutputError
 from trp_onnx.latency.realised import Latency
 from trp_onnx.planning import Candidate, Decision
 from trp_onnx.report.spectra import Spectrum
-from trp_onnx.verify import OutputError
 
 if TYPE_CHECKING:
     from trp_onnx.training.run import Trained

@@ -1,0 +1,134 @@
+"""How far each output of one model is from that of another, on the same inputs.
+
+Arrays are held against each other place by place, the elements of a sequence one by one. Where values decide on a size
+(NonZero, NonMaxSuppression), whole numbers are compared as a set, and floats in order: what only one side has counts as
+if the other held zeros there. That is said in a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.divergence import FEW, channel_errors, items_agree
+from trp_onnx.errors import VerificationError
+from trp_onnx.outputs import Output, OutputKind, floats, is_float, output_kinds
+from trp_onnx.runtime import Arrays, relative_error
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output moved.
+
+    Attributes:
+        name: The output.
+        relative_error: `|y - y'|_2 / |y|_2` of floats; of whole numbers, booleans and strings the share that differs.
+        measure: Which of the two: "relative error" or "share that differs".
+        worst_channel: The channel that moved most, each held against its own spread (see `divergence`), so that large
+            values do not hide small ones; None where there are no channels, or too few values to know their spread.
+        worst_error: By how much: root mean square error over standard deviation.
+        note: What a reader should know of the comparison; empty for nothing.
+    """
+
+    name: str
+    relative_error: float
+    measure: str = "relative error"
+    worst_channel: int | None = None
+    worst_error: float | None = None
+    note: str = ""
+
+
+def compare(original: ir.Model, expected: Arrays, actual: Arrays) -> list[OutputError]:
+    """How far each output moved.
+
+    Args:
+        original: The model, whose graph says which sizes are free.
+        expected: What it gives.
+        actual: What the other one gives.
+
+    Raises:
+        VerificationError: NaN, infinity or another shape where the original has none.
+    """
+    kinds = output_kinds(original, expected)
+    return [_compare(value, expected, actual, kinds) for value in original.graph.outputs]
+
+
+def _compare(value: ir.Value, expected: Arrays, actual: Arrays, kinds: Mapping[str, Output]) -> OutputError:
+    name = value.name or ""
+    before, after = (_elements(name, arrays) for arrays in (expected, actual))
+    common = [key for key in before if key in after]
+    for key in common:
+        _check_shape(value, before[key], after[key])
+    if not common:
+        return OutputError(name, float(len(before) != len(after)), note=_note(name, before, after, kinds))
+    if not is_float(before[common[0]]):
+        shares = [_share(before[key], after[key], kinds[key]) for key in common]
+        return OutputError(name, float(np.mean(shares)), "share that differs", note=_note(name, before, after, kinds))
+    padded = [_padded(floats(before[key]), floats(after[key])) for key in common]
+    a, b = (np.concatenate([pair[side].reshape(-1) for pair in padded]) for side in (0, 1))
+    error = relative_error(a, b)
+    if not np.isfinite(error):
+        raise VerificationError(f"output '{name}' of the written file has NaN or infinity where the original does not")
+    channel, worst = _worst(kinds[common[0]], *padded[0]) if len(padded) == 1 else (None, None)
+    return OutputError(name, error, "relative error", channel, worst, _note(name, before, after, kinds))
+
+
+def _elements(name: str, arrays: Arrays) -> Arrays:
+    """The array of an output, or those of its elements."""
+    return {key: array for key, array in arrays.items() if key == name or key.startswith(f"{name}[")}
+
+
+def _check_shape(value: ir.Value, before: np.ndarray, after: np.ndarray) -> None:
+    declared = value.shape if isinstance(value.type, ir.TensorType) else None
+    sizes: Sequence[object] = tuple(declared) if declared is not None else (None,) * before.ndim
+    same = before.ndim == after.ndim and all(
+        was == now or not isinstance(size, int)
+        for was, now, size in zip(before.shape, after.shape, sizes, strict=False)
+    )
+    if not same:
+        raise VerificationError(
+            f"output '{value.name}' of the written file has the shape {list(after.shape)}, that of the original "
+            f"{list(before.shape)}"
+        )
+
+
+def _share(before: np.ndarray, after: np.ndarray, output: Output) -> float:
+    if output.kind is OutputKind.ITEMS or before.shape != after.shape:
+        return 1.0 - items_agree(before, after, max(0, output.axis))
+    return float(np.mean(before != after)) if before.size else 0.0
+
+
+def _padded(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in the larger of their shapes, zeros where there is nothing."""
+    shape = np.maximum(before.shape, after.shape)
+    a, b = (np.pad(array, [(0, int(most - size)) for most, size in zip(shape, array.shape, strict=True)])
+            for array in (before, after))  # fmt: skip
+    return a, b
+
+
+def _worst(output: Output, before: np.ndarray, after: np.ndarray) -> tuple[int | None, float | None]:
+    channels = before.shape[output.axis] if before.ndim > 1 else 1
+    if output.kind is not OutputKind.VALUES or channels < 2 or before.size < FEW * channels:
+        return None, None
+    errors = channel_errors(before, after, output.axis)
+    return int(errors.argmax()), float(np.sqrt(errors.max()))
+
+
+def _note(name: str, before: Arrays, after: Arrays, kinds: Mapping[str, Output]) -> str:
+    if len(before) != len(after):
+        return (
+            f"output '{name}' has {len(after)} elements on the inputs it was verified on, the original {len(before)}: "
+            "compared as far as both go"
+        )
+    sized = [key for key in before if kinds[key].kind is OutputKind.ITEMS or before[key].shape != after[key].shape]
+    if not sized:
+        return ""
+    key = sized[0]
+    how = "in their order, what one of them lacks as zeros" if is_float(before[key]) else "as a set"
+    return (
+        f"values decide on the size of output '{name}': it is {list(after[key].shape)} on the inputs it was verified "
+        f"on, {list(before[key].shape)} in the original; compared {how}"
+    )
