@@ -1,8 +1,11 @@
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from trp_onnx.training import quarantine
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -27,3 +30,20 @@ def real_models() -> Path:
     if folder is None:
         pytest.skip("shared/data is absent: set TRP_ONNX_DATA to the folder with the real models")
     return folder / "models"
+
+
+@pytest.fixture(scope="session")
+def training_runtime() -> None:
+    """The runtime that trains, set up where it is missing."""
+    if sys.version_info[:2] not in quarantine.PYTHONS:
+        pytest.skip("onnxruntime-training has no wheel for this Python")
+    quarantine.ensure_runtime()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where the training runtime is missing, the tests that want it download it."""
+    if quarantine.installed_runtime() is None:
+        for item in items:
+            if "training_runtime" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.network)

@@ -206,7 +206,7 @@ def test_a_fixed_batch_is_filled_up(tmp_path: Path) -> None:
     assert "(11 of 11)" in run("evaluate", net, "--data", tmp_path / "d.npz")
 
 
-def test_demo_trains_compresses_and_measures(tmp_path: Path) -> None:
+def test_demo_trains_compresses_and_measures(training_runtime: None, tmp_path: Path) -> None:
     text = run("demo", "-o", tmp_path / "demo")
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["accuracy"]["samples"] == 540
@@ -247,9 +247,19 @@ def test_every_name_of_the_public_api_is_there() -> None:
     assert callable(trp_onnx.inspect)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["-c", "import trp_onnx"], ["-m", "trp_onnx", "--help"], ["-m", "trp_onnx", "compress", "--help"]]
-)
+QUICK = [["-c", "import trp_onnx"], ["-m", "trp_onnx", "--help"], ["-m", "trp_onnx", "compress", "--help"]]
+
+
+@pytest.mark.parametrize("arguments", QUICK)
+def test_import_and_help_load_nothing_heavy(arguments: list[str]) -> None:
+    heavy = {"google", "matplotlib", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxsim", "PIL", "scipy", "sklearn"}
+    shown = subprocess.run([sys.executable, "-X", "importtime", *arguments], check=True, capture_output=True, text=True)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
+    assert "trp_onnx" in loaded and not heavy & loaded
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("arguments", QUICK)
 def test_import_and_help_are_fast(arguments: list[str]) -> None:
     times = []
     for _ in range(5):

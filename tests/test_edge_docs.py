@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 
 from tests.graphs import conv_net, rng, run
 from trp_onnx import Preprocessing
@@ -18,6 +19,7 @@ from trp_onnx import Preprocessing
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
     path = conv_net(tmp_path / "model.onnx", channels=64)
     proto = onnx.load(path)

@@ -23,6 +23,7 @@ def work(seconds: float) -> None:
         pass
 
 
+@pytest.mark.timing
 def test_a_known_ratio_is_found() -> None:
     timing = compare([lambda: work(0.004), lambda: work(0.002)], rounds=20)
     assert timing.ratios[0].median == 1.0
@@ -30,6 +31,7 @@ def test_a_known_ratio_is_found() -> None:
     assert timing.ratios[1].low <= timing.ratios[1].median <= timing.ratios[1].high
 
 
+@pytest.mark.timing
 def test_a_drifting_machine_does_not_show_in_the_ratio() -> None:
     """Both contenders slow down threefold in the middle of the run."""
     calls = 0
@@ -43,6 +45,7 @@ def test_a_drifting_machine_does_not_show_in_the_ratio() -> None:
     assert timing.ratios[1].median == pytest.approx(1.0, rel=0.1)
 
 
+@pytest.mark.timing
 def test_a_contender_that_is_its_own_neighbour_gains_nothing() -> None:
     """Each is faster when it ran before; of three, the first and the last do at every flip."""
     last = -1
@@ -70,6 +73,7 @@ def big_and_small(folder: Path) -> tuple[Path, Path]:
     return big, folder / "small.onnx"
 
 
+@pytest.mark.timing
 def test_bench_tells_models_and_layers_apart(tmp_path: Path) -> None:
     big, small = big_and_small(tmp_path)
     result = trp_onnx.bench([big, small, big], rounds=60)

@@ -74,6 +74,7 @@ def test_ranks_within_a_step_cost_the_same(net: Path, measured: Path, tmp_path: 
     assert times[0] == times[1] == times[2] < times[3]
 
 
+@pytest.mark.timing
 def test_a_measured_plan_is_faster_and_says_so(net: Path, tmp_path: Path) -> None:
     report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.3, report_dir=tmp_path / "report")
     assert report.latency is not None and report.latency.predicted is not None
@@ -153,6 +154,7 @@ def test_tables_that_are_wrong(net: Path, measured: Path, tmp_path: Path) -> Non
     refused(measured, UsageError, "another network", narrow)
 
 
+@pytest.mark.timing
 def test_a_plan_can_be_edited_and_given_back(net: Path, measured: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     first = trp_onnx.compress(
@@ -269,6 +271,7 @@ def test_rules_that_make_no_sense(net: Path, tmp_path: Path, rule: dict[str, Any
         trp_onnx.compress(net, tmp_path / "out.onnx", **rule)
 
 
+@pytest.mark.timing
 def test_profile_on_the_command_line(net: Path, tmp_path: Path) -> None:
     shown = cli("profile", net, "-o", tmp_path / "t.json")
     assert "conv2" in shown and "spatial" in shown and "ranks in steps of" in shown
@@ -323,6 +326,7 @@ def test_what_reading_the_clock_adds_does_not_reach_a_plan(net: Path) -> None:
                 assert saved[1] == pytest.approx(saved[0], abs=1e-3), (layer.name, scheme, rank)
 
 
+@pytest.mark.slow
 def test_layers_of_every_kind_are_timed(tmp_path: Path) -> None:
     """Each kind of layer that can be factorised can be timed: products, groups, transposed, 1-d and 3-d."""
     from tests.hard_cases import CASES
