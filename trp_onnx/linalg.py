@@ -1,19 +1,29 @@
 """The matrix maths of low rank. NumPy only; knows neither layers nor ONNX.
 
-Every routine takes a stack of matrices `(..., rows, cols)`, one per group, and works in float64.
+Every routine takes a stack of matrices `(..., rows, cols)`, one per group, and works in float64, but for `energies`
+and `eigenbasis`, which may be asked to round.
 
 With `M = U diag(s) V^T`, the best rank-r approximation keeps the r largest singular values and its
 squared Frobenius error is the tail `sum_{j>r} s_j^2` (Eckart and Young, 1936).
 
 We never compute the full SVD. With `G = M M^T` (the smaller side first) `eigh` gives `U` and `s^2`, at
 a third to a tenth of the time. The absolute error of an eigenvalue is about `eps * s_1^2`, so the tail
-energy is exact to about 1e-15 of the whole. The second factor is `U_r^T M`, not `diag(s) V^T`: `U` is
-orthogonal to machine precision, so the product of the factors is as exact as that of a full SVD.
+energy is exact to about 1e-15 of the whole; in float32 to less than 1e-6, and that of Tucker-2, where
+directions of nearly equal energy may mix, to 1e-5 (`tests/test_spectra.py`). The second factor is `U_r^T M`,
+not `diag(s) V^T`: `U` is orthogonal to machine precision, so the product of the factors is as exact as that
+of a full SVD.
+
+A curve of errors for planning does with float32, at half of the time, as long as the errors that it tells apart are
+well above that: where `_DEEP` of the ranks leave less than `_FINE` of the energy, float64 takes over.
+
+The scale of a matrix changes no direction and no ratio, so Gram matrices are of `M / max|M|`: weights of 1e30 do not
+overflow, those of 1e-40 do not vanish.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +31,80 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def _gram(matrix: Array) -> Array:
+_ROUND_FROM = 256
+"""Smaller matrices than this take no time in float64 either."""
+
+_DEEP, _FINE = 0.75, 1e-4
+
+
+def _gram(matrix: NDArray[Any]) -> NDArray[Any]:
     """`M M^T` or `M^T M`, whichever is smaller: (..., n, n) with n = min(rows, cols)."""
     transposed = np.swapaxes(matrix, -1, -2)
-    return matrix @ transposed if matrix.shape[-2] <= matrix.shape[-1] else transposed @ matrix
+    return np.asarray(matrix @ transposed if matrix.shape[-2] <= matrix.shape[-1] else transposed @ matrix)
 
 
 def singular_values(matrix: Array) -> Array:
     """Singular values, largest first: (..., rows, cols) -> (..., min(rows, cols))."""
-    eigenvalues = np.linalg.eigvalsh(_gram(matrix))[..., ::-1]
-    return np.asarray(np.sqrt(np.maximum(eigenvalues, 0.0)))
+    near_one, peak = scaled(matrix)
+    return np.asarray(peak * np.sqrt(energies(near_one)))
+
+
+def energies(matrix: Array, *, exact: bool = True) -> Array:
+    """Squared singular values, largest first: (..., rows, cols) -> (..., min(rows, cols)).
+
+    Args:
+        matrix: Its entries may not be far from 1, see `scaled`.
+        exact: False where their sums may be off by 1e-6 of the whole.
+    """
+    if not exact and min(matrix.shape[-2:]) >= _ROUND_FROM:
+        from scipy.linalg import eigvalsh  # numpy's is of no use in float32: as slow as in float64
+
+        grams = _stack(_gram(matrix.astype(np.float32)))
+        found = np.stack([eigvalsh(g, driver="evd", overwrite_a=True, check_finite=False) for g in grams])
+        found = _descending(found).reshape(*matrix.shape[:-2], -1)
+        if not _runs_out(found):
+            return found
+    return _descending(np.linalg.eigvalsh(_gram(matrix)))
+
+
+def eigenbasis(matrix: Array, *, exact: bool = True) -> tuple[Array, Array]:
+    """`energies` and left singular vectors: (..., rows, cols) -> (..., rows) and (..., rows, rows).
+
+    Energies from `cols` on are zero; their columns complete an orthonormal basis. Without `exact` it may be one of
+    float32.
+    """
+    if not exact and matrix.shape[-2] >= _ROUND_FROM:
+        from scipy.linalg import eigh
+
+        small = matrix.astype(np.float32)
+        grams = _stack(small @ np.swapaxes(small, -1, -2))
+        pairs = [eigh(g, driver="evd", overwrite_a=True, check_finite=False) for g in grams]
+        found = _descending(np.stack([values for values, _ in pairs]))
+        if not _runs_out(found):
+            shape = matrix.shape[:-1]
+            return found.reshape(shape), np.stack([v for _, v in pairs])[..., ::-1].reshape(*shape, shape[-1])
+    values, vectors = np.linalg.eigh(matrix @ np.swapaxes(matrix, -1, -2))
+    return _descending(values), vectors[..., ::-1]
+
+
+def _stack(matrices: NDArray[Any]) -> NDArray[Any]:
+    return matrices.reshape(-1, *matrices.shape[-2:])
+
+
+def _descending(eigenvalues: NDArray[Any]) -> Array:
+    return np.maximum(eigenvalues[..., ::-1].astype(np.float64), 0.0)
+
+
+def _runs_out(energy: Array) -> bool:
+    """Whether little enough is left at deep ranks for float32 to be felt there; (..., n)."""
+    total = energy.sum()
+    return bool(energy[..., int(_DEEP * energy.shape[-1]) :].sum() < _FINE * total) or not np.isfinite(total)
+
+
+def scaled(matrix: Array) -> tuple[Array, float]:
+    """A stack divided by its largest entry, and that entry; 1 for zeros."""
+    peak = float(np.abs(matrix).max(initial=0.0)) or 1.0
+    return matrix / peak, peak
 
 
 def leading_basis(matrix: Array, rank: int) -> Array:
@@ -38,8 +112,13 @@ def leading_basis(matrix: Array, rank: int) -> Array:
 
     `rank` may exceed `cols`; the surplus columns complete an orthonormal basis.
     """
-    _, vectors = np.linalg.eigh(matrix @ np.swapaxes(matrix, -1, -2))
-    return np.asarray(vectors[..., ::-1][..., :rank])
+    gram = matrix @ np.swapaxes(matrix, -1, -2)
+    rows = matrix.shape[-2]
+    if gram.ndim == 3 and len(gram) == 1 and rows >= _ROUND_FROM and rank <= rows // 2:
+        from scipy.linalg import eigh  # the part of the basis that is needed: numpy knows only the whole
+
+        return np.asarray(eigh(gram[0], subset_by_index=[rows - rank, rows - 1])[1][None, :, ::-1])
+    return np.asarray(np.linalg.eigh(gram)[1][..., ::-1][..., :rank])
 
 
 def factor_pair(matrix: Array, rank: int) -> tuple[Array, Array]:
@@ -56,12 +135,12 @@ def factor_pair(matrix: Array, rank: int) -> tuple[Array, Array]:
     if matrix.shape[-2] > matrix.shape[-1]:
         right, left = factor_pair(np.swapaxes(matrix, -1, -2), rank)
         return np.swapaxes(left, -1, -2), np.swapaxes(right, -1, -2)
-    basis = leading_basis(matrix, rank)
-    scaled = np.swapaxes(basis, -1, -2) @ matrix
-    norms = np.linalg.norm(scaled, axis=-1)
+    basis = leading_basis(scaled(matrix)[0], rank)
+    other = np.swapaxes(basis, -1, -2) @ matrix
+    norms = np.linalg.norm(other, axis=-1)
     # A direction of no energy has no scale to share: leave its basis vector as it is.
     root = np.where(norms > np.finfo(np.float64).tiny, np.sqrt(norms), 1.0)
-    return basis * root[..., None, :], scaled / root[..., :, None]
+    return basis * root[..., None, :], other / root[..., :, None]
 
 
 @dataclass(frozen=True)
@@ -104,21 +183,30 @@ class Decomposition:
 
 def decompose(matrix: Array) -> Decomposition:
     """Singular values and vectors of the smaller side: (..., rows, cols)."""
-    eigenvalues, vectors = np.linalg.eigh(_gram(matrix))
-    values = np.sqrt(np.maximum(eigenvalues[..., ::-1], 0.0))
-    return Decomposition(matrix, np.asarray(values), np.asarray(vectors[..., ::-1]))
+    near_one, peak = scaled(matrix)
+    eigenvalues, vectors = np.linalg.eigh(_gram(near_one))
+    return Decomposition(matrix, peak * np.sqrt(_descending(eigenvalues)), np.asarray(vectors[..., ::-1]))
 
 
 def tail_energy(values: Array) -> Array:
     """Squared error at every rank, summed over the stack: (..., n) -> (n + 1,), index = rank."""
-    energy = np.square(values).reshape(-1, values.shape[-1]).sum(axis=0)
-    return np.append(np.cumsum(energy[::-1])[::-1], 0.0)
+    return _tail(np.square(values))
 
 
 def relative_tail(values: Array) -> Array:
     """`tail_energy` as a fraction of the whole; all zero for a zero matrix."""
-    tail = tail_energy(values)
+    return relative_errors(np.square(values))
+
+
+def relative_errors(energy: Array) -> Array:
+    """The same from squared singular values."""
+    tail = _tail(energy)
     return tail / tail[0] if tail[0] > 0 else np.zeros_like(tail)
+
+
+def _tail(energy: Array) -> Array:
+    summed = energy.reshape(-1, energy.shape[-1]).sum(axis=0)
+    return np.append(np.cumsum(summed[::-1])[::-1], 0.0)
 
 
 def energy_rank(values: Array, energy: float) -> int:

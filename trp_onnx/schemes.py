@@ -125,6 +125,15 @@ class Scheme(ABC):
         """Relative squared error at every rank: `errors(W)[rank]`, 1 at rank 0, 0 at full rank."""
 
     @abstractmethod
+    def curves(self, weight: Array, *, exact: bool = True) -> dict[str, Array]:
+        """`errors` of a weight alone, whose entries are near 1, with those that come along, by scheme name.
+
+        Args:
+            weight: (G, N, C, *k), see `linalg.scaled`.
+            exact: False where rounded ones will do, see `linalg`.
+        """
+
+    @abstractmethod
     def split(self, weight: Array, rank: Rank, moment: Array | None = None) -> tuple[Array, ...]:
         """W (G, N, C, *k) -> the factors' weights, each (G, out, in, *its kernel), in running order."""
 
@@ -219,7 +228,10 @@ class PairScheme(Scheme):
     def errors(self, weight: Array, moment: Array | None = None) -> Array:  # noqa: D102
         if moment is not None:
             return regression.pair_errors(*self._arranged(weight, moment))
-        return linalg.relative_tail(linalg.singular_values(self.unfold(weight)[0]))
+        return self.curves(linalg.scaled(weight)[0])[self.name]
+
+    def curves(self, weight: Array, *, exact: bool = True) -> dict[str, Array]:  # noqa: D102
+        return {self.name: linalg.relative_errors(linalg.energies(self.unfold(weight)[0], exact=exact))}
 
     def split(self, weight: Array, rank: Rank, moment: Array | None = None) -> tuple[Array, ...]:  # noqa: D102
         groups, out_channels, in_channels, *kernel = weight.shape
@@ -287,17 +299,24 @@ class Tucker2Scheme(Scheme):
 
     def errors(self, weight: Array, moment: Array | None = None) -> Array:  # noqa: D102
         if moment is not None:
-            # What either projection leaves, as if they were independent: there is no cheap exact figure.
-            by_input, by_output = (SCHEMES[name].errors(weight, moment) for name in _TUCKER_SIDES)
-            return 1.0 - (1.0 - by_input)[:, None] * (1.0 - by_output)
-        n, c, *kernel = weight.shape[1:]
-        taps = prod(kernel)
-        _, _, core = self._bases(weight, (min(c, n * taps), min(n, c * taps)))
-        energy = np.square(core).sum(axis=(0, 3)).T  # (r_in, r_out)
+            return _both(*(SCHEMES[name].errors(weight, moment) for name in _TUCKER_SIDES))
+        return self.curves(linalg.scaled(weight)[0])[self.name]
+
+    def curves(self, weight: Array, *, exact: bool = True) -> dict[str, Array]:
+        """Its own, and those of the channel pairs, whose Gram matrices are those of its modes."""
+        groups, n, c, *kernel = weight.shape
+        modes = [linalg.eigenbasis(unfolded, exact=exact) for unfolded in self.unfold(weight)]
+        full = self.full_rank(Geometry(1, n, c, tuple(kernel)))
+        sides = [linalg.relative_errors(energy[:, :size]) for (energy, _), size in zip(modes, full, strict=True)]
+        turn_in, turn_out = (np.swapaxes(basis[..., :size], 1, 2) for (_, basis), size in zip(modes, full, strict=True))
+        core = turn_out @ weight.reshape(groups, n, -1).astype(turn_out.dtype, copy=False)
+        core = turn_in @ np.swapaxes(core.reshape(groups, full[1], c, -1), 1, 2).reshape(groups, c, -1)
+        energy = np.square(core, out=core).reshape(groups, *full, -1).sum(axis=(0, 3), dtype=np.float64)
         kept = np.zeros((energy.shape[0] + 1, energy.shape[1] + 1))
         kept[1:, 1:] = energy.cumsum(axis=0).cumsum(axis=1)
         total = kept[-1, -1]
-        return np.maximum(0.0, 1.0 - kept / total) if total > 0 else np.zeros_like(kept)
+        lost = np.maximum(0.0, 1.0 - kept / total) if total > 0 else np.zeros_like(kept)
+        return {self.name: lost, **dict(zip(_TUCKER_SIDES, sides, strict=True))}
 
     def split(self, weight: Array, rank: Rank, moment: Array | None = None) -> tuple[Array, ...]:  # noqa: D102
         if moment is not None:
@@ -330,6 +349,11 @@ class Tucker2Scheme(Scheme):
 _TUCKER_SIDES = ("channel-mirror", "channel")
 
 
+def _both(by_input: Array, by_output: Array) -> Array:
+    """What both projections leave, as if they were independent: of outputs there is no cheap exact figure."""
+    return 1.0 - (1.0 - by_input)[:, None] * (1.0 - by_output)
+
+
 def _root_norm(core: Array, axes: tuple[int, int]) -> Array:
     norm = np.sqrt(np.square(core).sum(axis=axes))
     return np.where(norm > np.finfo(np.float64).tiny, np.sqrt(norm), 1.0)
@@ -357,6 +381,24 @@ _FALLBACK: dict[str, tuple[str, ...]] = {
     "tucker2": ("tucker2", "svd"),
     "svd": ("svd",),
 }
+
+
+def error_curves(schemes: Sequence[Scheme], weight: Array, moment: Array | None = None) -> dict[str, Array]:
+    """`errors` under several schemes, by name, from what they share, rounded (see `linalg`): for planning."""
+    found: dict[str, Array] = {}
+    near_one = linalg.scaled(weight)[0]
+    for scheme in sorted(schemes, key=lambda scheme: scheme.name != "tucker2"):  # it brings others along
+        if scheme.name in found:
+            continue
+        if moment is None:
+            found |= scheme.curves(near_one, exact=False)
+        elif scheme.name == "tucker2":
+            sides = {name: SCHEMES[name].errors(weight, moment) for name in _TUCKER_SIDES}
+            found |= {scheme.name: _both(*sides.values()), **sides}
+        else:
+            found[scheme.name] = scheme.errors(weight, moment)
+    return {scheme.name: found[scheme.name] for scheme in schemes}
+
 
 SCHEME_CHOICES = ("auto", *SCHEMES)
 

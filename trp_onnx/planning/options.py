@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.moments import Moments
 from trp_onnx.passes.factorise import corrects_bias
 from trp_onnx.planning.curve import DamageCurve
-from trp_onnx.schemes import Rank, Scheme, candidates
+from trp_onnx.schemes import Rank, Scheme, candidates, error_curves
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
@@ -39,6 +41,19 @@ class Evidence:
     moments: Mapping[str, Moments] = field(default_factory=dict)
     damage: Mapping[str, DamageCurve] = field(default_factory=dict)
     table: LatencyTable | None = None
+    _curves: dict[object, dict[str, Array]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def errors(self, layer: Layer, schemes: Sequence[Scheme]) -> dict[str, Array]:
+        """Relative squared errors at every rank, by scheme; each is computed once.
+
+        Raises:
+            ModelError: The weight holds NaN or infinity.
+        """
+        known = self._curves.setdefault(layer.key, {})
+        missing = [scheme for scheme in schemes if scheme.name not in known]
+        if missing:
+            known |= error_curves(missing, layer.weight(), self.moment(layer))
+        return {scheme.name: known[scheme.name] for scheme in schemes}
 
     def moment(self, layer: Layer) -> Array | None:
         """What errors of a layer's weight are weighed with: (G, D, D); None for the weight itself."""
@@ -114,14 +129,14 @@ def survey(layers: tuple[Layer, ...], choice: str, align: int, evidence: Evidenc
     """
     owner = layers[0]
     assert owner.geometry is not None
-    weight, moment = owner.weight(), evidence.moment(owner)
     dense = dense_option(layers, evidence.table)
     found: list[Option] = []
-    for scheme in candidates(choice, owner.geometry.kernel):
-        errors = scheme.errors(weight, moment)
-        found += [_option(layers, scheme, rank, errors, evidence) for rank in _ranks(scheme, layers, align)]
+    schemes = candidates(choice, owner.geometry.kernel)
+    for scheme, errors in zip(schemes, evidence.errors(owner, schemes).values(), strict=True):
+        found += _options(layers, scheme, _ranks(scheme, layers, align), errors, evidence, below=dense.macs)
     paying = tuple(option for option in found if option.macs < dense.macs and _in_time(option, dense))
-    return Site(layers, dense, paying, min(found, key=lambda o: (o.time or 0.0, o.macs), default=None))
+    cheapest = min(found, key=lambda o: (o.macs >= dense.macs, o.time or 0.0, o.macs), default=None)
+    return Site(layers, dense, paying, cheapest)
 
 
 def _in_time(option: Option, dense: Option) -> bool:
@@ -144,13 +159,14 @@ def dense_option(site_layers: tuple[Layer, ...], table: LatencyTable | None = No
     geometry = site_layers[0].geometry
     assert geometry is not None
     time = None if table is None else sum(table.share(layer) for layer in site_layers)
-    return Option(None, (), _cost(site_layers, None, ()), geometry.parameters, 0.0, time=time)
+    macs = sum(layer.geometry.macs for layer in site_layers if layer.geometry is not None)
+    return Option(None, (), macs, geometry.parameters, 0.0, time=time)
 
 
 def exact_option(site_layers: tuple[Layer, ...], scheme: Scheme, rank: Rank, evidence: Evidence) -> Option:
     """The option at one given rank, aligned or not."""
     owner = site_layers[0]
-    return _option(site_layers, scheme, rank, scheme.errors(owner.weight(), evidence.moment(owner)), evidence)
+    return _options(site_layers, scheme, [rank], scheme.errors(owner.weight(), evidence.moment(owner)), evidence)[0]
 
 
 Cost = Callable[[Option], int]
@@ -176,27 +192,42 @@ def pareto(options: Sequence[Option], cost: Cost = in_macs) -> list[Option]:
     return best
 
 
-def _option(layers: tuple[Layer, ...], scheme: Scheme, rank: Rank, errors: Array, evidence: Evidence) -> Option:
+def _options(
+    layers: tuple[Layer, ...],
+    scheme: Scheme,
+    ranks: Sequence[Rank],
+    errors: Array,
+    evidence: Evidence,
+    below: int = 0,
+) -> list[Option]:
+    """The options at those ranks that cost less than so many MACs; where none does, the cheapest of them."""
     geometry = layers[0].geometry
     assert geometry is not None
-    error = float(errors[rank])
+    modes = tuple(np.array(ranks, np.int64).T)
+    macs = np.sum([scheme.macs(layer.geometry, modes) for layer in layers if layer.geometry is not None], axis=0)
+    parameters, lost = scheme.parameters(geometry, modes), errors[modes]
+    paying = np.flatnonzero(macs < below)
+    return [
+        Option(
+            scheme.name,
+            ranks[i],
+            int(macs[i]),
+            int(parameters[i]),
+            float(lost[i]),
+            *_judged(layers, scheme, ranks[i], float(lost[i]), evidence),
+        )
+        for i in (paying.tolist() or [int(np.argmin(macs))])
+    ]
+
+
+def _judged(
+    layers: tuple[Layer, ...], scheme: Scheme, rank: Rank, error: float, evidence: Evidence
+) -> tuple[float | None, float | None]:
+    """What it does to the outputs and what time it takes, where either is known."""
     curve, table = evidence.damage.get(layers[0].name), evidence.table
-    return Option(
-        scheme.name,
-        rank,
-        _cost(layers, scheme, rank),
-        int(scheme.parameters(geometry, rank)),
-        error,
+    return (
         None if curve is None else curve(error),
         None if table is None else sum(table.share(layer) * table.part(layer, scheme, rank) for layer in layers),
-    )
-
-
-def _cost(layers: tuple[Layer, ...], scheme: Scheme | None, rank: Rank) -> int:
-    return sum(
-        layer.geometry.macs if scheme is None else int(scheme.macs(layer.geometry, rank))
-        for layer in layers
-        if layer.geometry is not None
     )
 
 

@@ -40,7 +40,7 @@ def spectra_of(layers: Sequence[Layer], decisions: Sequence[Decision], evidence:
         decision = decided[layer.name]
         fitting = candidates("auto", layer.geometry.kernel)
         scheme = SCHEMES[decision.scheme] if decision.scheme else fitting[0]
-        errors = scheme.errors(layer.weight(), evidence.moment(layer))
+        errors = evidence.errors(layer, [scheme])[scheme.name]
         rank = decision.rank[0] if decision.rank else None
         if errors.ndim == 2:
             mode = int(errors.shape[1] > errors.shape[0])
