@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import helper
+from onnx import TensorProto, helper
 
 import trp_onnx
 from tests import graphs
 from tests.graphs import info, model, rng, save, weights
 from trp_onnx.batching import find_batching, run_samples
 from trp_onnx.cli import main
+from trp_onnx.generating import generate
 from trp_onnx.model import open_model
 from trp_onnx.runtime import open_session
 from trp_onnx.sizes import input_dims, sizes_from
@@ -174,3 +175,117 @@ def test_an_error_names_the_models_own_inputs(tmp_path: Path) -> None:
     assert code == 1 and "--input-shape x:1,16,64" in message and "1,3,224,224" not in message
     code, message = cli("inspect", net, "--input-shape", "z:1,2")
     assert code == 1 and "'x' (batch,seq,64), 'state' (2,batch,32) and 'gate' (batch,seq,1)" in message
+
+
+INT64 = TensorProto.INT64
+
+
+def encoder(path: Path, words: int = 500, seq: int | str = "seq") -> Path:
+    """Token, type and position tables, a mask, two products: what a text encoder does with its inputs."""
+    arrays = {
+        "words": weights(words, 32), "types": weights(2, 32, seed=1), "places": weights(40, 32, seed=2),
+        "w": weights(32, 32, seed=3), "v": weights(32, 32, seed=4), "one": np.array(1, np.float32),
+        "far": np.array(-1e4, np.float32), "last": np.array([2]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Gather", ["words", "input_ids"], ["e"]),
+        helper.make_node("Gather", ["types", "kinds"], ["t"]),
+        helper.make_node("Cast", ["at"], ["at32"], to=TensorProto.INT32),
+        helper.make_node("Gather", ["places", "at32"], ["p"]),
+        helper.make_node("Sum", ["e", "t", "p"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["q"], name="layer1"),
+        helper.make_node("Cast", ["mask"], ["m"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["one", "m"], ["gone"]),
+        helper.make_node("Mul", ["gone", "far"], ["bias"]),
+        helper.make_node("Unsqueeze", ["bias", "last"], ["b"]),
+        helper.make_node("Add", ["q", "b"], ["a"]),
+        helper.make_node("MatMul", ["a", "v"], ["y"], name="layer2"),
+    ]
+    inputs = [info(name, ["batch", seq], INT64) for name in ("input_ids", "kinds", "at", "mask")]
+    return save(model(nodes, inputs, [info("y", ["batch", seq, 32])], arrays), path)
+
+
+def test_generated_ids_lie_in_their_tables(tmp_path: Path) -> None:
+    made = generate(open_model(encoder(tmp_path / "net.onnx")))
+    ids, kinds, at, mask = (made.arrays[name] for name in ("input_ids", "kinds", "at", "mask"))
+    assert ids.shape == (1, 16) and ids.dtype == np.int64
+    assert len(np.unique(ids)) > 8 and 40 < ids.max() < 500 and ids.min() >= 0
+    assert set(np.unique(kinds)) == {0, 1} and at.max() < 40 and (mask == 1).all()
+    assert made.description == (
+        "input_ids: random ids below 500; kinds: random ids below 2; at: random ids below 40; mask: ones"
+    )
+    assert cli("bench", tmp_path / "net.onnx", "--rounds", 2)[0] == 0
+
+
+def one_op(path: Path, nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], **arrays: np.ndarray) -> Path:
+    return save(model(nodes, inputs, [info("y", None)], arrays), path)
+
+
+def test_generated_ids_of_neighbours(tmp_path: Path) -> None:
+    """Behind other operators, with an offset, of a quantised table, of a one-hot depth, of an activation."""
+    node = helper.make_node
+    ids, table = info("ids", [1, 6], INT64), weights(9, 4)
+    few = {"scale": np.float32(0.1), "zero": np.int8(0)}
+    whole = np.arange(36, dtype=np.int8).reshape(9, 4)
+    cases = {
+        "offset": ([node("Add", ["ids", "two"], ["i"]), node("Gather", ["t", "i"], ["y"])],
+                   {"t": table, "two": np.array([2])}, 7),
+        "reshaped": ([node("Reshape", ["ids", "s"], ["i"]), node("Gather", ["t", "i"], ["y"])],
+                     {"t": table, "s": np.array([-1])}, 9),
+        "int8": ([node("DequantizeLinear", ["q", "scale", "zero"], ["t"]), node("Gather", ["t", "ids"], ["y"])],
+                 few | {"q": whole}, 9),
+        "columns": ([node("Gather", ["t", "ids"], ["y"], axis=1)], {"t": table}, 4),
+        "one hot": ([node("OneHot", ["ids", "depth", "values"], ["y"])],
+                    {"depth": np.array(5), "values": np.array([0, 1], np.float32)}, 5),
+    }  # fmt: skip
+    for name, (nodes, arrays, below) in cases.items():
+        opened = open_model(one_op(tmp_path / "net.onnx", nodes, [ids], **arrays))
+        made = [generate(opened, seed=seed).arrays["ids"] for seed in range(20)]
+        assert np.max(made) == below - 1 and np.min(made) == 0, name
+    nodes = [node("Relu", ["x"], ["h"]), node("Gather", ["h", "which"], ["y"], axis=1)]
+    opened = open_model(one_op(tmp_path / "net.onnx", nodes, [info("x", [1, "T", 4]), info("which", [1], INT64)]))
+    assert np.max([generate(opened, {"x": (1, 5, 4)}, seed).arrays["which"] for seed in range(30)]) == 4
+
+
+def test_generated_masks_lengths_and_numbers(tmp_path: Path) -> None:
+    node = helper.make_node
+    nodes = [  # as a speech net does: positions below the length count, at the rate that it knows
+        node("Range", ["zero", "size", "one"], ["r"]),
+        node("Unsqueeze", ["lengths", "axis"], ["n"]),
+        node("Less", ["r", "n"], ["real"]),
+        node("Unsqueeze", ["real", "axes"], ["mask"]),
+        node("Where", ["mask", "x", "nothing"], ["kept"]),
+        node("Equal", ["rate", "known"], ["same"]),
+        node("Cast", ["same"], ["factor"], to=TensorProto.FLOAT),
+        node("Mul", ["kept", "factor"], ["scaled"]),
+        node("Add", ["scaled", "noise"], ["y"]),
+    ]
+    arrays = {
+        "zero": np.array(0), "size": np.array(12), "one": np.array(1), "axis": np.array([1]), "axes": np.array([2]),
+        "nothing": np.float32(0), "known": np.array(16000),
+    }  # fmt: skip
+    inputs = [
+        info("x", ["batch", 12, 8]),
+        info("lengths", ["batch"], INT64),
+        info("rate", [], INT64),
+        info("noise", []),
+    ]
+    made = generate(open_model(one_op(tmp_path / "net.onnx", nodes, inputs, **arrays)))
+    assert made.arrays["lengths"] == [12] and made.arrays["rate"] == 16000 and made.arrays["noise"] == 1
+    assert made.arrays["x"].std() > 0.5
+    opened = open_model(one_op(
+        tmp_path / "flag.onnx", [node("Where", ["flag", "x", "x"], ["y"])],
+        [info("x", [1, 4]), info("flag", [1, 4], TensorProto.BOOL)],
+    ))  # fmt: skip
+    assert generate(opened).arrays["flag"].all()
+    nodes = [node("Cast", ["pixels"], ["f"], to=TensorProto.FLOAT), node("Sub", ["f", "mean"], ["y"])]
+    opened = open_model(one_op(tmp_path / "b.onnx", nodes, [info("pixels", [1, 8, 8, 3], TensorProto.UINT8)],
+                               mean=np.float32(128)))  # fmt: skip
+    pixels = generate(opened).arrays["pixels"]
+    assert pixels.dtype == np.uint8 and pixels.min() < 60 and pixels.max() > 200
+
+
+def test_compression_without_data_sees_what_it_does_to_a_text_encoder(tmp_path: Path) -> None:
+    """With all ids 0 and nothing attended to there was nothing to see."""
+    report = trp_onnx.compress(encoder(tmp_path / "net.onnx", seq=8), tmp_path / "out.onnx", macs=0.5, align=1)
+    assert report.outputs[0].relative_error > 0.05

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.errors import ModelError
-from trp_onnx.sizes import input_dims, real_inputs
+from trp_onnx.generating import generate
 
 if TYPE_CHECKING:
     import onnx
@@ -25,33 +25,12 @@ _QUIET = 4  # only fatal messages: what goes wrong is raised as well
 
 
 def feeds_for(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0) -> Arrays:
-    """Generated inputs: standard normal floats, zeros for integers, True for booleans.
-
-    A dynamic size that `input_shapes` does not give is 64 for the spatial sizes of a 4-d or 5-d input and
-    16 elsewhere.
+    """Generated inputs, see `generating`.
 
     Raises:
         ModelError: An input is no tensor, or has a type that cannot be generated.
     """
-    rng = np.random.default_rng(seed)
-    feeds: Arrays = {}
-    for value in real_inputs(model):
-        name = value.name or ""
-        dims = input_dims(model, input_shapes)[name]
-        if dims is None or value.dtype is None or not isinstance(value.type, ir.TensorType):
-            raise ModelError(
-                f"cannot generate values for input '{name}': its type or rank is not declared; give --inputs"
-            )
-        unknown = 64 if len(dims) >= 4 else 16
-        shape = tuple(unknown if d is None else d for d in dims)
-        if value.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
-            feeds[name] = rng.standard_normal(shape).astype(value.dtype.numpy())
-        elif value.dtype == ir.DataType.STRING:
-            feeds[name] = np.full(shape, "", dtype=object)
-        else:
-            fill = 1 if value.dtype == ir.DataType.BOOL else 0
-            feeds[name] = np.full(shape, fill, dtype=value.dtype.numpy())
-    return feeds
+    return generate(model, input_shapes, seed).arrays
 
 
 def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:

@@ -29,6 +29,11 @@ def real_inputs(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.inputs if not value.is_initializer()]
 
 
+def declared_sizes(model: ir.Model) -> dict[str, tuple[int | str | None, ...] | None]:
+    """What each input declares: sizes, names, or None where there is neither; None for an input without a rank."""
+    return {value.name or "": _declared(value) for value in real_inputs(model)}
+
+
 def input_dims(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Shape | None]:
     """The shape with which each input is counted: given, else declared with batch 1; None = no rank known.
 
@@ -38,7 +43,7 @@ def input_dims(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None
         ModelError: A given shape names no input, or contradicts what the model declares.
     """
     given = dict(input_shapes or {})
-    declared = {value.name or "": _declared(value) for value in real_inputs(model)}
+    declared = declared_sizes(model)
     for name, shape in given.items():
         if name not in declared:
             raise ModelError(f"--input-shape names '{name}', but {describe_inputs(model)}")
@@ -88,7 +93,7 @@ def sizes_from(
         UsageError: A given shape contradicts what is fed.
     """
     given = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
-    declared = {value.name or "": _declared(value) for value in real_inputs(model)}
+    declared = declared_sizes(model)
     firsts = {(sizes[0], len(sizes)) for sizes in declared.values() if sizes and isinstance(sizes[0], str)}
     batches = {name for name, rank in firsts if samples or (rank > 1 and not _LENGTH.fullmatch(str(name)))}
     found = dict(given)
@@ -159,7 +164,6 @@ def _declaring(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _declared(value: ir.Value) -> tuple[int | str | None, ...] | None:
-    """Sizes as they are, names, or None where there is neither; None for a value without a rank."""
     if value.shape is None:
         return None
     sizes = (size if isinstance(size, int) else size.value for size in value.shape)
