@@ -124,7 +124,9 @@ def _command() -> Iterator[None]:
             sys.exit(_INTERRUPTED)
         if not isinstance(error, TrpOnnxError):
             raise
-        click.echo(f"trp-onnx: error: {error}", err=True)
+        from trp_onnx.printable import message
+
+        click.echo(f"trp-onnx: error: {message(str(error))}", err=True)
         sys.exit(error.exit_code)
     finally:
         sys.unraisablehook = hook
@@ -143,11 +145,13 @@ def _check_json(target: str | None, *inputs: object, out: Path | None = None) ->
 
 
 def _show(tables: Sequence[Any], notes: Sequence[str]) -> None:
+    from trp_onnx.printable import message
+
     console = _consoles()[0]
     for table in tables:
         console.print(table)
     for note in notes:
-        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+        console.print(f"note: {message(note)}", style="yellow", highlight=False, markup=False)
 
 
 def _write_json(document: dict[str, Any], target: str | None) -> None:

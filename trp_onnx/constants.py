@@ -20,6 +20,9 @@ from trp_onnx.shapes import Shape
 _IR_VERSION = 10
 """Old enough for every supported runtime, new enough for every type a weight is stored in."""
 
+_LONGEST = 100
+"""Nodes of an expression that is evaluated; exporters hide a weight behind two or three."""
+
 # Nodes whose result is not the same every time.
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 
@@ -102,23 +105,29 @@ def resolve_constant(value: ir.Value | None, opset: int) -> Constant | str:
     if value is None:
         return "its weight is missing"
     nodes: dict[ir.Node, None] = {}
-    reason = _collect(value, nodes)
+    reason = _collect(value, nodes, set())
     return reason or Constant(value, tuple(nodes), opset)
 
 
-def _collect(value: ir.Value, nodes: dict[ir.Node, None]) -> str | None:
+def _collect(value: ir.Value, nodes: dict[ir.Node, None], seen: set[ir.Node]) -> str | None:
+    """Add the nodes behind a value in running order; a node that was seen is not walked again, however many ask."""
     if value.const_value is not None:
         return None
     node = value.producer()
     if node is None:
         return f"weight '{value.name}' is an input of the graph: make it an initializer"
+    if node in seen:
+        return None
+    seen.add(node)
     computed = f"weight '{value.name}' is computed at run time by {node.op_type} '{node.name}'"
     if node.op_type in _RANDOM or node.domain not in ("", "ai.onnx") or not node.inputs:
         return computed
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
         return computed
+    if len(seen) > _LONGEST:
+        return f"weight '{value.name}' is computed by more than {_LONGEST} nodes: fold them first"
     for source in node.inputs:
-        if source is not None and _collect(source, nodes) is not None:
+        if source is not None and _collect(source, nodes, seen) is not None:
             return computed
     nodes[node] = None
     return None

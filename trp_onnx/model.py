@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx import soundness
 from trp_onnx.errors import ModelError, OutputError, UsageError
+from trp_onnx.memory import check_room
+from trp_onnx.progress import note
 from trp_onnx.sizes import free_sizes
 
 if TYPE_CHECKING:
@@ -37,23 +40,21 @@ def open_model(path: Path) -> ir.Model:
         ModelError: Not a file, not ONNX, truncated, or external data that is missing, too short or
             outside the model's folder.
     """
-    from google.protobuf.message import DecodeError
-
-    if not path.exists():
-        raise ModelError(f"'{path}' does not exist")
-    if not path.is_file():
-        raise ModelError(f"'{path}' is not a file")
+    proto = _parse(path)
+    if not proto.graph.node or not proto.opset_import:
+        raise ModelError(f"'{path}' is not an ONNX model: it holds no graph")
     try:
-        model = ir.load(path.resolve(), format="protobuf")
-    except DecodeError as error:
-        raise ModelError(f"'{path}' is not an ONNX file, or it is truncated") from error
-    except OSError as error:
-        raise ModelError(f"'{path}' cannot be read: {error.strerror}") from error
+        for told in soundness.check(proto):
+            note(told)
+        model = ir.from_proto(proto)
+    except ModelError as error:
+        raise ModelError(f"'{path}' is not a valid ONNX model: {error}") from error
     except Exception as error:  # onnx_ir wraps whatever a malformed graph trips over
         cause = error.__cause__ or error
         raise ModelError(f"'{path}' is not a valid ONNX model: {_first_line(cause)}") from error
-    if not len(model.graph) or not model.opset_imports:
-        raise ModelError(f"'{path}' is not an ONNX model: it holds no graph")
+    for tensor in tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = path.resolve().parent
     _check_external_data(path, model)
     _one_name_for_the_standard_domain(model)
     free_sizes(model)
@@ -62,6 +63,32 @@ def open_model(path: Path) -> ir.Model:
     except ValueError as error:
         raise ModelError(f"'{path}' is not a valid ONNX model: its nodes depend on one another in a circle") from error
     return model
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        if not path.exists():
+            raise ModelError(f"'{path}' does not exist")
+        if not path.is_file():  # a pipe would be waited for
+            raise ModelError(f"'{path}' is not a file")
+        if path.stat().st_size >= 2**31:
+            raise ModelError(
+                f"'{path}' is not an ONNX file: protobuf ends at 2 GB, weights beyond it are kept beside it"
+            )
+        check_room(2 * path.stat().st_size, f"reading '{path}'")
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
+        return proto
+    except DecodeError as error:
+        raise ModelError(
+            f"'{path}' is not an ONNX file, or it is truncated, or nested deeper than protobuf reads"
+        ) from error
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the path
+        raise ModelError(f"'{path}' cannot be read: {error}") from error
 
 
 def _one_name_for_the_standard_domain(model: ir.Model) -> None:

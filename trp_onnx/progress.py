@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
+from trp_onnx.printable import message, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -47,7 +49,7 @@ def say(line: str) -> None:
     """A line that stays, above the bars."""
     progress = _current.get()
     if progress is not None:
-        progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        progress.console.print(message(line), highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -109,13 +111,15 @@ def watch(description: str) -> Iterator[Callable[[int | None, int | None, str], 
     if progress is None:
         yield lambda done, total, line: None
         return
+    from rich.markup import escape
+
     task = progress.add_task(description, total=None, rate="")
 
     def show(done: int | None, total: int | None, line: str) -> None:
         if done is None:
             say(line)
             return
-        progress.update(task, completed=done, total=total, description=line)
+        progress.update(task, completed=done, total=total, description=escape(printable(line)))
 
     try:
         yield show

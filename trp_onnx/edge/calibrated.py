@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +66,6 @@ class Calibrated:
         self.refused: dict[str, str] = {}
         """Layers that the quantiser does not take, and what it says."""
 
-        self._before = _nearest(self._model.graph, reversed_order=False)
-        self._after = _nearest(self._model.graph, reversed_order=True)
-
     def quantised(self, *, only: Collection[str] = (), kept: Collection[str] = ()) -> onnx.ModelProto:
         """The model in int8.
 
@@ -95,10 +92,9 @@ class Calibrated:
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-        left = set(left)
-        for node in self._model.graph.node:
-            if node.name not in self.layers and not (self._before[node.name] - left and self._after[node.name] - left):
-                left.add(node.name)
+        nodes = self._model.graph.node
+        between = _reached(nodes, left) & _reached(reversed(nodes), left, backwards=True)
+        left = left | {node.name for node in nodes if node.op_type not in QUANTISED and node.name not in between}
         try:
             with quietly():
                 quantizer = QDQQuantizer(
@@ -131,17 +127,23 @@ def _at_least(opset: int, model: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
 
 
-def _nearest(graph: onnx.GraphProto, *, reversed_order: bool) -> dict[str, set[str]]:
-    """For each node the layers nearest before it, or after it; none at the ends of the network."""
-    nodes = list(reversed(graph.node)) if reversed_order else list(graph.node)
-    by_value: dict[str, set[str]] = {}
-    found: dict[str, set[str]] = {}
+def _reached(nodes: Iterable[onnx.NodeProto], left: Collection[str], *, backwards: bool = False) -> set[str]:
+    """Names of the nodes into which an int8 layer's output flows with no layer in between.
+
+    Args:
+        nodes: In running order; in reverse where `backwards`.
+        left: Layers in float.
+        backwards: The nodes from which something flows into an int8 layer.
+    """
+    flowing: set[str] = set()
+    found: set[str] = set()
     for node in nodes:
-        sources, targets = (node.output, node.input) if reversed_order else (node.input, node.output)
-        found[node.name] = set().union(*(by_value.get(name, set()) for name in sources))
-        passed = {node.name} if node.op_type in QUANTISED else found[node.name]
-        for name in targets:
-            by_value[name] = by_value.get(name, set()) | passed
+        sources, targets = (node.output, node.input) if backwards else (node.input, node.output)
+        reached = not flowing.isdisjoint(sources)
+        if reached:
+            found.add(node.name)
+        if node.name not in left if node.op_type in QUANTISED else reached:
+            flowing.update(name for name in targets if name)
     return found
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from trp_onnx.documents import read_json
 from trp_onnx.errors import DataError, UsageError
 from trp_onnx.latency.probe import signature
 from trp_onnx.layers import Layer
@@ -177,19 +178,14 @@ def read_table(path: Path) -> LatencyTable:
     Raises:
         DataError: Not there, not a latency table, of another version, or damaged.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"the latency table '{path}' cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"'{path}' is no latency table: it is not JSON; trp-onnx profile writes one") from error
+    document = read_json(path, "the latency table", DataError)
     found = document.pop("format", None) if isinstance(document, dict) else None
     if found != FORMAT:
         what = f"its format is '{found}', not '{FORMAT}'" if found else "it does not say its format"
         raise DataError(f"'{path}' is no latency table that this version reads: {what}")
     try:
         return _from_document(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"the latency table '{path}' is damaged ({error}): measure it again") from error
 
 

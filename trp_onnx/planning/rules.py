@@ -2,7 +2,7 @@
 
     [[layer]]
     name = "layer3/*"          # a glob on layer names, or
-    regex = "^conv[12]$"       # a regular expression, searched in them
+    regex = "^conv[12]$"       # a regular expression (RE2's syntax), searched in them
     scheme = "tucker2"         # optional; any name of --scheme
     rank = [16, 24]            # one of: rank (a number; [r_in, r_out] for tucker2),
     ratio = 0.5                #   ratio (MACs of the layer, at most that part of before),
@@ -19,25 +19,34 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import isfinite
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trp_onnx.documents import read_toml
 from trp_onnx.errors import UsageError
+from trp_onnx.printable import printable
 from trp_onnx.schemes import SCHEME_CHOICES, SCHEMES, Rank
 
 if TYPE_CHECKING:
     from trp_onnx.planning.plan import Decision
 
 _TARGETS = ("rank", "ratio", "energy", "vbmf", "keep")
+_LONGEST = 10_000  # characters of a pattern
+_LARGEST_RANK = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class LayerRule:
-    """What one entry of the map asks for; at most one of the targets is set."""
+    """What one entry of the map asks for; at most one of the targets is set.
+
+    Raises:
+        UsageError: A value makes no sense.
+    """
 
     pattern: str
     regex: bool = False
@@ -48,9 +57,58 @@ class LayerRule:
     vbmf: bool = False
     keep: bool = False
 
+    def __post_init__(self) -> None:
+        _require(isinstance(self.pattern, str), "name and regex are strings")
+        _require(len(self.pattern) <= _LONGEST, f"name and regex have at most {_LONGEST} characters")
+        for key in ("regex", "vbmf", "keep"):
+            _require(isinstance(getattr(self, key), bool), f"{key} is true or false")
+        known = ", ".join(SCHEME_CHOICES)
+        _require(
+            self.scheme is None or self.scheme in SCHEME_CHOICES, f"unknown scheme '{self.scheme}'; there are {known}"
+        )
+        if self.rank is not None:
+            _require(
+                isinstance(self.rank, tuple)
+                and 1 <= len(self.rank) <= 2
+                and all(
+                    isinstance(r, Integral) and not isinstance(r, bool) and 1 <= int(r) <= _LARGEST_RANK
+                    for r in self.rank
+                ),
+                "rank is a whole number from 1, or [r_in, r_out] for tucker2",
+            )
+        for key in ("ratio", "energy"):
+            value = getattr(self, key)
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+            _require(value is None or fits, f"{key} is a number from 0 to below 1")
+        given = [key for key in _TARGETS if getattr(self, key) is not None and getattr(self, key) is not False]
+        _require(len(given) <= 1, f"give only one of {', '.join(_TARGETS)}, not {' and '.join(given)}")
+        if self.regex:
+            _compiled(self.pattern)
+
     def matches(self, name: str) -> bool:
         """Whether the entry speaks of the layer of this name."""
-        return bool(re.search(self.pattern, name)) if self.regex else fnmatch.fnmatchcase(name, self.pattern)
+        return bool(_compiled(self.pattern).search(name)) if self.regex else fnmatch.fnmatchcase(name, self.pattern)
+
+
+@lru_cache
+def _compiled(pattern: str) -> Any:
+    """Of RE2, whose time is in proportion to the name whatever the pattern is.
+
+    Raises:
+        UsageError: Not a pattern, or one that needs what RE2 leaves out.
+    """
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options)
+    except re2.error as error:
+        why = error.args[0] if error.args else ""
+        why = why.decode(errors="replace") if isinstance(why, bytes) else why
+        raise UsageError(
+            f"'{pattern}' is not a regular expression: {why} (the syntax is RE2's: no lookaround, no backreferences)"
+        ) from error
 
 
 def read_rules(path: Path) -> tuple[LayerRule, ...]:
@@ -59,22 +117,17 @@ def read_rules(path: Path) -> tuple[LayerRule, ...]:
     Raises:
         UsageError: No such file, not TOML, an unknown key, or a value that makes no sense.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the configuration '{path}' cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the configuration '{path}' is not TOML: {error}") from error
+    document = read_toml(path, "the configuration", UsageError)
     unknown = set(document) - {"layer"}
-    if unknown or not isinstance(document.get("layer", []), list):
+    entries = document.get("layer", [])
+    if unknown or not isinstance(entries, list):
         raise UsageError(
             f"the configuration '{path}' holds [[layer]] entries and nothing else, "
             f"but has {sorted(unknown) or 'a single layer'}"
         )
-    entries = document.get("layer", [])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not all(isinstance(entry, dict) for entry in entries):
         raise UsageError(f"'{path}': layers stand in tables, [[layer]]")
-    return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(document.get("layer", []), 1))
+    return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(entries, 1))
 
 
 def plan_to_toml(decisions: Iterable[Decision]) -> str:
@@ -98,12 +151,13 @@ def plan_to_toml(decisions: Iterable[Decision]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _quoted(text: str) -> str:
-    """A TOML basic string; JSON's escapes are among those of TOML."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+    """A TOML basic string; JSON's escapes are among those of TOML, and what cannot be seen is escaped as well."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if printable(c) == c else f"\\U{ord(c):08x}" for c in quoted)
 
 
 def first_match(rules: Iterable[LayerRule], name: str) -> LayerRule | None:
@@ -118,7 +172,7 @@ def site_match(rules: Sequence[LayerRule], names: Sequence[str]) -> LayerRule | 
         UsageError: Two of them have entries that say different things.
     """
     found = {name: rule for name in names if (rule := first_match(rules, name)) is not None}
-    wishes = [replace(rule, pattern=next(iter(found.values())).pattern) for rule in found.values()]
+    wishes = [replace(rule, pattern="", regex=False) for rule in found.values()]
     if any(wish != wishes[0] for wish in wishes):
         one, other = list(found)[:2]
         raise UsageError(f"'{one}' and '{other}' share their weight, but the configuration wants them different")
@@ -142,61 +196,30 @@ def check_all_match(rules: Iterable[LayerRule], names: Iterable[str]) -> None:
 
 
 def _rule(entry: Mapping[str, Any], where: str) -> LayerRule:
-    unknown = set(entry) - {"name", "regex", "scheme", *_TARGETS}
+    """An entry of the file."""
+    values = dict(entry)
+    unknown = set(values) - {"name", "regex", "scheme", *_TARGETS}
     if unknown:
         raise UsageError(f"{where}: unknown key '{sorted(unknown)[0]}'")
-    if ("name" in entry) == ("regex" in entry):
+    if ("name" in values) == ("regex" in values):
         raise UsageError(f"{where}: give either name (a glob) or regex")
-    given = [key for key in _TARGETS if key in entry]
+    given = [key for key in _TARGETS if key in values]
     if len(given) > 1:
         raise UsageError(f"{where}: give only one of {', '.join(_TARGETS)}, not {' and '.join(given)}")
-    pattern = entry.get("name", entry.get("regex"))
-    if not isinstance(pattern, str):
-        raise UsageError(f"{where}: name and regex are strings")
-    if "regex" in entry:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UsageError(f"{where}: '{pattern}' is not a regular expression: {error}") from error
-    scheme = entry.get("scheme")
-    if scheme is not None and scheme not in SCHEME_CHOICES:
-        raise UsageError(f"{where}: unknown scheme '{scheme}'; there are {', '.join(SCHEME_CHOICES)}")
-    return LayerRule(
-        pattern,
-        "regex" in entry,
-        scheme,
-        _rank(entry, where),
-        _fraction(entry, "ratio", where),
-        _fraction(entry, "energy", where),
-        _flag(entry, "vbmf", where),
-        _flag(entry, "keep", where),
-    )
+    regex = "regex" in values
+    pattern = values.pop("regex" if regex else "name")
+    if "rank" in values:
+        rank = values["rank"]
+        values["rank"] = tuple(rank) if isinstance(rank, list) else (rank,)
+    try:
+        return LayerRule(pattern, regex, **values)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
-def _rank(entry: Mapping[str, Any], where: str) -> Rank | None:
-    value = entry.get("rank")
-    if value is None:
-        return None
-    ranks = value if isinstance(value, list) else [value]
-    if not 1 <= len(ranks) <= 2 or not all(type(r) is int and r >= 1 for r in ranks):
-        raise UsageError(f"{where}: rank is a whole number from 1, or [r_in, r_out] for tucker2")
-    return tuple(ranks)
-
-
-def _fraction(entry: Mapping[str, Any], key: str, where: str) -> float | None:
-    value = entry.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise UsageError(f"{where}: {key} is a number from 0 to below 1")
-    return float(value)
-
-
-def _flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
-    value = entry.get(key, False)
-    if not isinstance(value, bool):
-        raise UsageError(f"{where}: {key} is true or false")
-    return value
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise UsageError(what)
 
 
 def check_rule(

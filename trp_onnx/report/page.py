@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trp_onnx._version import __version__
 from trp_onnx.errors import UsageError
 from trp_onnx.planning import Decision
+from trp_onnx.printable import printable
 from trp_onnx.report.document import Report
 from trp_onnx.report.spectra import Spectrum
 from trp_onnx.report.tables import si
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEFORE, AFTER, ACCENT, QUIET = "#9aa5b1", "#1f6feb", "#d9480f", "#52606d"
+
+
+def _shown(value: object) -> object:
+    """Names as they can be shown; what is markup already (plots) has none left in it."""
+    return printable(value) if type(value) is str else value
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def render_page(report: Report, command: str | None = None) -> str:
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_shown,
     )  # fmt: skip
     environment.filters["si"] = si
     kept = [d for d in report.layers if d.scheme is None]

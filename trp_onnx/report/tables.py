@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from trp_onnx.inspection import ENERGIES, Inspection
 from trp_onnx.latency import Bench, LatencyTable
 from trp_onnx.planning import Decision
+from trp_onnx.printable import message, printable
 from trp_onnx.report.document import Report
 
 
@@ -29,7 +31,7 @@ def show_report(console: Console, report: Report, *, layers: bool = True) -> Non
         console.print(_layer_table(report.layers))
     console.print(_summary_table(report))
     for note in report.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+        console.print(f"note: {message(note)}", style="yellow", highlight=False, markup=False)
 
 
 def _layer_table(decisions: tuple[Decision, ...]) -> Table:
@@ -114,22 +116,11 @@ def inspection_table(inspection: Inspection) -> Table:
             plain(view.reason or view.scheme or ""),
         )
     table.caption = (
-        f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers{_others(inspection)}; 90 %, 95 %, 99 %: the "
-        "rank that keeps so much of the energy, dim where that rank costs more than the dense layer; /g: groups"
+        f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers; 90 %, 95 %, 99 %: the rank that keeps so "
+        "much of the energy, dim where that rank costs more than the dense layer; /g: groups"
     )
     table.caption_justify = "left"
     return table
-
-
-def _others(inspection: Inspection) -> str:
-    """What operators that cannot be factorised take of the MACs."""
-    others = [view for view in inspection.layers if view.reason is not None]
-    if not others:
-        return ""
-    share = sum(view.share or 0.0 for view in others)
-    kinds = ", ".join(f"{op} {count}" for op, count in Counter(view.op for view in others).most_common(4))
-    part = f"{share:.1%} of them in" if inspection.macs and not inspection.unknown else "some in"
-    return f", {part} operators that cannot be factorised ({kinds})"
 
 
 def bench_tables(bench: Bench) -> list[Table]:
@@ -181,5 +172,5 @@ def latency_tables(table: LatencyTable) -> list[Table]:
 
 
 def plain(text: str) -> str:
-    """Names come from files: brackets in them are no markup."""
-    return text.replace("[", "\\[")
+    """Names come from files: brackets in them are no markup, and what cannot be seen is shown as an escape."""
+    return escape(printable(text))

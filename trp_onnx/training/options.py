@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trp_onnx.documents import read_toml
 from trp_onnx.errors import UsageError
 
 STRATEGIES = ("ranks", "replan", "energy", "paper")
@@ -79,6 +81,9 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in self._numbers():
+            if not (abs(value) < 2**63 and math.isfinite(value)):
+                raise UsageError(f"training: {name} is infinite or too large for any training")
         for name in ("batch", "micro_batch", "every", "workers"):
             _require(getattr(self, name) >= 1, name, "is a whole number from 1", getattr(self, name))
         for name in ("epochs", "warmup", "finetune_epochs", "nuclear", "weight_decay", "seed"):
@@ -102,6 +107,11 @@ class TrainingOptions:
             raise UsageError("training: there are no epochs, neither before nor after factorisation")
         if self.labels == 0 and self.distill == 0:
             raise UsageError("training: give labels or distill a weight: there is nothing else to learn from")
+
+    def _numbers(self) -> Iterator[tuple[str, int | float]]:
+        for name, value in vars(self).items():
+            many = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+            yield from ((name, number) for number in many if isinstance(number, (int, float)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the run directory."""
@@ -132,10 +142,7 @@ def read_training(path: Path | None, **overrides: Any) -> TrainingOptions:
     """
     values: dict[str, Any] = {}
     if path is not None:
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"the training file '{path}' cannot be read: {error}") from error
+        values = read_toml(path, "the training file", UsageError)
     return TrainingOptions.from_dict(values | {key: value for key, value in overrides.items() if value is not None})
 
 
