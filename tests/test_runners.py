@@ -86,7 +86,7 @@ def same_as_here(net: Path, runtime: str, tolerance: float = 1e-5) -> None:
             np.testing.assert_array_equal(first[name], second[name])
             assert first[name].dtype == array.dtype
         samples = there.run(3, [2, 2])
-        assert np.shape(samples) == (3, 2) and np.min(samples) > 0
+        assert np.shape(samples.seconds) == (3, 2) and np.min(samples.seconds) > 0 and len(samples.disturbed) == 3
         profile = there.profile([1], 4)
         assert profile.plain.shape == (4, 1) and profile.seconds[0].shape == (4, len(profile.nodes[0]))
         assert any("Conv" in node.op for node in profile.nodes[0])

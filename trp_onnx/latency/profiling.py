@@ -6,13 +6,11 @@ geometry: a second network with the same layers, or the same command after a sto
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,29 +21,22 @@ import onnx_ir as ir
 from trp_onnx.cache import Cache
 from trp_onnx.errors import ModelError
 from trp_onnx.latency.benchmark import check_ran, layer_milliseconds
-from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds, signature
+from trp_onnx.latency.entry import NOTHING, Entry, allowed_doubt
+from trp_onnx.latency.parts import Place, dissect, time_parts
+from trp_onnx.latency.probe import signature
 from trp_onnx.latency.table import LatencyTable, target_of
-from trp_onnx.latency.timing import LEAST_ROUNDS, measure
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.model import open_model, to_proto
 from trp_onnx.progress import track
-from trp_onnx.runners import NodeTime, Runner, open_runner
+from trp_onnx.runners import Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
 from trp_onnx.runtime import Arrays, feeds_for
 from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates
 
-KNOTS = 4
-"""Ranks at which a pair is timed; Tucker-2 at half as many squared."""
+KNOTS = 3
+"""Ranks at which a pair is timed, and its full rank; Tucker-2 at twice as many pairs of ranks."""
 
-ROUNDS, SECONDS = 30, 1.5
-"""A geometry is timed in so many interleaved rounds, or in about so many seconds, but in 8 at least."""
-
-_REPEATS = 2
-"""Timed calls in a turn."""
-
-_CHAINS, _CLOCK_ROUNDS = (50, 150), 100
-_WARM_UP = 3
-_METHOD = 3
+_METHOD = 4
 """Raised when what is measured changes: older measurements in the cache are then left alone."""
 
 _SAME_STEP = 0.92
@@ -117,41 +108,108 @@ def measure_table(
         ModelError: The network does not run, or the provider took none of it.
         RunnerError: The runtime died or did not answer.
     """
-    place = _Place(runner or open_runner(), provider, threads)
+    place = Place(runner or open_runner(), provider, threads)
     target = target_of(place.runner, provider, threads)
     store = Cache("latency", f"{_METHOD} {target}")
     free = [layer for layer in layers if layer.reason is None]
-    distinct: dict[str, Layer] = {}
-    for layer in free:
-        distinct.setdefault(signature(layer), layer)
     step = store.get("step")
     if not isinstance(step, int):
         step = _measure_step(place)
         store.put("step", step)
-    timed: dict[str, dict[str, Any]] = {}
-    for key, layer in track(list(distinct.items()), "timing layers"):
-        known = store.get(key) or {}
-        missing = [s for s in candidates(scheme, _geometry(layer)) if s.name not in known]
-        found = _measure_parts(place, layer, missing, step) if missing else {}
-        if found:
-            store.put(key, known | found)
-        timed[key] = known | found
-    proto = to_proto(model).SerializeToString()
-    shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
-    mark = f"network {hashlib.sha256(proto).hexdigest()} {shape}"
-    network = store.get(mark)
-    if network is None:
-        network = _measure_network(place, proto, model.graph, feeds, free)
-        store.put(mark, network)
-    wanted = {s.name for layer in free for s in candidates(scheme, _geometry(layer))}
-    parts = {
-        key: {name: [(tuple(r), p) for r, p in knots] for name, knots in timed[key].items() if name in wanted}
-        for key in distinct
-    }
-    return LatencyTable(
-        target, step, network["milliseconds"],
-        {layer.name: signature(layer) for layer in free}, network["shares"], parts,
-    )  # fmt: skip
+    network = _network(place, store, model, feeds, free)
+    signatures = {layer.name: signature(layer) for layer in free}
+    table = LatencyTable(target, step, network["milliseconds"], signatures, network["shares"], {})
+    wanted: dict[str, list[tuple[Scheme, Rank]]] = {}
+    for layer in free:
+        key = signatures[layer.name]
+        if key not in wanted:
+            schemes = candidates(scheme, _geometry(layer))
+            wanted[key] = [(s, rank) for s in schemes for rank in _knots(layer, s, step)]
+    return _timed(place, store, table, free, wanted, renew=True)
+
+
+def measure_points(
+    table: LatencyTable, layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]], runner: Runner | None = None
+) -> LatencyTable:
+    """Time single points of a table that are interpolated so far; the same table where it is another machine's.
+
+    Args:
+        table: From `measure_table`.
+        layers: Of its network.
+        chosen: Scheme and rank by layer name.
+        runner: Where; in this process otherwise.
+
+    Raises:
+        RunnerError: The runtime died or did not answer.
+    """
+    target = table.target
+    place = Place(runner or open_runner(), target.provider, target.threads)
+    if target != target_of(place.runner, target.provider, target.threads):
+        return table
+    wanted: dict[str, list[tuple[Scheme, Rank]]] = {}
+    for layer in layers:
+        if layer.name in chosen:
+            name, rank = chosen[layer.name]
+            point = (SCHEMES[name], table.blocks(layer, SCHEMES[name], rank))
+            points = wanted.setdefault(table.signatures[layer.name], [])
+            if point not in points and not table.knows(layer, *point):
+                points.append(point)
+    if not any(wanted.values()):
+        return table
+    store = Cache("latency", f"{_METHOD} {target}")
+    return _timed(place, store, table, layers, wanted, renew=False)
+
+
+def _timed(
+    place: Place,
+    store: Cache,
+    table: LatencyTable,
+    layers: Sequence[Layer],
+    wanted: Mapping[str, Sequence[tuple[Scheme, Rank]]],
+    *,
+    renew: bool,
+) -> LatencyTable:
+    """The table with these points of its geometries, timed where the cache does not have them.
+
+    With `renew` geometries of which the cache is in doubt are timed again.
+    """
+    owners: dict[str, Layer] = {}
+    share: dict[str, float] = {}
+    for layer in layers:
+        key = table.signatures.get(layer.name, "")
+        owners.setdefault(key, layer)
+        share[key] = share.get(key, 0.0) + table.share(layer)
+    entries = {}
+    for key in track([key for key, points in wanted.items() if points], "timing layers"):
+        entry = _entry(place, store, key, owners[key], wanted[key], allowed_doubt(share[key]), renew)
+        entries[key] = entry.only({*table.parts.get(key, {}), *(scheme.name for scheme, _ in wanted[key])})
+    return table.with_entries(entries)
+
+
+def _entry(
+    place: Place,
+    store: Cache,
+    key: str,
+    layer: Layer,
+    wanted: Sequence[tuple[Scheme, Rank]],
+    allowed: float,
+    renew: bool,
+) -> Entry:
+    """What is known of a geometry, these points included."""
+    known = Entry.read(store.get(key)) or NOTHING
+    missing = [point for point in wanted if not known.has(*point)]
+    if renew and known.doubt > allowed:
+        missing, known = [*known.points(), *missing], NOTHING
+    if not missing:
+        return known
+    inside = known.inside if known.knots else None
+    try:
+        found = time_parts(place, layer, missing, allowed=allowed, inside=inside)
+    except ModelError:
+        return NOTHING  # a type that the provider has no kernel for: MACs stand in
+    entry = known.with_parts(missing, found)
+    store.put(key, entry.to_dict())
+    return entry
 
 
 def _geometry(layer: Layer) -> tuple[int, ...]:
@@ -159,141 +217,36 @@ def _geometry(layer: Layer) -> tuple[int, ...]:
     return layer.geometry.kernel
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where and how is timed."""
-
-    runner: Runner
-    provider: str
-    threads: int
-
-    def prepare(self, models: Sequence[bytes], feeds: Arrays) -> None:
-        self.runner.prepare(models, feeds, self.provider, self.threads)
-
-    @cached_property
-    def clock(self) -> float:
-        """What reading the clock adds to a node's time in a profile, in seconds.
-
-        On a virtual machine it can be microseconds, as much as a small layer takes, and it is not the same all day.
-        From chains of two lengths of next to nothing, each run plainly and profiled, all four in turns.
-        """
-        self.prepare([_chain(length) for length in _CHAINS], {"x": np.zeros((1, 16), np.float32)})
-        found = self.runner.profile([0, 1], _CLOCK_ROUNDS)
-        noted = np.stack([seconds.sum(axis=1) for seconds in found.seconds], axis=1)
-        excess = (noted - found.plain)[_WARM_UP:]
-        return max(0.0, float(np.median(excess[:, 1] - excess[:, 0])) / (_CHAINS[1] - _CHAINS[0]))
-
-
-def _chain(length: int) -> bytes:
-    """So many nodes of next to nothing."""
-    x = ir.Value(name="x", shape=ir.Shape((1, 16)), type=ir.TensorType(ir.DataType.FLOAT))
-    nodes: list[ir.Node] = []
-    for _ in range(length):
-        nodes.append(ir.node("Sin", [nodes[-1].outputs[0] if nodes else x]))
-    y = nodes[-1].outputs[0]
-    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Graph([x], [y], nodes=nodes, opset_imports={"": 17}, name="chain")
-    return bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
-
-
-@dataclass(frozen=True)
-class _Dissected:
-    """A network's time and that of its nodes, in running order, as they are without a profile."""
-
-    seconds: float
-    nodes: list[NodeTime]
-
-
-def _dissect(place: _Place, proto: bytes, feeds: Arrays) -> _Dissected:
-    """Run it plainly and profiled in turns.
-
-    On a busy machine a run is interrupted at some node: the median of a node is that of a run undisturbed, the
-    median of whole runs is not. So a plain run is measured against the profiled one beside it, and their median
-    ratio taken times the sum of the nodes' medians.
-    """
-    clock = place.clock
-    place.prepare([proto], feeds)
-    once = place.runner.run(1, [1])[0][0]
-    rounds = _WARM_UP + max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / once)))
-    found = place.runner.profile([0], rounds)
-    plain, noted = found.plain[_WARM_UP:, 0], found.seconds[0][_WARM_UP:]
-    medians = np.median(noted, axis=0)
-    whole = float(np.median(plain / noted.sum(axis=1)) * medians.sum())
-    nodes = [
-        dataclasses.replace(node, seconds=max(0.0, float(seconds) - clock))
-        for node, seconds in zip(found.nodes[0], medians, strict=True)
-    ]
-    return _Dissected(whole, nodes)
-
-
-def _measure_network(
-    place: _Place, proto: bytes, graph: ir.Graph, feeds: Arrays, layers: Sequence[Layer]
-) -> dict[str, Any]:
-    """Time of a run and each layer's part of it."""
-    network = _dissect(place, proto, feeds)
+def _network(place: Place, store: Cache, model: ir.Model, feeds: Arrays, layers: Sequence[Layer]) -> dict[str, Any]:
+    """Time of a run in milliseconds, and each layer's part of it."""
+    proto = to_proto(model).SerializeToString()
+    shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
+    mark = f"network {hashlib.sha256(proto).hexdigest()} {shape}"
+    known: dict[str, Any] | None = store.get(mark)
+    if known is not None:
+        return known
+    network = dissect(place, proto, feeds)
     check_ran("the network", network.nodes, place.provider)
-    found = layer_milliseconds(graph, network.nodes)
-    return {
-        "milliseconds": network.seconds * 1e3,
-        "shares": {layer.name: found.get(layer.name, 0.0) * 1e-3 / network.seconds for layer in layers},
-    }
-
-
-def _measure_parts(
-    place: _Place, layer: Layer, schemes: Sequence[Scheme], step: int
-) -> dict[str, list[tuple[Rank, float]]]:
-    """Time of the factors over the dense layer's, at the knots of each scheme."""
-    wanted = [(scheme, rank) for scheme in schemes for rank in _knots(layer, scheme, step)]
-    found: dict[str, list[tuple[Rank, float]]] = {scheme.name: [] for scheme in schemes}
-    try:
-        parts = _parts(place, layer, wanted)
-    except ModelError:
-        return {}  # a type that the provider has no kernel for: MACs stand in
-    for (scheme, rank), part in zip(wanted, parts, strict=True):
-        found[scheme.name].append((rank, part))
-    return found
-
-
-def _parts(place: _Place, layer: Layer, wanted: Sequence[tuple[Scheme, Rank]]) -> list[float]:
-    """Time of each pair of factors over the dense layer's.
-
-    Whole probes are timed plainly, in turns: nothing but the layer differs, and no clock is read within. With
-    T and T_0 the times of a probe with factors and with the dense layer, which takes a part f of T_0,
-
-        part = 1 - (1 - T / T_0) / f
-
-    Only f needs a profile, and as the layer's share of its network is too, what the clock is off by cancels in
-    share (1 - part), which is what a plan adds up.
-    """
-    if not wanted:
-        return []
-    feeds, dense = probe_feeds(layer), build_probe(layer)
-    probes = [dense, *(build_probe(layer, scheme, rank) for scheme, rank in wanted)]
-    place.prepare(probes, feeds)
-    timing = measure(place.runner.run, len(probes), ROUNDS, repeats=_REPEATS, limit_seconds=SECONDS)
-    alone = _dissect(place, dense, feeds)
-    share = sum(node.seconds for node in layer_nodes(alone.nodes)) / alone.seconds
-    if not share > 0:
-        return [1.0] * len(wanted)  # too small for any clock
-    return [max(1e-3, 1 - (1 - 1 / ratio.median) / share) for ratio in timing.ratios[1:]]
+    found = layer_milliseconds(model.graph, network.nodes)
+    shares = {layer.name: found.get(layer.name, 0.0) * 1e-3 / network.seconds for layer in layers}
+    known = {"milliseconds": network.seconds * 1e3, "shares": shares}
+    store.put(mark, known)
+    return known
 
 
 def _knots(layer: Layer, scheme: Scheme, step: int) -> list[Rank]:
-    """Ranks to time: multiples of the step from one step to where the scheme stops to pay."""
+    """Ranks to time: multiples of the step from one step to where the scheme stops to pay, and the full rank."""
     geometry = layer.geometry
     assert geometry is not None
     step //= math.gcd(step, geometry.groups)
+    full = scheme.full_rank(geometry)
+    count = KNOTS if len(full) == 1 else 2 * KNOTS
     modes = []
-    for size in scheme.full_rank(geometry):
-        count = max(1, size // step)
-        knots = KNOTS if len(scheme.full_rank(geometry)) == 1 else 3
-        places = np.unique(np.rint(np.geomspace(1, count, 2 * knots))).astype(int)
+    for size in full:
+        places = np.unique(np.rint(np.geomspace(1, max(1, size // step), 2 * KNOTS))).astype(int)
         modes.append([int(min(size, place * step)) for place in places])
-    if len(modes) == 1:
-        paying = [(rank,) for rank in modes[0] if scheme.macs(geometry, (rank,)) <= 1.3 * geometry.macs]
-        return _spread(paying, KNOTS)
-    pairs = [(i, o) for i in modes[0] for o in modes[1] if scheme.macs(geometry, (i, o)) <= 1.3 * geometry.macs]
-    return _spread(pairs, 2 * KNOTS)
+    paying = [rank for rank in itertools.product(*modes) if scheme.macs(geometry, rank) < geometry.macs]
+    return [*_spread([rank for rank in paying if rank != full], count), full] if paying else []
 
 
 def _spread(ranks: Sequence[Rank], count: int) -> list[Rank]:
@@ -303,7 +256,7 @@ def _spread(ranks: Sequence[Rank], count: int) -> list[Rank]:
     return [ranks[int(i)] for i in np.unique(np.rint(np.linspace(0, len(ranks) - 1, count)))]
 
 
-def _measure_step(place: _Place) -> int:
+def _measure_step(place: Place) -> int:
     """Channels that cost the same: 32 or 16 or 8 when fewer in the last block are no faster, else 4."""
     weight = ir.tensor(np.zeros((64, 64, 3, 3), np.float32), name="w")
     w = ir.Value(name="w", const_value=weight, shape=ir.Shape((64, 64, 3, 3)), type=ir.TensorType(ir.DataType.FLOAT))
@@ -314,7 +267,8 @@ def _measure_step(place: _Place) -> int:
     graph = ir.Graph([x], [node.outputs[0]], nodes=[node], initializers=[w], opset_imports={"": 17}, name="step")
     (layer,) = find_layers(ir.Model(graph, ir_version=8))
     spatial = SCHEMES["spatial"]
-    by_64, by_48, by_40, by_36 = _parts(place, layer, [(spatial, (r,)) for r in (64, 48, 40, 36)])
+    ranks = [(spatial, (rank,)) for rank in (64, 48, 40, 36)]
+    by_64, by_48, by_40, by_36 = time_parts(place, layer, ranks).parts
     if by_48 / by_64 > _SAME_STEP:
         return 32
     if by_40 / by_48 > _SAME_STEP:

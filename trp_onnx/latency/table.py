@@ -8,7 +8,16 @@ although the machine drifts.
 
 Parts are measured at a few ranks and interpolated. Within a step, the block in which the kernels compute channels,
 every rank costs what the whole step does: ranks are rounded up to it first. For Tucker-2 the time is bilinear in its
-two ranks, `a + b r_in + c r_out + d r_in r_out`, fitted to what was measured.
+two ranks, `a + b r_in + c r_out + d r_in r_out` with b, c, d >= 0, fitted to what was measured.
+
+An allocation looks for what is cheap, and finds every error of a table. So no part is believed that kernels cannot do:
+
+    part(r) >= MACs(r) / MACs * v / v_best      v: MACs a second of the dense layer, the best of any in the network or
+                                                of a convolution at full speed
+    part(r) <= part(s)  wherever  r <= s        in every mode
+
+Where measurements break the second, each becomes the mean of the largest monotone function below and the smallest one
+above all of them; a curve goes through what they become and stays between those of smaller and of larger ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +35,7 @@ import numpy as np
 
 from trp_onnx.documents import read_json
 from trp_onnx.errors import DataError, UsageError
+from trp_onnx.latency.entry import Entry, allowed_doubt
 from trp_onnx.latency.probe import signature
 from trp_onnx.layers import Layer
 from trp_onnx.model import write_text
@@ -74,6 +84,9 @@ class LatencyTable:
         signatures: Geometry of each layer, by its name.
         shares: Part of the network's time that each layer takes, by its name.
         parts: For each geometry and scheme the ranks that were timed and their time over the dense layer's.
+        paces: MACs a second of each geometry's dense layer over those of a convolution at full speed; empty in a table
+            of an older version.
+        doubts: What the parts of each geometry may be off by.
     """
 
     target: Target
@@ -82,6 +95,8 @@ class LatencyTable:
     signatures: dict[str, str]
     shares: dict[str, float]
     parts: dict[str, dict[str, list[tuple[Rank, float]]]]
+    paces: dict[str, float] = field(default_factory=dict)
+    doubts: dict[str, float] = field(default_factory=dict)
 
     def share(self, layer: Layer) -> float:
         """Part of the dense network's time that a layer takes."""
@@ -89,26 +104,78 @@ class LatencyTable:
 
     def part(self, layer: Layer, scheme: Scheme, rank: Rank) -> float:
         """Time of a layer's factors over that of the dense layer."""
+        blocks, key = self.blocks(layer, scheme, rank), self.signatures[layer.name]
+        known = self._parts.get((key, scheme.name, blocks))
+        if known is not None:
+            return known
+        assert layer.geometry is not None
+        of_macs = float(scheme.macs(layer.geometry, blocks)) / max(1, layer.geometry.macs)
+        curve = self._curves.get((key, scheme.name))
+        found = of_macs if curve is None else max(curve(blocks), of_macs * self.paces.get(key, 0.0) / self._best)
+        self._parts[key, scheme.name, blocks] = found
+        return found
+
+    def blocks(self, layer: Layer, scheme: Scheme, rank: Rank) -> Rank:
+        """The largest rank that takes as long as this one: whole steps of the kernels."""
         assert layer.geometry is not None
         step = self.step // math.gcd(self.step, layer.geometry.groups)
         full = scheme.full_rank(layer.geometry)
-        blocks = tuple(min(max(f, 1), math.ceil(r / step) * step) for r, f in zip(rank, full, strict=True))
-        curve = self._curves.get((self.signatures[layer.name], scheme.name))
-        if curve is None:
-            return float(scheme.macs(layer.geometry, blocks)) / max(1, layer.geometry.macs)
-        return curve(blocks)
+        return tuple(min(max(f, 1), math.ceil(r / step) * step) for r, f in zip(rank, full, strict=True))
+
+    def knows(self, layer: Layer, scheme: Scheme, rank: Rank) -> bool:
+        """Whether a rank was timed itself."""
+        timed = self.parts.get(self.signatures[layer.name], {}).get(scheme.name, ())
+        return any(known == rank for known, _ in timed)
 
     def fastest(self, layers: Sequence[Layer]) -> float:
         """The speed-up with every layer at the fastest ranks that were timed, or as it is: no plan does better."""
         saved = 0.0
         for layer in layers:
-            timed = self.parts.get(self.signatures.get(layer.name, ""), {}).values()
-            saved += self.share(layer) * (1.0 - min((1.0, *(part for knots in timed for _, part in knots))))
+            timed = self.parts.get(self.signatures.get(layer.name, ""), {})
+            parts = [self.part(layer, SCHEMES[name], rank) for name, knots in timed.items() for rank, _ in knots]
+            saved += self.share(layer) * (1.0 - min((1.0, *parts)))
         return 1.0 / (1.0 - saved)
+
+    def with_entries(self, entries: Mapping[str, Entry]) -> LatencyTable:
+        """The table with what was found of some geometries, in place of what it knew of them."""
+        found = {key: entry for key, entry in entries.items() if entry.knots}
+        return dataclasses.replace(
+            self,
+            parts=self.parts | {key: entry.knots for key, entry in found.items()},
+            paces=self.paces | {key: entry.pace for key, entry in found.items()},
+            doubts=self.doubts | {key: entry.doubt for key, entry in found.items()},
+        )
+
+    def agrees(self, other: LatencyTable, layers: Sequence[Layer]) -> bool:
+        """Whether another table of this network says the same of some layers."""
+        keys = {self.signatures[layer.name] for layer in layers}
+        return self._best == other._best and all(self.parts.get(key) == other.parts.get(key) for key in keys)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how it was measured."""
+        share = dict.fromkeys(self.signatures.values(), 0.0)
+        for name, key in self.signatures.items():
+            share[key] += self.shares.get(name, 0.0)
+        doubtful = {key: doubt for key, doubt in self.doubts.items() if doubt > allowed_doubt(share.get(key, 0.0))}
+        if not doubtful:
+            return ()
+        return (
+            f"the times of {len(doubtful)} of {len(self.doubts)} kinds of layers stayed unsteady, however often they "
+            f"were taken, and may be off by {max(doubtful.values()):.0%} of a layer: this machine is busy",
+        )
 
     @cached_property
     def _curves(self) -> dict[tuple[str, str], _Curve]:
         return {(key, name): _Curve(knots) for key, by in self.parts.items() for name, knots in by.items() if knots}
+
+    @cached_property
+    def _best(self) -> float:
+        return max([1.0, *self.paces.values()])
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, str, Rank], float]:
+        return {}
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Refuse a table of another network.
@@ -137,20 +204,32 @@ class LatencyTable:
 
 
 class _Curve:
-    """Interpolated between the ranks that were timed, and on along the last two."""
+    """Monotone, through the ranks that were timed, and on along the last two."""
 
     def __init__(self, knots: Sequence[tuple[Rank, float]]) -> None:
+        knots = sorted(knots)
         self._ranks = np.array([rank for rank, _ in knots], dtype=np.float64)
-        self._parts = np.array([part for _, part in knots])
+        parts = np.array([part for _, part in knots])
+        # below[i, j]: rank i is no larger than rank j in any mode
+        below = np.all(self._ranks[:, None] <= self._ranks[None], axis=2)
+        minorant = np.min(np.where(below, parts[None], np.inf), axis=1)
+        majorant = np.max(np.where(below.T, parts[None], -np.inf), axis=1)
+        self._parts = (minorant + majorant) / 2
         self._fit: np.ndarray | None = None
         if self._ranks.shape[1] == 2:
-            rows = _bilinear(self._ranks) / self._parts[:, None]  # relative errors count
-            self._fit = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)[0]
+            self._fit = _bilinear_fit(self._ranks, self._parts)
 
     def __call__(self, rank: Rank) -> float:
-        if self._fit is not None:
-            return max(0.0, float((_bilinear(np.array([rank], dtype=np.float64)) @ self._fit)[0]))
-        at, ranks, parts = float(rank[0]), self._ranks[:, 0], self._parts
+        if self._fit is None:
+            return self._along(float(rank[0]))
+        at = np.array(rank, dtype=np.float64)
+        smaller, larger = np.all(self._ranks <= at, axis=1), np.all(self._ranks >= at, axis=1)
+        low = float(self._parts[smaller].max(initial=0.0))
+        high = float(self._parts[larger].min(initial=math.inf))
+        return min(max(float(_bilinear(at[None])[0] @ self._fit), low), high)
+
+    def _along(self, at: float) -> float:
+        ranks, parts = self._ranks[:, 0], self._parts
         if len(ranks) > 1 and not ranks[0] <= at <= ranks[-1]:
             i, j = (0, 1) if at < ranks[0] else (-2, -1)
             slope = (parts[j] - parts[i]) / (ranks[j] - ranks[i])
@@ -161,6 +240,16 @@ class _Curve:
 def _bilinear(ranks: np.ndarray) -> np.ndarray:
     one = np.ones(len(ranks))
     return np.stack([one, ranks[:, 0], ranks[:, 1], ranks[:, 0] * ranks[:, 1]], axis=1)
+
+
+def _bilinear_fit(ranks: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Least squares of relative errors; no coefficient is negative, so that it rises with both ranks."""
+    from scipy.optimize import nnls
+
+    rows = _bilinear(ranks) / parts[:, None]
+    scale = np.abs(rows).max(axis=0)
+    found, _ = nnls(rows / scale, np.ones(len(rows)))
+    return np.asarray(found / scale)
 
 
 def save_table(table: LatencyTable, path: Path) -> None:
@@ -204,6 +293,8 @@ def _from_document(document: Mapping[str, Any]) -> LatencyTable:
         {str(name): str(text) for name, text in document["signatures"].items()},
         {str(name): float(share) for name, share in document["shares"].items()},
         parts,
+        {str(key): _measured(pace) for key, pace in document.get("paces", {}).items()},
+        {str(key): _measured(doubt) for key, doubt in document.get("doubts", {}).items()},
     )
     total = sum(table.shares.values())
     if not all(0 <= share <= 1 for share in table.shares.values()) or not total <= 1 + 1e-6:
@@ -225,3 +316,10 @@ def _time(value: Any) -> float:
     if not (0 < time < math.inf):
         raise ValueError(f"a time of {value!r}")
     return time
+
+
+def _measured(value: Any) -> float:
+    found = float(value)
+    if not (0 <= found < math.inf):
+        raise ValueError(f"a measurement of {value!r}")
+    return found

@@ -6,8 +6,9 @@ each sample is at least 3 ms long; and what counts is the median over rounds of
 
     ratio_i(round) = time_0(round) / time_i(round)
 
-the speed-up of contender i over the first. Its confidence interval is that of a median, from order
-statistics: with n rounds, ranks n/2 -+ 0.98 sqrt(n) enclose it with 95 % probability whatever the noise is
+the speed-up of contender i over the first. A round in which another process took the core is left out where enough
+are left, and else counts by processor time (see `take_turns`). The confidence interval is that of a median, from
+order statistics: with n rounds, ranks n/2 -+ 0.98 sqrt(n) enclose it with 95 % probability whatever the noise is
 (Conover, "Practical Nonparametric Statistics", 1999, section 3.2).
 """
 
@@ -17,10 +18,10 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
+from trp_onnx.runners import Rounds
 from trp_onnx.runners.worker import take_turns
 
 SAMPLE_SECONDS = 0.003
@@ -58,11 +59,13 @@ class Timing:
         seconds: Median time of one call of each; drifts with the machine, for orientation only.
         ratios: Speed-up of each over the first, whose own is exactly 1.
         rounds: Rounds that were run.
+        disturbed: Part of them in which another process took the core.
     """
 
     seconds: tuple[float, ...]
     ratios: tuple[Ratio, ...]
     rounds: int
+    disturbed: float = 0.0
 
 
 def compare(
@@ -78,11 +81,15 @@ def compare(
         rounds: At most so many.
         on_round: Called now and then with the number of rounds so far.
     """
-    return measure(partial(take_turns, contenders), len(contenders), rounds, on_round=on_round)
+
+    def turns(rounds: int, repeats: Sequence[int], warm: bool) -> Rounds:
+        return Rounds(*take_turns(contenders, rounds, repeats, warm))
+
+    return measure(turns, len(contenders), rounds, on_round=on_round)
 
 
 def measure(
-    turns: Callable[[int, Sequence[int], bool], Sequence[Sequence[float]]],
+    turns: Callable[[int, Sequence[int], bool], Rounds],
     count: int,
     rounds: int = 100,
     *,
@@ -94,31 +101,40 @@ def measure(
 
     Args:
         turns: Rounds, calls of each contender in a turn, and whether one that is not timed goes before them ->
-            seconds of one call, (rounds, contenders).
+            seconds of one call; `Runner.run` is one.
         count: Contenders; the first is the base.
         rounds: At most so many.
         repeats: Calls in one sample; by default as many as take 3 ms.
         limit_seconds: After so much time it ends, but not before 8 rounds.
         on_round: Called now and then with the number of rounds so far.
     """
-    first = np.min(turns(WARM_UP, [1] * count, False)[1:], axis=0)
+    first = np.min(turns(WARM_UP, [1] * count, False).seconds[1:], axis=0)
     calls = [repeats or max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))) for seconds in first]
     samples: list[Sequence[float]] = []
+    disturbed: list[bool] = []
     began = time.perf_counter()
     while len(samples) < rounds:
-        samples += turns(min(_AT_ONCE, rounds - len(samples)), calls, True)
+        found = turns(min(_AT_ONCE, rounds - len(samples)), calls, True)
+        samples += found.seconds
+        disturbed += found.disturbed
         done = len(samples)
         on_round(done)
-        if done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(samples)):
+        if done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(_kept(samples, disturbed))):
             break
         if done >= LEAST_ROUNDS and time.perf_counter() - began > limit_seconds:
             break
-    times = np.array(samples)
-    return Timing(tuple(float(t) for t in np.median(times, axis=0)), tuple(_ratios(samples)), len(samples))
+    kept = _kept(samples, disturbed)
+    seconds = tuple(float(t) for t in np.median(kept, axis=0))
+    return Timing(seconds, tuple(_ratios(kept)), len(samples), sum(disturbed) / len(samples))
 
 
-def _ratios(samples: Sequence[Sequence[float]]) -> list[Ratio]:
-    times = np.array(samples)
+def _kept(samples: Sequence[Sequence[float]], disturbed: Sequence[bool]) -> np.ndarray:
+    """The rounds that were not disturbed, where they are enough, else all."""
+    times, quiet = np.array(samples), ~np.array(disturbed)
+    return times[quiet] if quiet.sum() >= MIN_ROUNDS else times
+
+
+def _ratios(times: np.ndarray) -> list[Ratio]:
     n = len(times)
     half = 0.98 * math.sqrt(n)
     low, high = max(0, math.floor(n / 2 - half)), min(n - 1, math.ceil(n / 2 + half) - 1)

@@ -1,7 +1,8 @@
-"""What a layer could become: every scheme and rank that costs less than the dense layer.
+"""What a layer could become: every scheme and rank that costs noticeably less than the dense layer.
 
-Cost is MACs, and time as well where it was measured. Layers that share one weight are one `Site`: they get the
-same factors, and their costs add up.
+Cost is MACs, and time as well where it was measured. An option that saves next to nothing of its layer or of the
+network is none: it costs accuracy, and a budget would take it for a slip of the clock. Layers that share one weight
+are one `Site`: they get the same factors, and their costs add up.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +20,16 @@ from trp_onnx.linalg import Array
 from trp_onnx.moments import Moments
 from trp_onnx.passes.factorise import corrects_bias
 from trp_onnx.planning.curve import DamageCurve
-from trp_onnx.schemes import Rank, Scheme, candidates, error_curves
+from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates, error_curves
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
+
+LEAST_GAIN = 0.02
+"""An option saves at least this part of its layer's MACs, and of its time."""
+
+LEAST_SAVED, LEAST_OF_AVERAGE = 0.001, 0.1
+"""It saves at least this part of the network, or, in a network of many layers, of what one layer is on average."""
 
 _TUCKER_STEPS = 32
 """At most so many ranks of each Tucker mode are weighed, evenly spaced: the error changes smoothly."""
@@ -96,14 +103,27 @@ class Site:
     Attributes:
         layers: In graph order; the first gives the factors their names.
         dense: The layers as they are.
-        options: Everything strictly cheaper than that in MACs, and in time where it is known, at any rank >= 1.
-        cheapest: The cheapest option before the break-even guard, to say what is missing.
+        options: Everything noticeably cheaper than that in MACs, and in time where it is known, at any rank >= 1.
+        surveyed: Those that take too long as well; where none is cheaper, the cheapest of each scheme.
     """
 
     layers: tuple[Layer, ...]
     dense: Option
     options: tuple[Option, ...]
-    cheapest: Option | None
+    surveyed: tuple[Option, ...] = ()
+
+    @property
+    def cheapest(self) -> Option | None:
+        """The cheapest there is, whether it pays or not, to say what is missing."""
+        return min(
+            self.surveyed, key=lambda o: (o.macs >= self.dense.macs, o.time or 0.0, o.macs), default=None
+        )
+
+    def saves(self, option: Option) -> float:
+        """What an option saves: of the network's time where it was measured, else MACs."""
+        if option.time is not None and self.dense.time is not None:
+            return self.dense.time - option.time
+        return self.dense.macs - option.macs
 
 
 def sites_of(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
@@ -133,14 +153,28 @@ def survey(layers: tuple[Layer, ...], choice: str, align: int, evidence: Evidenc
     found: list[Option] = []
     schemes = candidates(choice, owner.geometry.kernel)
     for scheme, errors in zip(schemes, evidence.errors(owner, schemes).values(), strict=True):
-        found += _options(layers, scheme, _ranks(scheme, layers, align), errors, evidence, below=dense.macs)
-    paying = tuple(option for option in found if option.macs < dense.macs and _in_time(option, dense))
-    cheapest = min(found, key=lambda o: (o.macs >= dense.macs, o.time or 0.0, o.macs), default=None)
-    return Site(layers, dense, paying, cheapest)
+        found += _options(layers, scheme, _ranks(scheme, layers, align), errors, evidence, _below(dense) + 1)
+    return _site(layers, dense, found)
+
+
+def retimed(site: Site, table: LatencyTable) -> Site:
+    """The site by another latency table of the same network."""
+    found = [replace(option, time=_time(site.layers, option.scheme, option.rank, table)) for option in site.surveyed]
+    return _site(site.layers, dense_option(site.layers, table), found)
+
+
+def _site(layers: tuple[Layer, ...], dense: Option, found: Sequence[Option]) -> Site:
+    paying = [option for option in found if option.macs <= _below(dense) and _in_time(option, dense)]
+    return Site(layers, dense, tuple(paying), tuple(found))
+
+
+def _below(dense: Option) -> int:
+    """The MACs that an option has at most."""
+    return int((1 - LEAST_GAIN) * dense.macs)
 
 
 def _in_time(option: Option, dense: Option) -> bool:
-    return option.time is None or dense.time is None or option.time < dense.time
+    return option.time is None or dense.time is None or option.time <= (1 - LEAST_GAIN) * dense.time
 
 
 def variational_ranks(layers: tuple[Layer, ...], choice: str, align: int) -> dict[str, Rank]:
@@ -158,7 +192,7 @@ def dense_option(site_layers: tuple[Layer, ...], table: LatencyTable | None = No
     """The layers as they are."""
     geometry = site_layers[0].geometry
     assert geometry is not None
-    time = None if table is None else sum(table.share(layer) for layer in site_layers)
+    time = None if table is None else _time(site_layers, None, (), table)
     macs = sum(layer.geometry.macs for layer in site_layers if layer.geometry is not None)
     return Option(None, (), macs, geometry.parameters, 0.0, time=time)
 
@@ -227,8 +261,15 @@ def _judged(
     curve, table = evidence.damage.get(layers[0].name), evidence.table
     return (
         None if curve is None else curve(error),
-        None if table is None else sum(table.share(layer) * table.part(layer, scheme, rank) for layer in layers),
+        None if table is None else _time(layers, scheme.name, rank, table),
     )
+
+
+def _time(layers: tuple[Layer, ...], scheme: str | None, rank: Rank, table: LatencyTable) -> float:
+    """Part of the dense network's time."""
+    if scheme is None:
+        return sum(table.share(layer) for layer in layers)
+    return sum(table.share(layer) * table.part(layer, SCHEMES[scheme], rank) for layer in layers)
 
 
 def _step(layers: tuple[Layer, ...], align: int) -> int:

@@ -7,20 +7,38 @@
     vbmf        the rank that variational Bayes takes for signal, under the cheapest scheme
 
 No option is dearer than the dense layer, none has a rank below 1, all ranks are multiples of the
-alignment. A map of per-layer rules goes before the rule.
+alignment. A layer that saves no thousandth of the network, whatever becomes of it, stays as it is. A map of
+per-layer rules goes before the rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from math import inf
+from typing import TYPE_CHECKING
 
 from trp_onnx.errors import ModelError, TargetError
 from trp_onnx.layers import Layer
 from trp_onnx.planning.allocate import allocate
-from trp_onnx.planning.options import Evidence, Option, Site, in_time, sites_of, survey
+from trp_onnx.planning.options import (
+    LEAST_OF_AVERAGE,
+    LEAST_SAVED,
+    Evidence,
+    Option,
+    Site,
+    in_time,
+    retimed,
+    sites_of,
+    survey,
+)
 from trp_onnx.planning.plan import Plan, decide, notes_on
 from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
 from trp_onnx.planning.verdicts import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
+
+if TYPE_CHECKING:
+    from trp_onnx.latency.table import LatencyTable
 
 Progress = Callable[[Sequence[tuple[Layer, ...]]], Iterable[tuple[Layer, ...]]]
 
@@ -67,6 +85,27 @@ class Planner:
             for group, choice in zip(progress(groups), self._choices, strict=True)
         ]
 
+    def retimed(self, table: LatencyTable) -> Planner:
+        """The same options by another latency table of the network; only what it tells otherwise is looked up."""
+        known = self.evidence.table
+        other = copy(self)
+        other.evidence = replace(self.evidence, table=table)
+        other._sites = [
+            site if known is not None and table.agrees(known, site.layers) else retimed(site, table)
+            for site in self._sites
+        ]
+        return other
+
+    def _offered(self, site: Site, *, by_size: bool = False) -> Site:
+        """The site without options that save next to nothing of the network; `by_size` parameters count as well."""
+        part = min(LEAST_SAVED, LEAST_OF_AVERAGE / len(self._sites))
+        timed = site.dense.time is not None
+        least = part * (1.0 if timed else sum(layer.macs or 0 for layer in self.layers))
+        parameters = part * sum(layer.parameters or 0 for layer in self.layers) if by_size else inf
+        dense = site.dense.parameters
+        worth = [o for o in site.options if site.saves(o) >= least or dense - o.parameters >= parameters]
+        return replace(site, options=tuple(worth))
+
     def plan(
         self,
         *,
@@ -95,15 +134,15 @@ class Planner:
             if verdict is not None:
                 fixed[index] = verdict
             elif energy is not None:
-                fixed[index] = by_energy(site, energy)
+                fixed[index] = by_energy(self._offered(site, by_size=True), energy)
             elif vbmf:
-                fixed[index] = by_vbmf(site, choice, self._align)
+                fixed[index] = by_vbmf(self._offered(site, by_size=True), choice, self._align)
             elif macs is None and speedup is None:
                 fixed[index] = (site.dense, "no rule speaks of it")
             elif macs is not None and not all(layer.sized for layer in site.layers):
                 fixed[index] = (site.dense, "its MACs are unknown: its size is dynamic, give --input-shape")
             else:
-                free.append((index, site))
+                free.append((index, self._offered(site)))
         if macs is not None:
             fixed |= self._within_macs(fixed, free, macs)
         if speedup is not None:
@@ -124,7 +163,7 @@ class Planner:
         for site, rule, choice in zip(self._sites, self._rules, self._choices, strict=True):
             assert site.dense.time is not None
             verdict = None if rule is None else by_rule(site, rule, choice, self._align, self.evidence)
-            options = (site.dense, *site.options) if verdict is None else (verdict[0],)
+            options = (site.dense, *self._offered(site).options) if verdict is None else (verdict[0],)
             saved += site.dense.time - min(option.time or 0.0 for option in options)
         return 1.0 / (1.0 - saved)
 

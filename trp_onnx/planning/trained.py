@@ -83,7 +83,7 @@ def plan_at_ranks(
         if group[0].name not in ranks:
             continue
         scheme, wanted = ranks[group[0].name]
-        site = Site(group, dense_option(group, table), (), None)
+        site = Site(group, dense_option(group, table), ())
         rank, why = _numerical_rank(group[0], SCHEMES[scheme], wanted), reason
         if rank != wanted:
             why = f"its numerical rank, below {show_rank(wanted)}, {reason}"
@@ -101,7 +101,7 @@ def plan_at_ranks(
         verdicts |= {layer.name: (site, option, why) for layer in group}
     for group in sites_of(layers):
         for layer in group:
-            site = Site(group, dense_option(group, table), (), None)
+            site = Site(group, dense_option(group, table), ())
             verdicts.setdefault(layer.name, (site, site.dense, kept.get(layer.name, "the configuration keeps it")))
     return Plan(tuple(decide(layer, verdicts.get(layer.name), evidence) for layer in layers), notes_on(layers))
 

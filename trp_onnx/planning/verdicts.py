@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from trp_onnx.errors import UsageError
 from trp_onnx.layers import Layer
-from trp_onnx.planning.options import Evidence, Option, Site, exact_option, variational_ranks
+from trp_onnx.planning.options import LEAST_GAIN, Evidence, Option, Site, exact_option, variational_ranks
 from trp_onnx.planning.rules import LayerRule
 from trp_onnx.schemes import candidates
 
@@ -102,9 +102,12 @@ def _cheapest(site: Site) -> str:
     rank = show_rank(option.rank)
     if option.time is not None and site.dense.time:
         part = option.time / site.dense.time
-        return f"the fastest, {option.scheme} at rank {rank}, takes {part:.2f} of the dense layer's time"
-    part = option.macs / max(1, site.dense.macs)
-    return f"{option.scheme} at rank {rank} costs {part:.2f} of the dense layer"
+        cheapest = f"the fastest, {option.scheme} at rank {rank}, takes {part:.2f} of the dense layer's time"
+    else:
+        part = option.macs / max(1, site.dense.macs)
+        cheapest = f"{option.scheme} at rank {rank} costs {part:.2f} of the dense layer"
+    little = ", which is next to nothing of the network" if part <= 1 - LEAST_GAIN else ""
+    return f"{cheapest}{little}"
 
 
 def show_rank(rank: Sequence[int] | None) -> str:

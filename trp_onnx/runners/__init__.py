@@ -6,6 +6,6 @@ turns are taken inside them. `providers` knows what to ask of each execution pro
 
 from trp_onnx.runners.open import open_runner
 from trp_onnx.runners.providers import PROVIDERS
-from trp_onnx.runners.runner import Description, NodeTime, Profile, Runner
+from trp_onnx.runners.runner import Description, NodeTime, Profile, Rounds, Runner
 
-__all__ = ["PROVIDERS", "Description", "NodeTime", "Profile", "Runner", "open_runner"]
+__all__ = ["PROVIDERS", "Description", "NodeTime", "Profile", "Rounds", "Runner", "open_runner"]

@@ -56,6 +56,20 @@ class NodeTime:
 
 
 @dataclass(frozen=True)
+class Rounds:
+    """Models that took turns.
+
+    Attributes:
+        seconds: Of one call, (rounds, models).
+        disturbed: Which rounds another process took the core in: they count by processor time. Always False on several
+            threads, in Node and in a browser, where it cannot be known.
+    """
+
+    seconds: list[list[float]]
+    disturbed: list[bool]
+
+
+@dataclass(frozen=True)
 class Profile:
     """Plain and profiled runs in turns.
 
@@ -63,11 +77,13 @@ class Profile:
         plain: Seconds of a plain run, (rounds, models).
         nodes: Nodes of each model, in running order.
         seconds: Time of each model's nodes, (rounds, nodes).
+        lost: Seconds of each profiled run in which another process had the core, (rounds, models).
     """
 
     plain: np.ndarray
     nodes: tuple[tuple[NodeTime, ...], ...]
     seconds: tuple[np.ndarray, ...]
+    lost: np.ndarray
 
 
 class Runner:
@@ -124,7 +140,7 @@ class Runner:
             sources = [_whole(model) for model in models]
         self._transport.ask("prepare", models=sources, feeds=dict(feeds), setting=setting_for(provider, threads))
 
-    def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> list[list[float]]:
+    def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> Rounds:
         """Run the prepared models in turns, in an order that flips every round.
 
         Args:
@@ -132,14 +148,11 @@ class Runner:
             repeats: Timed calls of each model in its turn.
             warm: Whether a call that is not timed goes before them.
 
-        Returns:
-            Seconds of one call, (rounds, models).
-
         Raises:
             RunnerError: The worker died or did not answer.
         """
-        found: list[list[float]] = self._transport.ask("run", rounds=rounds, repeats=list(repeats), warm=warm)
-        return found
+        found = self._transport.ask("run", rounds=rounds, repeats=list(repeats), warm=warm)
+        return Rounds(found["seconds"], found["disturbed"])
 
     def outputs(self) -> list[dict[str, np.ndarray]]:
         """Outputs of each prepared model, by name.
@@ -168,7 +181,7 @@ class Runner:
             )
             for entries, times in zip(found["nodes"], seconds, strict=True)
         )
-        return Profile(np.array(found["plain"]), nodes, seconds)
+        return Profile(np.array(found["plain"]), nodes, seconds, np.array(found["lost"]))
 
     def close(self) -> None:
         """End the worker."""

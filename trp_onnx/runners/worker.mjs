@@ -57,7 +57,7 @@ export class Worker {
       }
       samples.push(sample);
     }
-    return samples;
+    return { seconds: samples, disturbed: samples.map(() => false) };
   }
 
   async outputs() {
@@ -105,7 +105,7 @@ export class Worker {
       nodes.push(runs.at(-1).map((entry) => entry.node));
       seconds.push(runs.slice(-rounds).map((run) => run.map((entry) => entry.seconds)));
     }
-    return { plain, nodes, seconds };
+    return { plain, nodes, seconds, lost: plain.map((sample) => sample.map(() => 0)) };
   }
 
   options() {

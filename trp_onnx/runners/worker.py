@@ -4,7 +4,8 @@ It needs Python 3.9, NumPy and onnxruntime and nothing of this package: the same
 another interpreter with another onnxruntime, and on a board. As a program it answers requests, one JSON object a line:
 
     {"do": "prepare", "models": [...], "feeds": {...}, "setting": {...}}
-    {"do": "run", "rounds": 4, "repeats": [3, 5]}   ->  {"ok": [[seconds of one call, model by model], ...]}
+    {"do": "run", "rounds": 4, "repeats": [3, 5]}
+        ->  {"ok": {"seconds": [[of one call, model by model], ...], "disturbed": [whether, ...]}}
 
 Between two calls of a model it says {"alive": true}, once a second at most; an error is
 {"refused": kind, "why": one sentence}.
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
 Progress = Callable[[], object]
 
 _QUIET = 4
@@ -53,39 +54,70 @@ class Refusal(Exception):
         self.kind = kind
 
 
+_OFF_CORE, _UNNOTICED = 0.03, 5e-5
+"""A sample is disturbed when the thread was off its core for more than this part of it, and this many seconds."""
+
+
+def _processor_clock() -> Call | None:
+    """The clock of this thread's own processor time; None where it ticks too coarsely for a sample."""
+    start = time.perf_counter()
+    first = time.thread_time()
+    while time.thread_time() == first:
+        if time.perf_counter() - start > _UNNOTICED:
+            return None
+    return time.thread_time
+
+
 def take_turns(
     calls: Sequence[Call],
     rounds: int,
     repeats: Sequence[int],
     warm: bool = True,
     on_turn: Progress = lambda: None,
-) -> list[list[float]]:
+    alone: bool = False,
+) -> tuple[list[list[float]], list[bool]]:
     """Seconds of one call, (rounds, calls): turns in an order that flips every round, no garbage collection between.
 
     With `warm` a call that is not timed begins each turn: else it is in the caches whether the one before was another,
     and of more than two the first and the last are their own neighbours at every flip.
+
+    Calls that are `alone` do all their work on this thread. Where it takes less processor time than time went by,
+    another process had the core: the whole round then counts by processor time, and is said to be disturbed.
+
+    Returns:
+        The seconds, and which rounds were disturbed; none where it cannot be known.
     """
-    samples = []
+    samples, disturbed = [], []
+    own = _processor_clock() if alone else None
     collects = gc.isenabled()
     gc.disable()
     try:
         for done in range(rounds):
             order = range(len(calls)) if done % 2 == 0 else range(len(calls) - 1, -1, -1)
-            sample = [0.0] * len(calls)
+            sample, busy = [0.0] * len(calls), [0.0] * len(calls)
             for i in order:
                 call, count = calls[i], repeats[i]
                 if warm:
                     call()
+                worked = own() if own else 0.0
                 start = time.perf_counter()
                 for _ in range(count):
                     call()
                 sample[i] = (time.perf_counter() - start) / count
+                busy[i] = (own() - worked) / count if own else 0.0
                 on_turn()
-            samples.append(sample)
+            lost = own is not None and any(map(_off_core, sample, busy, repeats))
+            samples.append(busy if lost else sample)
+            disturbed.append(lost)
     finally:
         if collects:
             gc.enable()
-    return samples
+    return samples, disturbed
+
+
+def _off_core(seconds: float, busy: float, count: int = 1) -> bool:
+    """Whether another process had the core for a while, in a sample of so many calls."""
+    return seconds - busy > max(_OFF_CORE * seconds, _UNNOTICED / count)
 
 
 class Worker:
@@ -131,9 +163,15 @@ class Worker:
             self._calls.append(_bound_call(session, feeds))
             self._on_turn()
 
-    def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> list[list[float]]:
+    @property
+    def _alone(self) -> bool:
+        """Whether a run does all its work on this thread."""
+        return bool(self._setting["threads"] == 1 and self._setting["provider"] == "CPUExecutionProvider")
+
+    def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> dict[str, Any]:
         """See `take_turns`."""
-        return take_turns(self._calls, rounds, repeats, warm, self._on_turn)
+        seconds, disturbed = take_turns(self._calls, rounds, repeats, warm, self._on_turn, self._alone)
+        return {"seconds": seconds, "disturbed": disturbed}
 
     def outputs(self) -> list[dict[str, np.ndarray]]:
         """Outputs of each model, by name."""
@@ -151,7 +189,8 @@ class Worker:
 
         Returns:
             `plain`: seconds of a plain run, (rounds, models); `nodes`: for each model the name, operator and provider
-            of its nodes in running order; `seconds`: for each model the nodes' times, (rounds, nodes).
+            of its nodes in running order; `seconds`: for each model the nodes' times, (rounds, nodes); `lost`: seconds
+            of each profiled run in which another process had the core, (rounds, models).
         """
         with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
             calls, sessions = [], []
@@ -161,14 +200,16 @@ class Worker:
                 sessions.append(self._open(self._models[i], prefix))
                 calls.append(_bound_call(sessions[-1], self._feeds))
                 self._on_turn()
-            plain = []
+            plain, lost = [], []
+            own = _processor_clock() if self._alone else None
             for _ in range(rounds):
-                plain.append([take_turns([self._calls[i]], 1, [1], False)[0][0] for i in models])
-                for call in calls:
-                    call()
-                    self._on_turn()
+                plain.append([take_turns([self._calls[i]], 1, [1], False, alone=self._alone)[0][0][0] for i in models])
+                lost.append([_lost(call, own) for call in calls])
+                self._on_turn()
             found = [_read_profile(session.end_profiling()) for session in sessions]
-        return {"plain": plain, "nodes": [n for n, _ in found], "seconds": [s[-rounds:] for _, s in found]}
+        return {
+            "plain": plain, "nodes": [n for n, _ in found], "seconds": [s[-rounds:] for _, s in found], "lost": lost,
+        }  # fmt: skip
 
     def _open(self, model: str | bytes, profile: str | None = None) -> Any:
         import onnxruntime as ort
@@ -198,6 +239,17 @@ class Worker:
         if session.get_providers()[0] != wanted:
             raise Refusal("model", f"{name} fell back from {wanted} to {session.get_providers()[0]}")
         return session
+
+
+def _lost(call: Call, own: Call | None) -> float:
+    """Seconds of a call in which another process had the core."""
+    if own is None:
+        call()
+        return 0.0
+    start, worked = time.perf_counter(), own()
+    call()
+    seconds, busy = time.perf_counter() - start, own() - worked
+    return seconds - busy if _off_core(seconds, busy) else 0.0
 
 
 def _plugin(provider: str) -> Any:

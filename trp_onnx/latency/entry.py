@@ -1,0 +1,69 @@
+"""What is kept of one geometry: its factors' times at the ranks that were timed, and how far to trust them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trp_onnx.latency.parts import Parts
+from trp_onnx.schemes import SCHEMES, Rank, Scheme
+
+_ALLOWED, _ALLOWED_OF_NETWORK = 0.03, 0.005
+"""The doubt that is good enough: as part of a layer's time, and of its network's."""
+
+
+def allowed_doubt(share: float) -> float:
+    """What the parts of a geometry may be off by, when its layers take such a share of their network's time."""
+    return max(_ALLOWED, _ALLOWED_OF_NETWORK / max(share, 1e-9))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Measurements of one geometry.
+
+    Attributes:
+        knots: For each scheme the ranks that were timed and their time over the dense layer's.
+        inside, pace, doubt: See `Parts`; the doubt is that of the worst measurement.
+    """
+
+    knots: dict[str, list[tuple[Rank, float]]]
+    inside: float
+    pace: float
+    doubt: float
+
+    @classmethod
+    def read(cls, document: Any) -> Entry | None:
+        """From the cache; None where there is none, or a damaged one."""
+        try:
+            knots = {name: [(tuple(r), float(p)) for r, p in found] for name, found in document["knots"].items()}
+            return cls(knots, float(document["inside"]), float(document["pace"]), float(document["doubt"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is kept."""
+        return dict(vars(self))
+
+    def with_parts(self, points: Sequence[tuple[Scheme, Rank]], found: Parts) -> Entry:
+        """With what was found at some ranks."""
+        knots = {name: list(timed) for name, timed in self.knots.items()}
+        for (scheme, rank), part in zip(points, found.parts, strict=True):
+            knots.setdefault(scheme.name, []).append((rank, part))
+        return Entry(knots, found.inside, found.pace, max(self.doubt, found.doubt))
+
+    def has(self, scheme: Scheme, rank: Rank) -> bool:
+        """Whether a rank was timed."""
+        return any(known == rank for known, _ in self.knots.get(scheme.name, ()))
+
+    def points(self) -> list[tuple[Scheme, Rank]]:
+        """All that were timed."""
+        return [(SCHEMES[name], rank) for name, timed in self.knots.items() for rank, _ in timed]
+
+    def only(self, schemes: Collection[str]) -> Entry:
+        """Without the other schemes."""
+        return Entry({n: k for n, k in self.knots.items() if n in schemes}, self.inside, self.pace, self.doubt)
+
+
+NOTHING = Entry({}, 1.0, 0.0, 0.0)
+"""Of a geometry that was not timed yet, or that the provider has no kernel for."""

@@ -1,0 +1,215 @@
+"""Time of a layer's factors over that of the dense layer, in probes that take turns.
+
+With T and T_0 the times of a probe with factors and with the dense layer, which takes a part f of T_0,
+
+    part = 1 - (1 - T / T_0) / f
+
+Nothing but the layer differs between probes, and no clock is read within. Only f needs a profile, and as the layer's
+share of its network is from one too, what the clock is off by cancels in share (1 - part), which a plan adds up.
+
+Two more contenders guard what is found. The dense probe runs twice, as contenders that are no neighbours: what the
+second is off by is what any entry may be off by. And a reference convolution runs in the same rounds: how many MACs a
+second the dense layer does beside it bounds what its factors can do (see `LatencyTable`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds
+from trp_onnx.latency.timing import LEAST_ROUNDS, Timing, measure
+from trp_onnx.layers import Layer
+from trp_onnx.runners import NodeTime, Runner
+from trp_onnx.runtime import Arrays
+from trp_onnx.schemes import Rank, Scheme
+
+ROUNDS, SECONDS = 30, 0.6
+"""A geometry is timed in so many interleaved rounds, or in about so many seconds, but in 8 at least."""
+
+ATTEMPTS = 3
+"""What is in doubt is timed so often at most, each time twice as long."""
+
+_REPEATS = 2
+"""Timed calls in a turn."""
+
+_CHAINS, _CLOCK_ROUNDS = (50, 150), 100
+_WARM_UP = 3
+_REFERENCE = (64, 28)
+"""Channels, and pixels along each side, of a 3x3 convolution that the kernels do at full speed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how is timed."""
+
+    runner: Runner
+    provider: str
+    threads: int
+
+    def prepare(self, models: Sequence[bytes], feeds: Arrays) -> None:
+        """See `Runner.prepare`."""
+        self.runner.prepare(models, feeds, self.provider, self.threads)
+
+    @cached_property
+    def clock(self) -> float:
+        """What reading the clock adds to a node's time in a profile, in seconds.
+
+        On a virtual machine it can be microseconds, as much as a small layer takes, and it is not the same all day.
+        From chains of two lengths of next to nothing, each run plainly and profiled, all four in turns.
+        """
+        self.prepare([_chain(length) for length in _CHAINS], {"x": np.zeros((1, 16), np.float32)})
+        found = self.runner.profile([0, 1], _CLOCK_ROUNDS)
+        noted = np.stack([seconds.sum(axis=1) for seconds in found.seconds], axis=1) - found.lost
+        excess = (noted - found.plain)[_WARM_UP:]
+        return max(0.0, float(np.median(excess[:, 1] - excess[:, 0])) / (_CHAINS[1] - _CHAINS[0]))
+
+
+def _chain(length: int) -> bytes:
+    """So many nodes of next to nothing."""
+    x = ir.Value(name="x", shape=ir.Shape((1, 16)), type=ir.TensorType(ir.DataType.FLOAT))
+    nodes: list[ir.Node] = []
+    for _ in range(length):
+        nodes.append(ir.node("Sin", [nodes[-1].outputs[0] if nodes else x]))
+    y = nodes[-1].outputs[0]
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], [y], nodes=nodes, opset_imports={"": 17}, name="chain")
+    return bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
+
+
+@dataclass(frozen=True)
+class Dissected:
+    """A model's time and that of its nodes, in running order, as they are without a profile."""
+
+    seconds: float
+    nodes: list[NodeTime]
+
+
+def dissect(place: Place, proto: bytes, feeds: Arrays) -> Dissected:
+    """Run it plainly and profiled in turns.
+
+    On a busy machine a run is interrupted at some node: the median of a node is that of a run undisturbed, the
+    median of whole runs is not. So a plain run is measured against the profiled one beside it, both without the time
+    that another process had the core, and their median ratio taken times the sum of the nodes' medians.
+    """
+    clock = place.clock
+    place.prepare([proto], feeds)
+    once = place.runner.run(1, [1]).seconds[0][0]
+    rounds = _WARM_UP + max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / once)))
+    found = place.runner.profile([0], rounds)
+    plain, noted = found.plain[_WARM_UP:, 0], found.seconds[0][_WARM_UP:]
+    medians = np.median(noted, axis=0)
+    kept = np.maximum(noted.sum(axis=1) - found.lost[_WARM_UP:, 0], noted.min(axis=0).sum())
+    whole = float(np.median(plain / kept) * medians.sum())
+    nodes = [
+        dataclasses.replace(node, seconds=max(0.0, float(seconds) - clock))
+        for node, seconds in zip(found.nodes[0], medians, strict=True)
+    ]
+    return Dissected(whole, nodes)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What probes of one geometry found.
+
+    Attributes:
+        parts: Time of the factors over the dense layer's, in the order that was asked for.
+        inside: Part f of the probe's time that the dense layer takes.
+        pace: MACs a second of the dense layer over those of the reference convolution.
+        doubt: What an entry may be off by, as part of the dense layer's time.
+    """
+
+    parts: list[float]
+    inside: float
+    pace: float
+    doubt: float
+
+
+def time_parts(
+    place: Place,
+    layer: Layer,
+    wanted: Sequence[tuple[Scheme, Rank]],
+    *,
+    allowed: float = 0.03,
+    inside: float | None = None,
+) -> Parts:
+    """Time pairs of factors against the dense layer, again and longer while they are in doubt.
+
+    Args:
+        place: Where.
+        layer: Whose geometry is meant.
+        wanted: Schemes and ranks.
+        allowed: The doubt that is good enough.
+        inside: Part of the probe's time that the dense layer takes, where it is known.
+
+    Raises:
+        ModelError: The provider has no kernel for its type.
+        RunnerError: The runtime died or did not answer.
+    """
+    assert layer.geometry is not None
+    dense = build_probe(layer)
+    channels, side = _REFERENCE
+    pixels = np.random.default_rng(2).standard_normal((1, channels, side, side)).astype(np.float32)
+    feeds = probe_feeds(layer) | {"reference": pixels}
+    probes = [dense, *(build_probe(layer, scheme, rank) for scheme, rank in wanted), dense, _reference()]
+    if inside is None:
+        alone = dissect(place, dense, feeds)
+        inside = sum(node.seconds for node in layer_nodes(alone.nodes)) / alone.seconds
+    if not inside > 0:
+        return Parts([1.0] * len(wanted), 0.0, 0.0, 0.0)  # too small for any clock
+    best: Parts | None = None
+    for attempt in range(ATTEMPTS):
+        place.prepare(probes, feeds)
+        longer = 2**attempt
+        timing = measure(
+            place.runner.run, len(probes), ROUNDS * longer, repeats=_REPEATS, limit_seconds=SECONDS * longer
+        )
+        found = _parts(layer, wanted, timing, inside)
+        if best is None or found.doubt < best.doubt:
+            best = found
+        if best.doubt <= allowed:
+            break
+    assert best is not None
+    return best
+
+
+def _parts(layer: Layer, wanted: Sequence[tuple[Scheme, Rank]], timing: Timing, inside: float) -> Parts:
+    """What one measurement says, and how far to trust it."""
+    assert layer.geometry is not None
+    *ratios, again, reference = timing.ratios[1:]
+    parts = [max(1e-3, 1 - (1 - 1 / ratio.median) / inside) for ratio in ratios]
+    noise = float(np.median([ratio.width / 4 for ratio in (*ratios, again)]))  # a standard deviation
+    off = max(abs(1 / again.median - 1), noise) / inside
+    channels, side = _REFERENCE
+    reference_macs = 9 * (channels * side) ** 2
+    pace = layer.geometry.macs / (inside * reference.median) / reference_macs
+    return Parts(parts, inside, pace, max(off, _disorder(wanted, parts)))
+
+
+def _disorder(wanted: Sequence[tuple[Scheme, Rank]], parts: Sequence[float]) -> float:
+    """How much faster than a smaller rank, in every mode, a larger one of the same scheme came out."""
+    worst = 0.0
+    for (scheme, rank), part in zip(wanted, parts, strict=True):
+        for (other, larger), took in zip(wanted, parts, strict=True):
+            if scheme is other and all(r <= s for r, s in zip(rank, larger, strict=True)):
+                worst = max(worst, part - took)
+    return worst
+
+
+def _reference() -> bytes:
+    """A convolution that the kernels do at full speed."""
+    channels, side = _REFERENCE
+    weight = np.random.default_rng(3).standard_normal((channels, channels, 3, 3)).astype(np.float32) / (3 * channels)
+    w = ir.Value(name="w", const_value=ir.tensor(weight, name="w"), shape=ir.Shape(weight.shape))
+    w.type = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="reference", shape=ir.Shape((1, channels, side, side)), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("Conv", [x, w], {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]})
+    y = node.outputs[0]
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], [y], nodes=[node], initializers=[w], opset_imports={"": 17}, name="reference")
+    return bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
