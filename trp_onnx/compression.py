@@ -211,6 +211,7 @@ def compress(
         if table is not None:
             table.check(layers)
             block = table.step if align == "auto" else block
+            notes += table.notes
             clock.lap("time")
         evidence = Evidence(table=table)
         feels = plan_by == "outputs" or (

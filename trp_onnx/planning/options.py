@@ -115,9 +115,7 @@ class Site:
     @property
     def cheapest(self) -> Option | None:
         """The cheapest there is, whether it pays or not, to say what is missing."""
-        return min(
-            self.surveyed, key=lambda o: (o.macs >= self.dense.macs, o.time or 0.0, o.macs), default=None
-        )
+        return min(self.surveyed, key=lambda o: (o.macs >= self.dense.macs, o.time or 0.0, o.macs), default=None)
 
     def saves(self, option: Option) -> float:
         """What an option saves: of the network's time where it was measured, else MACs."""
