@@ -92,3 +92,29 @@ def nodes_of(path: Path) -> list[onnx.NodeProto]:
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-30))
+
+
+def softmax_net(path: Path, channels: int = 32, rank: int | None = None, layers: int = 3, size: int = 20) -> Path:
+    """3x3 convolutions of one width, pooled to ten probabilities; of a low rank where one is given."""
+    w = {"w0": weights(channels, 3, 3, 3, seed=1)}
+    nodes = [helper.make_node("Conv", ["x", "w0"], ["c0"], name="conv0", pads=[1, 1, 1, 1])]
+    flow = "c0"
+    for i in range(1, layers + 1):
+        w[f"w{i}"] = weights(channels, channels, 3, 3, seed=i + 1)
+        if rank is not None:
+            left, right = weights(channels * 3, rank, seed=10 + i), weights(rank, channels * 3, seed=20 + i)
+            product = (left @ right).reshape(channels, 3, channels, 3).transpose(2, 0, 1, 3)
+            w[f"w{i}"] = np.ascontiguousarray(product / np.sqrt(9 / rank), np.float32)
+        nodes += [
+            helper.make_node("Relu", [flow], [f"r{i}"], name=f"relu{i}"),
+            helper.make_node("Conv", [f"r{i}", f"w{i}"], [f"c{i}"], name=f"conv{i}", pads=[1, 1, 1, 1]),
+        ]
+        flow = f"c{i}"
+    w["wf"] = 4 * weights(10, channels, seed=40)
+    nodes += [
+        helper.make_node("GlobalAveragePool", [flow], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "wf"], ["z"], name="fc", transB=1),
+        helper.make_node("Softmax", ["z"], ["probabilities"], name="softmax", axis=1),
+    ]
+    return save(model(nodes, [info("x", ["N", 3, size, size])], [info("probabilities", ["N", 10])], w), path)

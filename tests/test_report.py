@@ -74,7 +74,7 @@ def test_candidates_and_times_are_drawn(tmp_path: Path) -> None:
         net, tmp_path / "out.onnx", max_drop=30, data=data, latency_table=table, report_dir=tmp_path / "r"
     )
     page = Page(tmp_path / "r" / "report.html")
-    assert "Accuracy against speed" in page.text and "Time by layer" in page.text and "a phone" in page.text
+    assert "Loss against speed" in page.text and "Time by layer" in page.text and "a phone" in page.text
     document = json.loads((tmp_path / "r" / "report.json").read_text())
     assert len(document["candidates"]) == len(report.candidates) > 1
 

@@ -110,3 +110,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"trp_onnx.{home}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

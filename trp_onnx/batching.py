@@ -41,6 +41,12 @@ class Batching:
         missing = self.size - len(x) if self.fixed else 0
         return x if missing <= 0 else np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
+    def counted(self, outputs: Arrays, count: int) -> Arrays:
+        """The outputs of a run without what only filled its batch up."""
+        if not self.fixed:
+            return outputs
+        return {name: value[:count] if value.shape[:1] == (self.size,) else value for name, value in outputs.items()}
+
     def feeds(self, samples: Mapping[str, np.ndarray]) -> Iterator[tuple[Arrays, int]]:
         """What each run is fed, and how many of its samples count; `samples` are (n, ...) by input."""
         for piece in self.pieces(len(next(iter(samples.values())))):
@@ -95,8 +101,8 @@ def run_samples(session: Any, samples: Mapping[str, np.ndarray], batching: Batch
     batching = batching or find_batching(session, samples)
     found: dict[str, list[Any]] = {}
     for feeds, count in batching.feeds(samples):
-        for name, value in run_session(session, feeds).items():
-            found.setdefault(name, []).append(_counted(value, count, batching))
+        for name, value in batching.counted(run_session(session, feeds), count).items():
+            found.setdefault(name, []).append(value)
     return {name: _joined(values) for name, values in found.items()}
 
 
@@ -133,13 +139,6 @@ def _follow(one: Arrays, other: Arrays, together: Arrays) -> bool:
 def _close(expected: np.ndarray, actual: np.ndarray) -> bool:
     a, b = (np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0) for x in (expected, actual))
     return bool(np.linalg.norm(a - b) <= _SAME * np.linalg.norm(a))
-
-
-def _counted(value: Any, count: int, batching: Batching) -> Any:
-    """An output without what only filled the batch up."""
-    if isinstance(value, np.ndarray) and batching.fixed and value.shape[:1] == (batching.size,):
-        return value[:count]
-    return value
 
 
 def _joined(values: list[Any]) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx._version import __version__
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
+from trp_onnx.agreement import Agreement, measure_agreement
 from trp_onnx.carrying_out import carry_out
 from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
-from trp_onnx.errors import DataError, OutputError, UsageError
+from trp_onnx.errors import DataError, OutputError, TargetError, UsageError
+from trp_onnx.generating import generate
+from trp_onnx.judging import by_accuracy, by_agreement, by_error
 from trp_onnx.latency.forecast import forecast
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.realised import realise
@@ -36,6 +40,7 @@ from trp_onnx.model import (
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FoldBatchNormPass
+from trp_onnx.paths import MADE_BY, default_output, is_ours
 from trp_onnx.planning import (
     Candidate,
     Evidence,
@@ -51,15 +56,17 @@ from trp_onnx.planning import (
     resolve_alignment,
 )
 from trp_onnx.planning.rules import first_match
-from trp_onnx.progress import say, track
-from trp_onnx.report import Report, Size, check_page, render_page, spectra_of
+from trp_onnx.planning.search import LEAST, Limit
+from trp_onnx.progress import collected_notes, note, track
+from trp_onnx.report import Loss, Report, Size, alarms, check_page, render_page, spectra_of
 from trp_onnx.runtime import Arrays, feeds_for
 from trp_onnx.samples import Samples
-from trp_onnx.sizes import real_inputs, shape_options
+from trp_onnx.sizes import real_inputs, shape_options, sizes_from
 from trp_onnx.verify import reference_outputs, verify
 
 if TYPE_CHECKING:
     from trp_onnx.training import TrainingOptions
+    from trp_onnx.training.run import TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +76,13 @@ DAMAGE_SAMPLES = 64
 VERIFY_SAMPLES = 16
 """Samples of the data on which outputs are compared, when there is data."""
 
+AGREEMENT_SAMPLES = 64
+"""Samples of the data on which both files' answers are compared, where there is no test data."""
+
 
 def compress(
     model: str | PathLike[str],
-    out: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
     *,
     energy: float | None = None,
     macs: float | None = None,
@@ -106,19 +116,23 @@ def compress(
     the network is first trained on `data` with projection (Trained Rank Pruning), so that factorisation costs
     next to no accuracy.
 
+    Without any rule the plan is the fastest one that keeps the outputs: with `data` the file gives the answers of the
+    original on 99 % of held-out samples, without it the outputs move by at most 2 % on generated inputs.
+
     Nothing appears at `out` before the written file has been opened again, checked and run beside the
     original; the input is never modified.
 
     Args:
         model: The trained network.
-        out: Where the compressed one goes; weights of a large model into `<out>.data` beside it.
+        out: Where the compressed one goes; weights of a large model into `<out>.data` beside it. `<name>.lowrank.onnx`
+            beside the model where not given; a file of that name is only replaced if trp-onnx wrote it.
         energy: Discard at most this part of each layer's energy: of its squared singular values, or, with
             `data`, of its outputs.
         macs: Keep at most this part of the network's MACs.
         vbmf: Take ranks from variational Bayes.
         speedup: Make the network this many times as fast, by a latency table, at the least damage.
-        max_drop: As fast as can be at so many points less of top-1 accuracy, on labelled samples of `data`
-            that are held out for it.
+        max_drop: As fast as can be at so many points less, on samples of `data` that are held out for it: of top-1
+            accuracy where they have labels, else of agreement with the original.
         config: The per-layer map, a TOML file (see `planning.rules`) or rules.
         scheme: "auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2" or "svd".
         align: Ranks are multiples of this many channels; "auto" takes the step of the latency table, or the SIMD
@@ -140,7 +154,8 @@ def compress(
         report_dir: Where `report.html`, `report.json` and `plan.toml` go; made if it does not exist.
         save_plan: Where the plan goes alone, a TOML file that `config` reads.
         train: How to train; no training where not given.
-        test: Labelled samples, on which the accuracy of both files is measured once, at the end.
+        test: Samples on which both files are measured once, at the end: their top-1 accuracy where there are
+            labels, else how far they agree.
         teacher: Another ONNX file whose outputs are the ones to learn; the model itself otherwise.
         run: Folder for the checkpoints, kept afterwards; `<out>.trp-run`, removed on success, otherwise.
         resume: Go on with the training that was interrupted there.
@@ -158,13 +173,16 @@ def compress(
         TrainingError: Training cannot start, or diverged, or a worker died.
         TargetError: The target is out of reach; nothing was written.
     """
-    source, out = Path(model), Path(out)
+    source = Path(model)
+    out = _default_output(source) if out is None else Path(out)
     check_target(out)
     check_distinct([out, save_plan], [model, config, latency_table, inputs, data, test, teacher])
     clock = _Clock()
     rules = () if config is None else read_rules(Path(config)) if isinstance(config, (str, PathLike)) else config
     rule: dict[str, Any] = {"energy": energy, "macs": macs, "vbmf": vbmf, "speedup": speedup}
-    if train is None:
+    asked = bool(rules) or max_drop is not None or any(value not in (None, False) for value in rule.values())
+    searched = max_drop is not None or (train is None and not asked)
+    if train is None and asked:
         check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
     _check_usage(plan_by, data is not None, train is not None, max_drop is not None, asymmetric, threads)
     if save_plan is not None:
@@ -173,16 +191,16 @@ def compress(
         check_page()
         check_folder(Path(report_dir))
     block = resolve_alignment(align)
-    timed = speedup is not None or max_drop is not None or latency_table is not None
+    timed = speedup is not None or searched or latency_table is not None
     table = None if latency_table is None else read_table(Path(latency_table))
-    samples = Samples(data, preprocessing, max_drop is not None) if data is not None and train is None else None
-    tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
 
-    original = open_model(source)
-    feeds, verified_on = _feeds(
-        original, input_shapes, inputs, tested or (samples.dataset if samples is not None else None)
-    )
-    with Staging(out, source, original) as staging, ExitStack() as stack:
+    with collected_notes() as notes, ExitStack() as stack:
+        samples = None
+        if data is not None and train is None:
+            samples = Samples(data, preprocessing, holds_out=searched, by_labels=max_drop is not None)
+        tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
+        original = open_model(source)
+        staging = stack.enter_context(Staging(out, source, original))
         session = None
         if train is not None and data is not None:
             from trp_onnx.training.run import TrainingRun
@@ -194,12 +212,16 @@ def compress(
                     resume=resume, keep=run is not None,
                 )
             )  # fmt: skip
+        feeds, verified_on = _feeds(original, input_shapes, inputs, tested, samples, session)
+        if inputs is not None or tested is not None or data is not None:  # what is generated has guessed sizes
+            input_shapes = sizes_from(original, feeds, input_shapes, samples=inputs is None)
         expected = reference_outputs(source, original, feeds)
         clock.lap("open")
 
-        normal, notes = normalise(original.clone(), input_shapes, simplify=simplify, fold_batch_norm=train is None)
+        normal, found = normalise(original.clone(), input_shapes, simplify=simplify, fold_batch_norm=train is None)
+        notes += found
         layers = find_layers(normal, input_shapes)
-        untouched = {layer.name for layer in layers if (found := first_match(rules, layer.name)) and found.keep}
+        untouched = {layer.name for layer in layers if (match := first_match(rules, layer.name)) and match.keep}
         clock.lap("normalise")
 
         def measured() -> LatencyTable:
@@ -214,21 +236,21 @@ def compress(
             notes += table.notes
             clock.lap("time")
         evidence = Evidence(table=table)
-        feels = plan_by == "outputs" or (
-            plan_by == "auto" and samples is not None and bool(macs or speedup or max_drop)
-        )
+        budgeted = searched or macs is not None or speedup is not None
+        by_damage = plan_by == "outputs" or (plan_by == "auto" and samples is not None and budgeted)
+        x: np.ndarray | None = None
         if samples is not None:
             x = samples.fitting(original)
             moments = collect_moments(normal, layers, x, progress=lambda batches: track(batches, "moments"))
             evidence = replace(evidence, moments=moments)
             clock.lap("moments")
-        if feels and session is not None:
-            x = session.samples(DAMAGE_SAMPLES)
-        if feels:
+        if by_damage:
+            seen = session.samples(DAMAGE_SAMPLES) if session is not None else x
+            assert seen is not None  # planning by outputs needs data
             damage = measure_damage(
                 normal,
                 layers,
-                x[:DAMAGE_SAMPLES],
+                seen[:DAMAGE_SAMPLES],
                 scheme,
                 evidence.moments,
                 classes=samples.classes if samples is not None else 0,
@@ -238,22 +260,29 @@ def compress(
             clock.lap("damage")
 
         finds_ranks = session is not None and session.finds_ranks(energy, macs)
-        candidates: tuple[Candidate, ...] = ()
+        tried: tuple[Candidate, ...] = ()
+        limit: Limit | None = None
         if finds_ranks:
             if speedup is not None:
                 raise UsageError("this strategy finds ranks itself: it goes with --macs or --energy")
             chosen, kept = choose_schemes(layers, rules, scheme), {}
         else:
-            check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
+            if asked or session is not None:
+                check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
             planner = Planner(
                 layers, rules=rules, scheme=scheme, align=block, evidence=evidence,
                 progress=lambda groups: track(groups, "spectra"), ask=shape_options(normal, input_shapes),
             )  # fmt: skip
-            if max_drop is not None and samples is not None:
-                plan, candidates = _search(
-                    planner, max_drop, source, normal, input_shapes, samples.judging,
-                    x, asymmetric, untouched, staging.folder,
-                )  # fmt: skip
+            if searched:
+                judge, limit = _limit(max_drop, source, samples, feeds, expected)
+
+                def lost(plan: Plan) -> float:
+                    with _candidate(
+                        plan, normal, input_shapes, evidence, x, asymmetric, untouched, staging.folder
+                    ) as path:
+                        return judge(path)
+
+                plan, tried = fastest_within(planner, limit, lost)
             else:
                 plan = planner.plan(**rule)
             chosen, kept = plan.chosen, {decision.name: decision.reason for decision in plan.decisions}
@@ -261,8 +290,7 @@ def compress(
 
         if session is not None:
             ahead = forecast(table or measured(), layers, None if finds_ranks else chosen)
-            say(ahead)
-            notes.append(ahead)
+            note(ahead)
             layers, plan = session.train(
                 normal, layers, chosen, kept, energy=energy, budget=macs, align=block, table=table
             )
@@ -270,13 +298,13 @@ def compress(
 
         spectra = {} if report_dir is None else spectra_of(layers, plan.decisions, evidence)
         notes += carry_out(
-            plan, normal, layers, evidence, x if samples is not None else None, staging.keep,
-            asymmetric=asymmetric, untouched=untouched,
+            plan, normal, layers, evidence, x, staging.keep, asymmetric=asymmetric, untouched=untouched
         )  # fmt: skip
         if session is not None:
             session.finetune(normal)
             FoldBatchNormPass()(normal)
         CleanUpPass()(normal)
+        normal.metadata_props[MADE_BY] = __version__
         clock.lap("factorise")
 
         staging.save(normal)
@@ -285,9 +313,15 @@ def compress(
         written, errors = verify(staging.path, source, original, feeds, expected)
         clock.lap("verify")
 
-        accuracy = _accuracy(source, staging.path, tested)
+        accuracy, agreement = _quality(source, staging.path, tested, samples)
+        loss = None if limit is None else Loss(limit.measure, limit.allowed, judge(staging.path))
         clock.lap("evaluate")
-        latency = None if table is None else realise(table, plan.speedup, source, staging.path, input_shapes)
+        latency = realise(table, plan.speedup, source, staging.path, input_shapes, threads)
+        if limit is not None and latency.measured is not None and latency.measured.high < LEAST:
+            raise TargetError(
+                f"{limit.refusal}: the fastest plan within it is predicted to run {plan.speedup or 1.0:.2f}x as fast "
+                f"and was measured at {latency.measured.median:.2f}x; nothing was written. {limit.advice}"
+            )
         clock.lap("bench")
         trained = session.summary(staging.path) if session is not None else None
         report = Report(
@@ -301,9 +335,11 @@ def compress(
             layers=plan.decisions,
             accuracy_before=accuracy[0] if accuracy else None,
             accuracy_after=accuracy[1] if accuracy else None,
+            agreement=agreement,
+            loss=loss,
             align=block,
             latency=latency,
-            candidates=candidates,
+            candidates=tried,
             spectra=spectra,
             trained=trained,
             notes=(
@@ -315,6 +351,7 @@ def compress(
             ),
             seconds=clock.laps,
         )
+        report = replace(report, warnings=alarms(report))
         del written
         if save_plan is not None:
             write_text(Path(save_plan), plan_to_toml(report.layers))
@@ -322,16 +359,20 @@ def compress(
         if session is not None:
             session.remove()
     if report_dir is not None:
-        try:
-            _write_report(Path(report_dir), report, command)
-        except KeyboardInterrupt as error:
-            error.add_note(f"'{out}' was written, its report was not")
-            raise
-        except OSError as error:
-            raise OutputError(f"'{out}' was written, its report was not: {error.strerror}") from error
-        except OutputError as error:
-            raise OutputError(f"'{out}' was written, its report was not: {str(error).partition(';')[0]}") from error
+        _write_page(Path(report_dir), report, command, out)
     return report
+
+
+def _default_output(source: Path) -> Path:
+    """`NAME.lowrank.onnx` beside the input.
+
+    Raises:
+        UsageError: There is such a file, and trp-onnx did not write it.
+    """
+    out = default_output(source)
+    if out.exists() and not is_ours(out):
+        raise UsageError(f"'{out}' exists, and trp-onnx did not write it: name another file by -o")
+    return out
 
 
 def _check_usage(plan_by: str, data: bool, train: bool, max_drop: bool, asymmetric: bool, threads: int) -> None:
@@ -347,33 +388,55 @@ def _check_usage(plan_by: str, data: bool, train: bool, max_drop: bool, asymmetr
         raise UsageError("--max-drop chooses among plans that need no training; with --train give --speedup or --macs")
 
 
-def _search(
-    planner: Planner,
-    max_drop: float,
-    source: Path,
+KEPT_AGREEMENT, KEPT_ERROR = 99.0, 2.0
+"""Without a rule: per cent of answers that stay the original's, or where there is no data, of relative output error."""
+
+
+def _limit(
+    max_drop: float | None, source: Path, samples: Samples | None, feeds: Arrays, expected: Arrays
+) -> tuple[Callable[[Path], float], Limit]:
+    """How candidates are judged, and what they may lose."""
+    if samples is None:
+        judge, allowed = by_error(feeds, expected), KEPT_ERROR
+    elif max_drop is not None and samples.held_out.labels is not None:
+        judge, allowed = by_accuracy(source, samples.held_out), max_drop
+    else:
+        judge, allowed = by_agreement(source, samples.held_out), 100 - KEPT_AGREEMENT if max_drop is None else max_drop
+    if max_drop is not None:
+        refusal = f"--max-drop {max_drop:g} is out of reach: no plan makes the network faster within it"
+        advice = "Training (--train) recovers what factorisation alone loses"
+    else:
+        refusal = f"no plan makes the network faster and keeps its outputs (at most {allowed:g} {judge.measure})"
+        advice = (
+            "Say how far to go, for example --macs 0.7 or --speedup 1.3"
+            if samples is not None
+            else "Give samples by --data, which keep more, or say how far to go, for example --macs 0.7"
+        )
+    return judge.lost, Limit(allowed, judge.measure, refusal, advice)
+
+
+@contextmanager
+def _candidate(
+    plan: Plan,
     normal: ir.Model,
     input_shapes: Mapping[str, Sequence[int]] | None,
-    judging: Dataset,
-    x: np.ndarray,
+    evidence: Evidence,
+    x: np.ndarray | None,
     asymmetric: bool,
     untouched: Collection[str],
     folder: Path,
-) -> tuple[Plan, tuple[Candidate, ...]]:
-    """The fastest plan within a drop: candidates are written as the result would be, and run on held-out samples."""
-
-    def accuracy(plan: Plan) -> Accuracy:
-        copy, path = normal.clone(), folder / "candidate.onnx"
-        layers = find_layers(copy, input_shapes)
-        carry_out(plan, copy, layers, planner.evidence, x, asymmetric=asymmetric, untouched=untouched)
-        CleanUpPass()(copy)
-        ir.save(copy, path, format="protobuf", external_data=f"{path.name}.data")  # its own: the input's is elsewhere
-        try:
-            return evaluate(path, judging)
-        finally:
-            for file in folder.glob(f"{path.name}*"):
-                file.unlink()
-
-    return fastest_within(planner, max_drop, evaluate(source, judging), accuracy)
+) -> Iterator[Path]:
+    """The file of a plan, made as the result would be."""
+    copy, path = normal.clone(), folder / "candidate.onnx"
+    layers = find_layers(copy, input_shapes)
+    carry_out(plan, copy, layers, evidence, x, asymmetric=asymmetric, untouched=untouched)
+    CleanUpPass()(copy)
+    ir.save(copy, path, format="protobuf", external_data=f"{path.name}.data")  # its own: the input's is elsewhere
+    try:
+        yield path
+    finally:
+        for file in folder.glob(f"{path.name}*"):
+            file.unlink()
 
 
 class _Clock:
@@ -393,18 +456,25 @@ def _feeds(
     model: ir.Model,
     input_shapes: Mapping[str, Sequence[int]] | None,
     inputs: str | PathLike[str] | None,
-    dataset: Dataset | None,
+    tested: Dataset | None,
+    samples: Samples | None,
+    session: TrainingRun | None,
 ) -> tuple[Arrays, str]:
     """Inputs for the comparison: given ones, else samples of the data, else generated."""
     if inputs is not None:
         return _given_inputs(model, Path(inputs)), f"the inputs in {Path(inputs).name}"
+    dataset = tested or (samples.dataset if samples is not None else None)
     if dataset is not None:
         first = real_inputs(model)[0]
         batch = first.shape[0] if first.shape is not None and len(first.shape) else None
         count = batch if isinstance(batch, int) else min(VERIFY_SAMPLES, len(dataset))
         x, _ = next(dataset.batches(count))
         return as_feed(model, x), f"{len(x)} samples of {Path(dataset.source).name}"
-    return feeds_for(model, input_shapes), "generated inputs (standard normal)"
+    if session is not None:
+        x = session.samples(VERIFY_SAMPLES)
+        return as_feed(model, x), f"{len(x)} samples of the training data"
+    made = generate(model, input_shapes)
+    return made.arrays, f"generated inputs ({made.description})"
 
 
 def _given_inputs(model: ir.Model, path: Path) -> Arrays:
@@ -415,10 +485,18 @@ def _given_inputs(model: ir.Model, path: Path) -> Arrays:
     return feeds
 
 
-def _accuracy(before: Path, after: Path, dataset: Dataset | None) -> tuple[Accuracy, Accuracy] | None:
-    if dataset is None or dataset.labels is None:
-        return None
-    return evaluate(before, dataset), evaluate(after, dataset)
+def _quality(
+    before: Path, after: Path, tested: Dataset | None, samples: Samples | None
+) -> tuple[tuple[Accuracy, Accuracy] | None, Agreement | None]:
+    """Accuracy of both files on labelled test samples, else how far they agree on what samples there are."""
+    if tested is not None and tested.labels is not None:
+        return (evaluate(before, tested), evaluate(after, tested)), None
+    if tested is not None:
+        note(f"'{tested.source}' has no labels: agreement with the original is measured, not accuracy")
+        return None, measure_agreement(before, after, tested)
+    if samples is not None:
+        return None, measure_agreement(before, after, samples.unfitted(AGREEMENT_SAMPLES))
+    return None, None
 
 
 def _notes_on_ends(plan: Plan) -> list[str]:
@@ -436,8 +514,17 @@ def _notes_on_ends(plan: Plan) -> list[str]:
     return notes
 
 
-def _write_report(folder: Path, report: Report, command: str | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "report.json", report.to_json())
-    write_text(folder / "report.html", render_page(report, command))
-    write_text(folder / "plan.toml", plan_to_toml(report.layers))
+def _write_page(folder: Path, report: Report, command: str | None, out: Path) -> None:
+    """The page and what belongs to it; the result itself is in place already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "report.json", report.to_json())
+        write_text(folder / "report.html", render_page(report, command))
+        write_text(folder / "plan.toml", plan_to_toml(report.layers))
+    except KeyboardInterrupt as error:
+        error.add_note(f"'{out}' was written, its report was not")
+        raise
+    except OSError as error:
+        raise OutputError(f"'{out}' was written, its report was not: {error.strerror}") from error
+    except OutputError as error:
+        raise OutputError(f"'{out}' was written, its report was not: {str(error).partition(';')[0]}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,17 @@ from trp_onnx.runtime import feeds_for
 
 ROUNDS = 100
 
+BRIEF_ROUNDS, BRIEF_SECONDS = 30, 3.0
+"""Where nothing was planned by time: enough to say what the file came to."""
+
 
 @dataclass(frozen=True)
 class Latency:
     """Time of the written file against the original's.
 
     Attributes:
-        target: What the ranks were planned for.
-        predicted: Speed-up by the latency table.
+        target: What the ranks were planned for, or the machine at hand.
+        predicted: Speed-up by the latency table; None without one.
         measured: Speed-up of the file; None where the table is of another machine, runtime or provider.
         milliseconds: Median run of the original and of the written file; they drift, for orientation.
     """
@@ -34,24 +38,37 @@ class Latency:
 
 
 def realise(
-    table: LatencyTable,
+    table: LatencyTable | None,
     predicted: float | None,
     before: Path,
     after: Path,
     input_shapes: Mapping[str, Sequence[int]] | None,
+    threads: int = 1,
 ) -> Latency:
-    """Time both files, where the table was measured on the machine at hand.
+    """Time both files on the machine at hand, unless the table was measured on another.
+
+    Args:
+        table: By which ranks were planned; None where they were planned by something else.
+        predicted: Speed-up by that table.
+        before: The original.
+        after: The written file.
+        input_shapes: Sizes of dynamic inputs.
+        threads: Intra-op threads, where there is no table.
 
     Raises:
         ModelError: A file does not run.
     """
-    target = table.target
+    rounds, seconds = (ROUNDS, math.inf) if table is not None else (BRIEF_ROUNDS, BRIEF_SECONDS)
     with open_runner() as runner:
+        target = table.target if table is not None else target_of(runner, "cpu", threads)
         if target != target_of(runner, target.provider, target.threads):
             return Latency(str(target), predicted, None, None)
         feeds = feeds_for(open_model(before), input_shapes)
         runner.prepare([before, after], feeds, target.provider, target.threads)
         with watch("timing both files") as show:
-            timing = measure(runner.run, 2, ROUNDS, on_round=lambda done: show(done, ROUNDS, "timing both files"))
+            timing = measure(
+                runner.run, 2, rounds, limit_seconds=seconds,
+                on_round=lambda done: show(done, rounds, "timing both files"),
+            )  # fmt: skip
     first, second = timing.seconds
     return Latency(str(target), predicted, timing.ratios[1], (first * 1e3, second * 1e3))

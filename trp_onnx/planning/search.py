@@ -1,7 +1,7 @@
-"""The fastest plan within a drop of accuracy: bisection over the speed-up, with real evaluations.
+"""The fastest plan that loses no more than is allowed: bisection over the speed-up, with real evaluations.
 
-For each speed-up the planner gives the plan of least estimated damage; its accuracy is measured. The drop grows
-with the speed-up but for noise of single samples, so the largest speed-up within the allowed drop is found by halving
+For each speed-up the planner gives the plan of least estimated damage; what it loses is measured on its file. The loss
+grows with the speed-up but for noise of single samples, so the largest speed-up within the limit is found by halving
 the interval between one that is within it and one that is not.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trp_onnx.accuracy import Accuracy
 from trp_onnx.errors import TargetError
 from trp_onnx.planning.plan import Plan
 from trp_onnx.planning.planner import Planner
@@ -24,53 +23,61 @@ LEAST = 1.02
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What a plan may lose.
+
+    Attributes:
+        allowed: At most so much, in what `measure` counts.
+        measure: What is counted, and on what.
+        refusal: Begins the sentence of a user whose limit no plan keeps.
+        advice: Ends it.
+    """
+
+    allowed: float
+    measure: str
+    refusal: str
+    advice: str
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A plan that was tried.
 
     Attributes:
         speedup: As the latency table predicts it.
         macs: Part of the MACs that remains.
-        accuracy: On the samples that choose.
+        lost: What it loses, as the limit counts.
     """
 
     speedup: float
     macs: float
-    accuracy: Accuracy
+    lost: float
 
 
-def fastest_within(
-    planner: Planner, max_drop: float, before: Accuracy, accuracy: Callable[[Plan], Accuracy]
-) -> tuple[Plan, tuple[Candidate, ...]]:
+def fastest_within(planner: Planner, limit: Limit, lost: Callable[[Plan], float]) -> tuple[Plan, tuple[Candidate, ...]]:
     """Search.
 
     Args:
         planner: With a latency table.
-        max_drop: Points of top-1 accuracy to lose at most, on the samples that choose.
-        before: Accuracy of the dense network on them.
-        accuracy: Of a plan, on the same.
+        limit: What a plan may lose.
+        lost: What a plan loses, measured on its file.
 
     Returns:
         The plan, and all that were tried, by rising speed-up.
 
     Raises:
-        TargetError: No plan that makes the network faster stays within the drop.
+        TargetError: No plan that makes the network faster stays within the limit.
     """
     tried: list[tuple[Candidate, Plan]] = []
-    low, high = 1.0, planner.fastest()
-    fastest = high
-
-    def lost(found: Accuracy) -> float:
-        """Points; of counts, so that exactly `max_drop` is within."""
-        return 100 * (before.correct - found.correct) / found.samples
+    fastest = planner.fastest()
+    low, high = 1.0, fastest
 
     def within(speedup: float) -> bool:
         plan = planner.plan(speedup=speedup)
-        found = accuracy(plan)
-        remaining = plan.macs_after / max(1, plan.macs_before)
-        tried.append((Candidate(plan.speedup or 1.0, remaining, found), plan))
-        drop = lost(found)
-        say(f"{plan.speedup or 1.0:.2f}x as fast: {found.top1:.2%} of {found.samples} held out, {-drop:+.2f} points")
-        return drop <= max_drop
+        found = Candidate(plan.speedup or 1.0, plan.macs_after / max(1, plan.macs_before), lost(plan))
+        tried.append((found, plan))
+        say(f"{found.speedup:.2f}x as fast: {found.lost:.2f} {limit.measure}")
+        return found.lost <= limit.allowed
 
     with watch("searching for the fastest plan") as show:
         trial = low + (high - low) / 2
@@ -81,17 +88,14 @@ def fastest_within(
             else:
                 high = trial
             trial = low + (high - low) / 2
-    good = [pair for pair in tried if lost(pair[0].accuracy) <= max_drop]
+    good = [pair for pair in tried if pair[0].lost <= limit.allowed]
     if not good:
         least = min((pair[0] for pair in tried), key=lambda c: c.speedup, default=None)
         best = (
-            f"the mildest plan tried, {least.speedup:.2f}x as fast, loses {lost(least.accuracy):.2f} points"
+            f"the mildest plan that was tried, {least.speedup:.2f}x as fast, loses {least.lost:.2f} {limit.measure}"
             if least is not None
             else f"with every layer at its fastest the network is predicted to run {fastest:.2f}x as fast"
         )
-        raise TargetError(
-            f"--max-drop {max_drop:g} is out of reach: no plan makes the network faster within it; {best}; nothing was "
-            "written. Training (--train) recovers what factorisation alone loses"
-        )
+        raise TargetError(f"{limit.refusal}; {best}; nothing was written. {limit.advice}")
     tried.sort(key=lambda pair: pair[0].speedup)
     return max(good, key=lambda pair: pair[0].speedup)[1], tuple(candidate for candidate, _ in tried)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trp_onnx._version import __version__
 from trp_onnx.accuracy import Accuracy
+from trp_onnx.agreement import Agreement
 from trp_onnx.comparison import OutputError
 from trp_onnx.latency.realised import Latency
 from trp_onnx.planning import Candidate, Decision
@@ -37,6 +38,21 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What the written file loses where a limit on it chose the plan.
+
+    Attributes:
+        measure: What is counted, and on what: "points of top-1 accuracy on 1000 held-out samples".
+        allowed: The limit.
+        lost: By the written file.
+    """
+
+    measure: str
+    allowed: float
+    lost: float
+
+
+@dataclass(frozen=True, repr=False)
 class Report:
     """The result of one compression; `to_dict` is `report.json`.
 
@@ -49,13 +65,16 @@ class Report:
         outputs: Relative error of each output on the verification inputs.
         verified_on: What those inputs were.
         layers: A decision for every layer.
-        accuracy_before: Of the input file, when data was given.
+        accuracy_before: Of the input file, where there are labelled test samples.
         accuracy_after: Of the written file.
+        agreement: Of both files, where there are samples without labels.
+        loss: What a limit counts, where one chose the plan.
         align: Ranks are multiples of this.
-        latency: Time against the original's, predicted and measured, where ranks were planned by time.
-        candidates: What was tried to find the fastest plan within a drop of accuracy.
+        latency: Time against the original's: measured, and predicted where there is a latency table.
+        candidates: What was tried to find the fastest plan within the limit.
         spectra: What each layer loses at every rank; only where a page is asked for.
         trained: What training came to, when there was any.
+        warnings: Why this result may be of no use (see `alarms`).
         notes: What the owner should know.
         seconds: Wall time of each phase.
     """
@@ -70,13 +89,25 @@ class Report:
     layers: tuple[Decision, ...]
     accuracy_before: Accuracy | None = None
     accuracy_after: Accuracy | None = None
+    agreement: Agreement | None = None
+    loss: Loss | None = None
     align: int = 1
     latency: Latency | None = None
     candidates: tuple[Candidate, ...] = ()
     spectra: dict[str, Spectrum] = field(default_factory=dict)
     trained: Trained | None = None
+    warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """What matters in one line; `to_dict` has everything."""
+        parts = [f"{self.model!r} -> {self.output!r}", f"MACs x{self.macs.ratio:.3f}"]
+        if self.latency is not None and self.latency.measured is not None:
+            parts.append(f"{self.latency.measured.median:.2f}x as fast")
+        if self.accuracy_before is not None and self.accuracy_after is not None:
+            parts.append(f"top-1 {self.accuracy_before.top1:.2%} -> {self.accuracy_after.top1:.2%}")
+        return f"<Report {', '.join(parts)}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings."""
@@ -91,6 +122,7 @@ class Report:
             "outputs": [dataclasses.asdict(error) for error in self.outputs],
             "align": self.align,
             "layers": [_layer(decision) for decision in self.layers],
+            "warnings": list(self.warnings),
             "notes": list(self.notes),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
@@ -100,13 +132,14 @@ class Report:
                 "after": self.accuracy_after.top1,
                 "samples": self.accuracy_after.samples,
             }
+        if self.agreement is not None:
+            document["agreement"] = dataclasses.asdict(self.agreement)
+        if self.loss is not None:
+            document["loss"] = dataclasses.asdict(self.loss)
         if self.latency is not None:
             document["latency"] = dataclasses.asdict(self.latency)
         if self.candidates:
-            document["candidates"] = [
-                {"speedup": c.speedup, "macs": c.macs, "accuracy": c.accuracy.top1, "samples": c.accuracy.samples}
-                for c in self.candidates
-            ]
+            document["candidates"] = [dataclasses.asdict(candidate) for candidate in self.candidates]
         if self.trained is not None:
             document["training"] = dataclasses.asdict(self.trained)
         return document

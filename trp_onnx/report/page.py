@@ -15,6 +15,7 @@ from trp_onnx._version import __version__
 from trp_onnx.errors import UsageError
 from trp_onnx.planning import Decision
 from trp_onnx.printable import printable
+from trp_onnx.report.alarms import LEAST_AGREEMENT, LOST_ACCURACY
 from trp_onnx.report.document import Report
 from trp_onnx.report.spectra import Spectrum
 from trp_onnx.report.tables import si
@@ -114,7 +115,12 @@ def _cards(report: Report) -> list[Card]:
     if report.accuracy_before is not None and report.accuracy_after is not None:
         before, after = report.accuracy_before.top1, report.accuracy_after.top1
         detail = f"{before:.2%} → {after:.2%} on {report.accuracy_after.samples} samples"
-        cards.append(Card("top-1 accuracy", f"{(after - before) * 100:+.2f} points", detail, after >= before - 0.01))
+        good = after >= before - LOST_ACCURACY
+        cards.append(Card("top-1 accuracy", f"{(after - before) * 100:+.2f} points", detail, good))
+    if report.agreement is not None:
+        found = report.agreement
+        detail = f"{found.what}, {found.samples} samples"
+        cards.append(Card("agreement with the original", f"{found.value:.1%}", detail, found.value >= LEAST_AGREEMENT))
     for title, size in (("MACs", report.macs), ("parameters", report.parameters), ("file", report.file_bytes)):
         cards.append(Card(title, f"{size.ratio:.0%}", f"{si(size.before)} → {si(size.after)}"))
     worst = max((output.relative_error for output in report.outputs), default=0.0)
@@ -187,15 +193,17 @@ def _spectrum_plot(spectrum: Spectrum) -> Figure:
 def _pareto_plot(report: Report) -> Figure:
     figure, axes = _figure(6, 3.2)
     speeds = [c.speedup for c in report.candidates]
-    accuracies = [100 * c.accuracy.top1 for c in report.candidates]
-    axes.plot(speeds, accuracies, color=BEFORE, linewidth=1, zorder=1)
-    axes.scatter(speeds, accuracies, color=AFTER, zorder=2, label="tried")
+    losses = [c.lost for c in report.candidates]
+    axes.plot(speeds, losses, color=BEFORE, linewidth=1, zorder=1)
+    axes.scatter(speeds, losses, color=AFTER, zorder=2, label="tried")
     chosen = report.latency.predicted if report.latency is not None else None
-    for speed, accuracy in zip(speeds, accuracies, strict=True):
+    for speed, lost in zip(speeds, losses, strict=True):
         if chosen is not None and abs(speed - chosen) < 1e-9:
-            axes.scatter([speed], [accuracy], color=ACCENT, s=70, zorder=3, label="chosen")
+            axes.scatter([speed], [lost], color=ACCENT, s=70, zorder=3, label="chosen")
     axes.set_xlabel("speed-up, predicted")
-    axes.set_ylabel(f"top-1 % of {report.candidates[0].accuracy.samples} held-out samples")
+    if report.loss is not None:
+        axes.axhline(report.loss.allowed, color=QUIET, linestyle="--", linewidth=1, label="allowed")
+    axes.set_ylabel("lost")
     axes.legend(frameon=False)
     return figure
 

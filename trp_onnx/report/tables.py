@@ -30,6 +30,8 @@ def show_report(console: Console, report: Report, *, layers: bool = True) -> Non
     if layers:
         console.print(_layer_table(report.layers))
     console.print(_summary_table(report))
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="bold red", highlight=False, markup=False)
     for note in report.notes:
         console.print(f"note: {message(note)}", style="yellow", highlight=False, markup=False)
 
@@ -64,6 +66,11 @@ def _summary_table(report: Report) -> Table:
             f"{after:.2%}",
             f"{(after - before) * 100:+.2f} points",
         )
+    if report.agreement is not None:
+        found = report.agreement
+        table.add_row(f"{found.what}, {found.samples}", "", f"{found.value:.2%}", "against the original")
+    if report.loss is not None:
+        table.add_row("lost", "", f"{report.loss.lost:.2f}", f"at most {report.loss.allowed:g}")
     latency = report.latency
     if latency is not None and latency.measured is not None and latency.milliseconds is not None:
         before_ms, after_ms = (f"{ms:.2f} ms" for ms in latency.milliseconds)
@@ -82,7 +89,9 @@ def _summary_table(report: Report) -> Table:
         table.add_row(f"output '{plain(output.name)}'", "", f"{output.relative_error:.2e}", "relative error")
     kept = Counter("factorised" if d.scheme else "kept" for d in report.layers)
     table.add_row("layers", str(len(report.layers)), f"{kept['factorised']} factorised", f"{kept['kept']} kept")
-    table.caption = f"verified on {plain(report.verified_on)}; {sum(report.seconds.values()):.1f} s"
+    lost = f"lost: {report.loss.measure}; " if report.loss is not None else ""
+    verified = f"verified on {plain(report.verified_on)}; {sum(report.seconds.values()):.1f} s"
+    table.caption = f"{lost}{verified}\nwritten to {plain(report.output)}"
     table.caption_justify = "left"
     return table
 
