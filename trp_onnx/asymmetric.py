@@ -80,6 +80,9 @@ def factorise_in_turn(
         for pair in zip(before.run(original, [flow]), after.run(now, [flow]), strict=True):
             patches = [patches_of(layer, v[flow], len(x), r) for v, r in zip(pair, positions, strict=True)]
             sums.add(np.concatenate(patches, axis=2))
+        if not sums.finite:  # by its weights, or as it is
+            FactorisePass([layer], chosen, keep)(model)
+            continue
         joint = sums.moments()
         if layer.name in chosen:
             FactorisePass([layer], chosen, keep, _fitted_to(joint))(model)

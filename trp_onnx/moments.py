@@ -23,6 +23,7 @@ import onnx_ir as ir
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
+from trp_onnx.progress import note
 from trp_onnx.runtime import open_session, run_session
 
 PATCHES, PER_ENTRY = 8192, 8
@@ -58,7 +59,9 @@ class Moments:
         if not centred:
             found = found + self.mean[:, :, None] * self.mean[:, None, :]
         power = np.trace(found, axis1=1, axis2=2) / found.shape[1]
-        floor = np.maximum(SHRINKAGE * power, np.finfo(np.float64).tiny)
+        floor = np.where(
+            power > np.finfo(np.float64).tiny, SHRINKAGE * power, 1.0
+        )  # where nothing flows, the weights' own
         return np.asarray(found + floor[:, None, None] * np.eye(found.shape[1]))
 
 
@@ -102,7 +105,13 @@ def collect_moments(
         values = run_session(session, {given: batch}) | {given: batch}
         for layer in seen:
             sums[layer.key].add(patches_of(layer, values[flows[layer.name]], len(x), rng))
-    found = {key: total.moments() for key, total in sums.items() if total.count}
+    strange = [layer.name for layer in seen if not sums[layer.key].finite]
+    if strange:
+        note(
+            f"what flows into '{strange[0]}'{' and others' if len(strange) > 1 else ''} is not finite on the data: "
+            "such a layer is judged by its weights"
+        )
+    found = {key: total.moments() for key, total in sums.items() if total.count and total.finite}
     return {layer.name: found[layer.key] for layer in seen if layer.key in found}
 
 
@@ -176,7 +185,7 @@ def _windows(layer: Layer, value: np.ndarray, per_sample: int, rng: np.random.Ge
         shape = [count, *(-1 if a == axis else 1 for a in range(axes))]
         inside = inside & ((place >= 0) & (place < sizes[axis])).reshape(shape)
         index.append(np.clip(place, 0, sizes[axis] - 1).reshape(shape))
-    taken = value[tuple(index)] * inside  # (b, G C, p, *k)
+    taken = np.where(inside, value[tuple(index)], 0)  # (b, G C, p, *k)
     batch, channels = value.shape[:2]
     taken = taken.reshape(batch, geometry.groups, channels // geometry.groups, count, -1).transpose(1, 0, 3, 2, 4)
     return np.asarray(taken.reshape(geometry.groups, batch * count, -1), np.float32)
@@ -206,18 +215,24 @@ class Sums:
     def __init__(self) -> None:
         """Start with none."""
         self.count = 0
+        self.finite = True
+        self._scale = np.float32(1)  # squares of 1e20 do not fit in float32
         self._shift = np.zeros(0, np.float32)
         self._first = np.zeros(0)
         self._second = np.zeros(0, np.float32)
 
     def add(self, patches: np.ndarray) -> None:
-        """`patches`: (G, p, D)."""
+        """`patches`: (G, p, D); where one of them holds NaN or infinity, the sums say nothing any more."""
+        self.finite = self.finite and bool(np.isfinite(patches).all())
+        if not self.finite:
+            return
         if not self.count:
             groups, _, size = patches.shape
+            self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
             self._shift = patches.mean(axis=1, keepdims=True)
             self._first = np.zeros((groups, size))
             self._second = np.zeros((groups, size, size), np.float32)
-        patches = patches - self._shift
+        patches = (patches - self._shift) / self._scale
         self.count += patches.shape[1]
         self._first += patches.sum(axis=1, dtype=np.float64)
         self._second += np.swapaxes(patches, 1, 2) @ patches
@@ -226,4 +241,5 @@ class Sums:
         """What they come to."""
         first = self._first / self.count
         covariance = self._second.astype(np.float64) / self.count - first[:, :, None] * first[:, None, :]
-        return Moments(self._shift[:, 0].astype(np.float64) + first, covariance, self.count)
+        scale = float(self._scale)
+        return Moments(self._shift[:, 0].astype(np.float64) + scale * first, scale**2 * covariance, self.count)

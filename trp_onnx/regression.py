@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trp_onnx.linalg import Array
+from trp_onnx.linalg import Array, scaled
 
 ALTERNATIONS = 2
 """Each lowers the error, the first ones most, and costs a few products with the whole moment."""
@@ -41,7 +41,7 @@ def pair_errors(weight: Array, moment: Array) -> Array:
         (R + 1,) with R = min(A, N T): 1 at rank 0, 0 at full rank; never rising.
     """
     total: Array | float = 0.0
-    for w, s in zip(weight, moment, strict=True):
+    for w, s in zip(scaled(weight)[0], scaled(moment)[0], strict=True):
         first, second = _truncation(w, s)
         by_taps = np.tensordot(first, np.tensordot(s, first, (2, 1)), (1, 0))  # (r, t, t', r')
         if w.shape[-1] == 1:
@@ -69,8 +69,10 @@ def fit_pair(weight: Array, moment: Array, rank: int) -> tuple[Array, Array]:
     Returns:
         `first` (G, rank, A) and `second` (G, N, rank, T), of the same norm at each rank.
     """
-    pairs = [_fit(w, s, rank) for w, s in zip(weight, moment, strict=True)]
-    return np.stack([first for first, _ in pairs]), np.stack([second for _, second in pairs])
+    near_one, peak = scaled(weight)
+    pairs = [_fit(w, s, rank) for w, s in zip(near_one, scaled(moment)[0], strict=True)]
+    root = np.sqrt(peak)
+    return root * np.stack([first for first, _ in pairs]), root * np.stack([second for _, second in pairs])
 
 
 def regress_outputs(weight: Array, moment: Array, inner: Array) -> Array:
@@ -159,6 +161,9 @@ def _first(first: Array, second: Array, weight: Array, moment: Array) -> Array:
 
 
 def _solve(right: Array, symmetric: Array) -> Array:
-    """`right @ inv(symmetric)` for a positive semidefinite matrix; the least one where it is singular."""
-    ridge = _RIDGE * max(float(np.trace(symmetric)) / len(symmetric), np.finfo(np.float64).tiny)
-    return np.asarray(np.linalg.solve(symmetric + ridge * np.eye(len(symmetric)), right.T).T)
+    """`right @ inv(symmetric)` for a positive semidefinite matrix; the least one where it is singular, 0 for zeros."""
+    power = float(np.trace(symmetric)) / len(symmetric)
+    if power <= np.finfo(np.float64).tiny:
+        return np.zeros_like(right)
+    held = symmetric / power + _RIDGE * np.eye(len(symmetric))
+    return np.asarray(np.linalg.solve(held, right.T / power).T)
