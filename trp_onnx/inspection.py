@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from trp_onnx import linalg
-from trp_onnx.layers import Layer, find_layers
+from trp_onnx.layers import Layer, find_layers, network_macs
 from trp_onnx.model import open_model
 from trp_onnx.normalise import normalise
 from trp_onnx.planning.options import sites_of
+from trp_onnx.planning.plan import notes_on
 from trp_onnx.progress import track
 from trp_onnx.schemes import Scheme, candidates
 
@@ -30,8 +31,8 @@ class LayerView:
         kernel: Kernel shape; empty for products.
         channels: (in, out) over all groups; None for a layer without a constant weight.
         groups: Groups of a convolution, or matrices of a batched product.
-        macs: Multiply-accumulates, or None when unknown.
-        share: Its part of the network's MACs.
+        macs: Multiply-accumulates, of one iteration in a loop body; None when unknown.
+        share: Its part of the network's MACs; None where some of those are unknown.
         parameters: Entries of the weight.
         scheme: The scheme whose spectrum is shown: the one that costs least at 95 % of the energy.
         full_rank: Rank without loss, under that scheme.
@@ -69,18 +70,28 @@ class LayerView:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` returns: the layers, and the sums over those whose MACs are known."""
+    """What `inspect` returns.
+
+    Attributes:
+        model: The file.
+        macs: Multiply-accumulates of one run of the network, over the operators whose MACs are known.
+        layers: Every operator that sums products, those that cannot be factorised too.
+        notes: What the owner should know.
+        unknown: Operators whose MACs are not known.
+    """
 
     model: str
     macs: int
     layers: tuple[LayerView, ...]
     notes: tuple[str, ...] = ()
+    unknown: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
         return {
             "model": self.model,
             "macs": self.macs,
+            "macs_unknown_nodes": self.unknown,
             "layers": [view.to_dict() for view in self.layers],
             "notes": list(self.notes),
         }
@@ -106,13 +117,14 @@ def inspect(
     """
     normal, notes = normalise(open_model(Path(model)), input_shapes, simplify=simplify)
     layers = find_layers(normal, input_shapes)
-    total = sum(layer.macs or 0 for layer in layers)
+    total = network_macs((layer, layer.macs) for layer in layers)
+    unknown = sum(layer.macs is None for layer in layers)
     spectra = {}
     for group in track(sites_of(layers), "spectra"):
         view = _spectrum(group)
         spectra.update(dict.fromkeys((layer.name for layer in group), view))
-    views = tuple(_view(layer, total, spectra.get(layer.name)) for layer in layers)
-    return Inspection(str(model), total, views, tuple(notes))
+    views = tuple(_view(layer, 0 if unknown else total, spectra.get(layer.name)) for layer in layers)
+    return Inspection(str(model), total, views, (*notes, *notes_on(layers)), unknown)
 
 
 _Spectrum = tuple[str, int, tuple[int, ...], tuple[bool, ...], tuple[str, ...]]
@@ -153,7 +165,7 @@ def _view(layer: Layer, total: int, spectrum: _Spectrum | None) -> LayerView:
         else None,
         groups=geometry.groups if geometry else 1,
         macs=layer.macs,
-        share=layer.macs / total if layer.macs is not None and total else None,
+        share=layer.times * layer.macs / total if layer.macs is not None and total else None,
         parameters=layer.parameters,
         scheme=scheme,
         full_rank=full,

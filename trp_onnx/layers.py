@@ -1,8 +1,9 @@
 """Layers: the nodes that hold a weight matrix, wherever they stand in a model.
 
 `find_layers` returns one `Layer` for every Conv, ConvTranspose, Gemm and MatMul, and for every other node
-that multiplies by weights but that we cannot split (LSTM, quantised operators, ...). A layer either has
-what a factorisation needs (a constant weight and a geometry) or a `reason` that says what is missing.
+that sums products but that we cannot split (LSTM, attention, quantised operators, ...): their MACs together are
+the network's, see `network_macs`. A layer either has what a factorisation needs (a constant weight and a
+geometry) or a `reason` that says what is missing.
 
 `Layout` is the one place that knows how each operator stores its weight; everywhere else a weight is
 `W: (G, N, C, *k)` as in `schemes.py`.
@@ -11,26 +12,29 @@ what a factorisation needs (a constant weight and a geometry) or a `reason` that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx import cost
 from trp_onnx.constants import Constant, resolve_constant
 from trp_onnx.errors import ModelError
 from trp_onnx.linalg import Array
+from trp_onnx.observed import observe_shapes
+from trp_onnx.roles import bodies_of, ends_of
 from trp_onnx.schemes import Geometry
 from trp_onnx.shapes import Shape, infer_shapes
 
 FACTORISABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-# Operators that also multiply by weights, and what a person can do about each.
+# Other operators that sum products, and what a person can do about each.
 _QUANTISED = "is already quantised: compress the float model first, quantise afterwards"
 _FUSED = "is a runtime's fused operator: compress the model as it was before that runtime optimised it"
 _RECURRENT = "packs several recurrent matrices in one node: export it unrolled (MatMul + Add) to factorise it"
-NOT_SUPPORTED = {
+_NOT_SUPPORTED = {
     "LSTM": _RECURRENT,
     "GRU": _RECURRENT,
     "RNN": _RECURRENT,
@@ -38,17 +42,31 @@ NOT_SUPPORTED = {
     "QLinearMatMul": _QUANTISED,
     "ConvInteger": _QUANTISED,
     "MatMulInteger": _QUANTISED,
+    "MatMulIntegerToFloat": _QUANTISED,
+    "MatMulInteger16": _QUANTISED,
     "MatMulNBits": _QUANTISED,
+    "MatMulBnb4": _QUANTISED,
+    "MatMulFpQ4": _QUANTISED,
     "DynamicQuantizeMatMul": _QUANTISED,
+    "DynamicQuantizeLSTM": _QUANTISED,
     "QGemm": _QUANTISED,
-    "FusedConv": _FUSED,
-    "FusedMatMul": _FUSED,
-    "FusedGemm": _FUSED,
-    "NhwcFusedConv": _FUSED,
-    "Attention": _FUSED,
+    "QAttention": _QUANTISED,
+    "Attention": "multiplies activations with one another: it holds no weight",
     "DeformConv": "samples its input at computed positions: only plain convolutions are split",
     "Einsum": "is not read as a matrix product: write it as MatMul to factorise it",
 }
+
+
+def _why_not(node: ir.Node) -> str:
+    """Why a node that is none of `FACTORISABLE` cannot be split."""
+    quantised = _NOT_SUPPORTED.get(node.op_type) == _QUANTISED
+    if node.domain == cost.MICROSOFT and not quantised:
+        return f"{node.op_type} {_FUSED}"
+    if node.op_type in _NOT_SUPPORTED and cost.understood(node):
+        return f"{node.op_type} {_NOT_SUPPORTED[node.op_type]}"
+    if cost.understood(node):
+        return f"{node.op_type} is no convolution and no matrix product that can be split"
+    return f"{node.op_type} of the domain '{node.domain or 'ai.onnx'}' is an operator whose work is not known here"
 
 
 @dataclass(frozen=True)
@@ -98,6 +116,10 @@ class Layout:
         return stored.reshape(*self.batch, *stored.shape[-2:])
 
 
+Branches = tuple[tuple[ir.Node, str], ...]
+"""Branches of If, from the outermost in: the node that holds it, and its name."""
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One node that holds weights.
@@ -111,8 +133,12 @@ class Layer:
         constant: The weight; None likewise.
         geometry: What cost depends on. Unknown sizes stand as 1.
         sized: False when a spatial size or a number of rows is not known, so that `macs` is not either.
-        role: "stem" for the first layer after an input, "last" for the last before an output, else "".
+        role: "stem" for the first layer after an input, "last" for the last before an output, else "" (see `roles`).
         place: The subgraph in which the node stands, e.g. "body of Loop 'l'"; "" for the main graph.
+        fixed_macs: Multiply-accumulates of one call of a layer without a geometry; None when unknown.
+        times: How often the loops around it run it, as far as that is known.
+        endless: Whether there is a loop around it whose number of iterations is not known: one is counted.
+        branches: The branches of If in which it stands, from the outermost in: the node, and the branch's name.
     """
 
     name: str
@@ -125,11 +151,17 @@ class Layer:
     sized: bool = False
     role: str = ""
     place: str = ""
+    fixed_macs: int | None = None
+    times: int = 1
+    endless: bool = False
+    branches: Branches = ()
 
     @property
     def macs(self) -> int | None:
         """Multiply-accumulates of one run (one iteration, in a loop body), or None when unknown."""
-        return self.geometry.macs if self.geometry is not None and self.sized else None
+        if self.geometry is None:
+            return self.fixed_macs
+        return self.geometry.macs if self.sized else None
 
     @property
     def parameters(self) -> int | None:
@@ -162,73 +194,131 @@ def find_layers(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | Non
     """Every layer of a model in graph order, those in subgraphs included.
 
     Args:
-        model: A model whose local functions are inlined (see `normalise`).
-        input_shapes: Shapes for inputs with dynamic sizes. A symbolic first dimension counts as 1.
+        model: A model whose local functions are inlined and whose nodes are sorted (see `normalise`).
+        input_shapes: Shapes for inputs with dynamic sizes. A symbolic first dimension counts as 1. Sizes that are
+            left open where these are known are read off a run on generated inputs.
 
     Raises:
         ModelError: `input_shapes` names an input that does not exist or contradicts its declared shape.
     """
-    shapes = infer_shapes(model, input_shapes)
+    places = [place for place in _walk(model.graph) if cost.multiplies(place.node)]
+    shapes = _shapes(model, input_shapes, places)
     opset = model.opset_imports.get("", 0)
-    stems, lasts = _ends(model)
+    stems, lasts = ends_of(model, {place.node for place in places if cost.understood(place.node)})
     used: Counter[str] = Counter()
     layers = []
-    for node, place in _walk(model.graph, ""):
-        if node.domain not in ("", "ai.onnx", "com.microsoft"):
-            continue
-        supported = node.op_type in FACTORISABLE and node.domain != "com.microsoft"
-        if not supported and node.op_type not in NOT_SUPPORTED:
-            continue
+    for place in places:
+        node = place.node
         name = node.name or node.outputs[0].name or node.op_type
         used[name] += 1
         if used[name] > 1:
             name = f"{name}#{used[name]}"
         role = "stem" if node in stems else "last" if node in lasts else ""
-        if not supported:
-            reason = f"{node.op_type} {NOT_SUPPORTED[node.op_type]}"
-            layers.append(Layer(name, node.op_type, node, reason, role=role, place=place))
-            continue
-        layers.append(_read(node, name, role, place, shapes, opset))
+        times, endless = place.times(shapes)
+        layer = Layer(
+            name, node.op_type, node, _why_not(node), role=role, place=place.name, times=times, endless=endless,
+            fixed_macs=cost.macs_of(node, shapes), branches=place.branches,
+        )  # fmt: skip
+        supported = node.op_type in FACTORISABLE and node.domain in ("", "ai.onnx")
+        layers.append(_read(layer, shapes, opset) if supported else layer)
     return layers
 
 
-def _walk(graph: ir.Graph, place: str) -> list[tuple[ir.Node, str]]:
+def network_macs(costs: Iterable[tuple[Layer, int | None]]) -> int:
+    """Multiply-accumulates of one run of a network: loops as often as they run, of an If the branch that costs more.
+
+    Args:
+        costs: Every layer of the network, with what it costs once; unknown ones count 0.
+    """
+    return _total(costs)[0]
+
+
+def counted_layers(layers: Sequence[Layer]) -> set[str]:
+    """Names of the layers that are in the network's MACs: all but those in the cheaper branches of an If."""
+    cheaper = _total((layer, layer.macs) for layer in layers)[1]
+    return {
+        layer.name
+        for layer in layers
+        if not any(layer.branches[: depth + 1] in cheaper for depth in range(len(layer.branches)))
+    }
+
+
+def _total(costs: Iterable[tuple[Layer, int | None]]) -> tuple[int, set[Branches]]:
+    """The MACs of one run, and the branches that are not in them."""
+    sums: dict[Branches, int] = {(): 0}
+    for layer, macs in costs:
+        for depth in range(len(layer.branches)):
+            sums.setdefault(layer.branches[: depth + 1], 0)
+        sums[layer.branches] += layer.times * (macs or 0)
+    cheaper: set[Branches] = set()
+    for depth in range(max(map(len, sums)), 0, -1):
+        dearest: dict[tuple[Branches, ir.Node], Branches] = {}
+        for path in [path for path in sums if len(path) == depth]:
+            choice = (path[:-1], path[-1][0])
+            best = dearest.setdefault(choice, path)
+            if sums[path] > sums[best]:
+                dearest[choice] = path
+        for path in dearest.values():
+            sums[path[:-1]] += sums[path]
+        cheaper |= {path for path in sums if len(path) == depth} - set(dearest.values())
+    return sums[()], cheaper
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A node, and what stands around it."""
+
+    node: ir.Node
+    name: str = ""
+    loops: tuple[ir.Node, ...] = ()
+    branches: Branches = ()
+
+    def within(self, attribute: str, inner: ir.Node) -> _Place:
+        """The place of a node in a subgraph of this one."""
+        name = f"{attribute} of {self.node.op_type} '{self.node.name}'"
+        if self.node.op_type == "If":
+            return _Place(inner, name, self.loops, (*self.branches, (self.node, attribute)))
+        return _Place(inner, name, (*self.loops, self.node), self.branches)
+
+    def times(self, shapes: Mapping[ir.Value, Shape]) -> tuple[int, bool]:
+        """How often its loops run it as far as that is known, and whether there is one of which it is not."""
+        trips = [cost.trips_of(loop, shapes) for loop in self.loops]
+        return prod(trip for trip in trips if trip is not None), None in trips
+
+
+def _walk(graph: ir.Graph) -> list[_Place]:
+    """All nodes in graph order; those of a subgraph behind the one that holds it."""
     found = []
-    for node in graph:
-        found.append((node, place))
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                inside = f"{attribute.name} of {node.op_type} '{node.name}'"
-                found += _walk(attribute.as_graph(), inside)
+    stack = [_Place(node) for node in reversed(graph)]
+    while stack:
+        place = stack.pop()
+        found.append(place)
+        if not bodies_of(place.node):
+            continue
+        for attribute in reversed(list(place.node.attributes.values())):
+            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+                stack += [place.within(attribute.name, inner) for inner in reversed(attribute.as_graph())]
     return found
 
 
-def _ends(model: ir.Model) -> tuple[set[ir.Node], set[ir.Node]]:
-    """The first layers after an input and the last ones before an output, in the main graph."""
-
-    def search(start: list[ir.Node], forward: bool) -> set[ir.Node]:
-        ends, seen, stack = set(), set(), start
-        while stack:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node.op_type in FACTORISABLE or node.op_type in NOT_SUPPORTED:
-                ends.add(node)
-            else:
-                stack += node.successors() if forward else node.predecessors()
-        return ends
-
-    outputs = (value.producer() for value in model.graph.outputs)
-    inputs = (user for value in model.graph.inputs for user, _ in value.uses())
-    return search(list(inputs), True), search([node for node in outputs if node is not None], False)
+def _shapes(
+    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None, places: Sequence[_Place]
+) -> dict[ir.Value, Shape]:
+    """Shapes of all values, with a run for those that the layers' MACs need and inference leaves open."""
+    shapes = infer_shapes(model, input_shapes)
+    around = [
+        value for place in places if cost.understood(place.node) for value in (*place.node.inputs, *place.node.outputs)
+    ]
+    loops = [value for place in places for loop in place.loops for value in loop.inputs]
+    return observe_shapes(model, input_shapes, shapes, [value for value in (*around, *loops) if value is not None])
 
 
-def _read(node: ir.Node, name: str, role: str, place: str, shapes: Mapping[ir.Value, Shape], opset: int) -> Layer:
-    """A Conv, ConvTranspose, Gemm or MatMul as a layer, with a reason where it cannot be split."""
+def _read(layer: Layer, shapes: Mapping[ir.Value, Shape], opset: int) -> Layer:
+    """A Conv, ConvTranspose, Gemm or MatMul, with its weight, or with a reason where it cannot be split."""
+    node = layer.node
 
     def kept(reason: str) -> Layer:
-        return Layer(name, node.op_type, node, reason, role=role, place=place)
+        return replace(layer, reason=reason)
 
     is_conv = node.op_type in ("Conv", "ConvTranspose")
     index, constant, why_not = 1, None, ""
@@ -255,7 +345,7 @@ def _read(node: ir.Node, name: str, role: str, place: str, shapes: Mapping[ir.Va
         layout, geometry, sized, reason = _read_conv(node, weight_shape, shapes)
     else:
         layout, geometry, sized, reason = _read_product(node, index, weight_shape, shapes)
-    return Layer(name, node.op_type, node, reason, layout, constant, geometry, sized, role, place)
+    return replace(layer, reason=reason, layout=layout, constant=constant, geometry=geometry, sized=sized)
 
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)

@@ -47,6 +47,7 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
     if mapped:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = False
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # Shape at once: its input need not wait for it
         options.add_session_config_entry("session.disable_prepacking", "1")
     name = f"'{model}'" if isinstance(model, Path) else "the model"
     try:

@@ -191,7 +191,7 @@ def dense_option(site_layers: tuple[Layer, ...], table: LatencyTable | None = No
     geometry = site_layers[0].geometry
     assert geometry is not None
     time = None if table is None else _time(site_layers, None, (), table)
-    macs = sum(layer.geometry.macs for layer in site_layers if layer.geometry is not None)
+    macs = sum(layer.times * layer.geometry.macs for layer in site_layers if layer.geometry is not None)
     return Option(None, (), macs, geometry.parameters, 0.0, time=time)
 
 
@@ -236,7 +236,7 @@ def _options(
     geometry = layers[0].geometry
     assert geometry is not None
     modes = tuple(np.array(ranks, np.int64).T)
-    macs = np.sum([scheme.macs(layer.geometry, modes) for layer in layers if layer.geometry is not None], axis=0)
+    macs = np.sum([layer.times * scheme.macs(layer.geometry, modes) for layer in layers if layer.geometry], axis=0)
     parameters, lost = scheme.parameters(geometry, modes), errors[modes]
     paying = np.flatnonzero(macs < below)
     return [

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
-from trp_onnx.layers import Layer
+from trp_onnx.layers import Layer, network_macs
 from trp_onnx.planning.options import Evidence, Option, Site
+from trp_onnx.planning.ties import Tie, ties_of
 from trp_onnx.schemes import SCHEMES, Rank
+
+Verdict = tuple[Site, Option, str]
+"""What a layer's site becomes, and why."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,10 @@ class Decision:
         scheme: The scheme, or None for a layer that is kept.
         rank: Its rank, or None.
         reason: Why it is kept, or what its rank followed from.
-        macs_before: Multiply-accumulates of the dense layer; None when unknown.
+        macs_before: Multiply-accumulates of the dense layer, of one iteration in a loop body; None when unknown.
         macs_after: The same after factorisation.
         parameters_before: Entries of the dense weight; None for a layer without a constant weight.
-        parameters_after: The same after factorisation.
+        parameters_after: The same after factorisation, with the weight itself where something else still reads it.
         relative_error: `|W - W'| / |W|` in the Frobenius norm, or that of the layer's outputs where moments are
             known; 0 for a kept layer.
         role: "stem", "last" or "".
@@ -49,25 +54,27 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """Decisions in graph order, and notes on what the plan could not take into account."""
+    """Decisions in graph order, and notes on what the plan could not take into account.
+
+    Attributes:
+        decisions: One for every layer.
+        notes: What the owner should know.
+        macs_before: Multiply-accumulates of one run of the whole network: of all operators whose MACs are known, of
+            an If the branch that costs more.
+        macs_after: The same after factorisation.
+        unknown: Operators whose MACs are not known, and so not among these.
+    """
 
     decisions: tuple[Decision, ...]
     notes: tuple[str, ...] = field(default=())
+    macs_before: int = 0
+    macs_after: int = 0
+    unknown: int = 0
 
     @property
     def chosen(self) -> dict[str, tuple[str, Rank]]:
         """Scheme and rank of the layers that are factorised, by name."""
         return {d.name: (d.scheme, d.rank) for d in self.decisions if d.scheme and d.rank}
-
-    @property
-    def macs_before(self) -> int:
-        """Whole-network MACs before, over the layers whose MACs are known."""
-        return sum(d.macs_before or 0 for d in self.decisions)
-
-    @property
-    def macs_after(self) -> int:
-        """Whole-network MACs after, over the same layers."""
-        return sum(d.macs_after or 0 for d in self.decisions)
 
     @property
     def speedup(self) -> float | None:
@@ -77,7 +84,30 @@ class Plan:
         return 1.0 / (1.0 - saved) if timed else None
 
 
-def decide(layer: Layer, verdict: tuple[Site, Option, str] | None, evidence: Evidence) -> Decision:
+def make_plan(
+    layers: Sequence[Layer], verdicts: Mapping[str, Verdict], evidence: Evidence, notes: Sequence[str] = ()
+) -> Plan:
+    """The plan that follows from verdicts.
+
+    Args:
+        layers: From `find_layers`.
+        verdicts: By name, on the layers that can be factorised.
+        evidence: What errors and times were read from.
+        notes: What the planner has to say.
+    """
+    factorised = {id(site): site.layers for site, option, _ in verdicts.values() if option.scheme is not None}
+    ties = ties_of(list(factorised.values()))
+    decisions = tuple(_decide(layer, verdicts.get(layer.name), evidence, ties.get(layer.name)) for layer in layers)
+    return Plan(
+        decisions,
+        (*notes_on(layers), *_notes_on_ties(layers, ties), *notes),
+        network_macs((layer, d.macs_before) for layer, d in zip(layers, decisions, strict=True)),
+        network_macs((layer, d.macs_after) for layer, d in zip(layers, decisions, strict=True)),
+        sum(layer.macs is None for layer in layers),
+    )
+
+
+def _decide(layer: Layer, verdict: Verdict | None, evidence: Evidence, tie: Tie | None) -> Decision:
     """The decision on a layer: on one that cannot be factorised, or on one that shares a site, by its verdict."""
     table = evidence.table
     time = None if table is None or layer.reason is not None else table.share(layer)
@@ -93,7 +123,7 @@ def decide(layer: Layer, verdict: tuple[Site, Option, str] | None, evidence: Evi
     after = int(scheme.macs(layer.geometry, option.rank)) if layer.sized else None
     return Decision(
         layer.name, layer.op, option.scheme, option.rank, reason, layer.macs, after, layer.parameters,
-        option.parameters, sqrt(option.error), layer.role, time,
+        option.parameters + (tie.entries if tie is not None else 0), sqrt(option.error), layer.role, time,
         None if table is None or time is None else time * table.part(layer, scheme, option.rank),
     )  # fmt: skip
 
@@ -101,14 +131,39 @@ def decide(layer: Layer, verdict: tuple[Site, Option, str] | None, evidence: Evi
 def notes_on(layers: Sequence[Layer]) -> tuple[str, ...]:
     """What MACs do not say of these layers."""
     notes = []
-    unknown = [layer.name for layer in layers if layer.macs is None and layer.geometry is not None]
+    unknown = [layer for layer in layers if layer.macs is None]
     if unknown:
+        kinds = ", ".join(f"{op} {count}" for op, count in Counter(layer.op for layer in unknown).most_common(4))
         notes.append(
-            f"the MACs of {len(unknown)} layers are unknown ('{unknown[0]}', ...): give --input-shape to count them"
+            f"the MACs of {len(unknown)} nodes are unknown ({kinds}; for example '{unknown[0].name}'), so what is said "
+            "of MACs is said of the others alone: give --input-shape where sizes are dynamic"
         )
-    loops = [layer.name for layer in layers if layer.place.startswith("body of")]
-    if loops:
+    repeated = [layer for layer in layers if layer.times > 1]
+    if repeated:
         notes.append(
-            f"{len(loops)} layers stand in loop bodies ('{loops[0]}', ...): the MACs of one iteration are counted"
+            f"{len(repeated)} layers stand in loops ('{repeated[0].name}' runs {repeated[0].times} times, ...): the "
+            "total counts every iteration, a layer's own MACs are those of one"
         )
+    endless = [layer.name for layer in layers if layer.endless]
+    if endless:
+        notes.append(
+            f"{len(endless)} layers stand in loops whose number of iterations is not known ('{endless[0]}', ...): the "
+            "MACs of one iteration are counted"
+        )
+    if any(layer.branches for layer in layers):
+        notes.append("of the branches of an If the one with more MACs is counted")
     return tuple(notes)
+
+
+def _notes_on_ties(layers: Sequence[Layer], ties: Mapping[str, Tie]) -> list[str]:
+    tied = [layer for layer in layers if layer.name in ties and layer.constant is not None]
+    if not tied:
+        return []
+    stay = {layer.key: ties[layer.name].entries for layer in tied}
+    first, constant = tied[0], tied[0].constant
+    assert constant is not None
+    more = f", and so do {len(stay) - 1} others" if len(stay) > 1 else ""
+    return [
+        f"the weight '{constant.value.name}' of '{first.name}' stays in the file beside its factors, because "
+        f"{ties[first.name].reader} reads it too{more}: {sum(stay.values()):,} entries that factorising does not save"
+    ]

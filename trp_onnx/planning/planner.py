@@ -20,7 +20,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from trp_onnx.errors import ModelError, TargetError
-from trp_onnx.layers import Layer
+from trp_onnx.layers import Layer, counted_layers, network_macs
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import (
     LEAST_OF_AVERAGE,
@@ -33,7 +33,7 @@ from trp_onnx.planning.options import (
     sites_of,
     survey,
 )
-from trp_onnx.planning.plan import Plan, decide, notes_on
+from trp_onnx.planning.plan import Plan, make_plan
 from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
 from trp_onnx.planning.verdicts import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
 
@@ -100,7 +100,7 @@ class Planner:
         """The site without options that save next to nothing of the network; `by_size` parameters count as well."""
         part = min(LEAST_SAVED, LEAST_OF_AVERAGE / len(self._sites))
         timed = site.dense.time is not None
-        least = part * (1.0 if timed else sum(layer.macs or 0 for layer in self.layers))
+        least = part * (1.0 if timed else network_macs((layer, layer.macs) for layer in self.layers))
         parameters = part * sum(layer.parameters or 0 for layer in self.layers) if by_size else inf
         dense = site.dense.parameters
         worth = [o for o in site.options if site.saves(o) >= least or dense - o.parameters >= parameters]
@@ -149,13 +149,13 @@ class Planner:
             fixed |= self._within_time(fixed, free, speedup)
 
         verdicts = {layer.name: (site, *fixed[i]) for i, site in enumerate(self._sites) for layer in site.layers}
-        decisions = tuple(decide(layer, verdicts.get(layer.name), self.evidence) for layer in self.layers)
-        if not any(decision.scheme for decision in decisions):
+        plan = make_plan(self.layers, verdicts, self.evidence, self._notes_on_moments())
+        if not plan.chosen:
             raise TargetError(
                 "no layer gets cheaper under this rule, so nothing was written; the first reason: "
-                + next(f"'{d.name}': {d.reason}" for d in decisions if d.name in verdicts)
+                + next(f"'{d.name}': {d.reason}" for d in plan.decisions if d.name in verdicts)
             )
-        return Plan(decisions, (*notes_on(self.layers), *self._notes_on_moments()))
+        return plan
 
     def fastest(self) -> float:
         """The largest speed-up that any plan is predicted to reach, whatever it does to the outputs."""
@@ -170,13 +170,23 @@ class Planner:
     def _within_macs(
         self, fixed: Mapping[int, tuple[Option, str]], free: Sequence[tuple[int, Site]], macs: float
     ) -> dict[int, tuple[Option, str]]:
-        total = sum(layer.macs or 0 for layer in self.layers)
+        total = network_macs((layer, layer.macs) for layer in self.layers)
         if total == 0:
             raise ModelError(f"no layer's MACs are known: the input size is dynamic, give {self._ask}")
-        known = [layer.macs for layer in self.layers if layer.macs is not None and layer.reason is not None]
+        counted = counted_layers(self.layers)
+
+        def counts(site: Site) -> bool:
+            return any(layer.name in counted for layer in site.layers)
+
+        known = [
+            layer.times * (layer.macs or 0)
+            for layer in self.layers
+            if layer.name in counted and layer.reason is not None
+        ]
         # Of layers that share a weight some may have a known size and others not; the total has the former.
-        settled = sum(known) + sum(option.macs for option, _ in fixed.values())
-        choices = [(site.dense, *site.options) for _, site in free]
+        settled = sum(known) + sum(option.macs for i, (option, _) in fixed.items() if counts(self._sites[i]))
+        inside = [(index, site) for index, site in free if counts(site)]
+        choices = [(site.dense, *site.options) for _, site in inside]
         chosen = allocate(choices, int(macs * total) - settled)
         if chosen is None:
             least = settled + sum(min(option.macs for option in options) for options in choices)
@@ -184,7 +194,7 @@ class Planner:
                 f"--macs {macs:g} is out of reach: with every layer at its cheapest {least / total:.3f} of the MACs "
                 "remain"
             )
-        return _verdicts(free, chosen)
+        return _verdicts(inside, chosen) | _other_branches([pair for pair in free if not counts(pair[1])], macs)
 
     def _within_time(
         self, fixed: Mapping[int, tuple[Option, str]], free: Sequence[tuple[int, Site]], speedup: float
@@ -211,6 +221,16 @@ class Planner:
             f"{len(blind)} layers ('{blind[0]}', ...) are judged by their weights, not by the data: what flows into "
             "transposed convolutions, batched products and loop bodies is not observed"
         ]
+
+
+def _other_branches(free: Sequence[tuple[int, Site]], macs: float) -> dict[int, tuple[Option, str]]:
+    """Branches of If that cost less than their sibling are not in the network's MACs: each site keeps R of its own."""
+    found: dict[int, tuple[Option, str]] = {}
+    for index, site in free:
+        within = [option for option in site.options if option.macs <= macs * site.dense.macs]
+        option = min(within, key=lambda option: option.damage, default=site.dense)
+        found |= _verdicts([(index, site)], [option])
+    return found
 
 
 def _verdicts(free: Sequence[tuple[int, Site]], chosen: Sequence[Option]) -> dict[int, tuple[Option, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trp_onnx.errors import ModelError
 from trp_onnx.layers import Layer
 from trp_onnx.planning.options import Evidence, Option, Site, dense_option, exact_option, sites_of, survey
-from trp_onnx.planning.plan import Plan, decide, notes_on
+from trp_onnx.planning.plan import Plan, make_plan
 from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
 from trp_onnx.planning.verdicts import nothing_to_do, show_rank
 from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates
@@ -103,7 +103,7 @@ def plan_at_ranks(
         for layer in group:
             site = Site(group, dense_option(group, table), ())
             verdicts.setdefault(layer.name, (site, site.dense, kept.get(layer.name, "the configuration keeps it")))
-    return Plan(tuple(decide(layer, verdicts.get(layer.name), evidence) for layer in layers), notes_on(layers))
+    return make_plan(layers, verdicts, evidence)
 
 
 def _numerical_rank(layer: Layer, scheme: Scheme, rank: Rank) -> Rank:

@@ -125,11 +125,22 @@ def inspection_table(inspection: Inspection) -> Table:
             plain(view.reason or view.scheme or ""),
         )
     table.caption = (
-        f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers; 90 %, 95 %, 99 %: the rank that keeps so "
-        "much of the energy, dim where that rank costs more than the dense layer; /g: groups"
+        f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers{_others(inspection)}; 90 %, 95 %, 99 %: the "
+        "rank that keeps so much of the energy, dim where that rank costs more than the dense layer; /g: groups"
     )
     table.caption_justify = "left"
     return table
+
+
+def _others(inspection: Inspection) -> str:
+    """What operators that cannot be factorised take of the MACs."""
+    others = [view for view in inspection.layers if view.reason is not None]
+    if not others:
+        return ""
+    share = sum(view.share or 0.0 for view in others)
+    kinds = ", ".join(f"{op} {count}" for op, count in Counter(view.op for view in others).most_common(4))
+    part = f"{share:.1%} of them in" if inspection.macs and not inspection.unknown else "some in"
+    return f", {part} operators that cannot be factorised ({kinds})"
 
 
 def bench_tables(bench: Bench) -> list[Table]:

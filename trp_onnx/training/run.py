@@ -19,7 +19,7 @@ import onnx_ir as ir
 from trp_onnx.accuracy import as_feed
 from trp_onnx.data import Dataset, Preprocessing
 from trp_onnx.errors import DataError, ModelError, OutputError, TargetError, TrainingError, UsageError
-from trp_onnx.layers import Layer, find_layers
+from trp_onnx.layers import Layer, find_layers, network_macs
 from trp_onnx.model import open_model, write_text
 from trp_onnx.normalise import normalise
 from trp_onnx.planning import Plan, plan_at_ranks
@@ -200,7 +200,7 @@ class TrainingRun:
         materialise(model, layers, chosen)
         layers = find_layers(model, self._shapes(model))
         targets = targets_of(layers, chosen)
-        total = sum(layer.macs or 0 for layer in layers)
+        total = network_macs((layer, layer.macs) for layer in layers)
         projection = Projection(
             tuple(targets), strategy, self._options.every, energy, budget, align, total,
             total - sum(target.dense_macs for target in targets), self._options.nuclear,
