@@ -35,6 +35,8 @@ def ends_of(model: ir.Model, layers: Collection[ir.Node]) -> tuple[set[ir.Node],
 
 def bodies_of(node: ir.Node) -> list[ir.Graph]:
     """The subgraphs that a node holds."""
+    if not node.attributes:
+        return []
     return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH and not a.is_ref()]
 
 

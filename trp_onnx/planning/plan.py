@@ -100,7 +100,7 @@ def make_plan(
     decisions = tuple(_decide(layer, verdicts.get(layer.name), evidence, ties.get(layer.name)) for layer in layers)
     return Plan(
         decisions,
-        (*notes_on(layers), *_notes_on_ties(layers, ties), *notes),
+        (*notes_on(layers), *_notes_on_ties(decisions, ties), *notes),
         network_macs((layer, d.macs_before) for layer, d in zip(layers, decisions, strict=True)),
         network_macs((layer, d.macs_after) for layer, d in zip(layers, decisions, strict=True)),
         sum(layer.macs is None for layer in layers),
@@ -155,15 +155,15 @@ def notes_on(layers: Sequence[Layer]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _notes_on_ties(layers: Sequence[Layer], ties: Mapping[str, Tie]) -> list[str]:
-    tied = [layer for layer in layers if layer.name in ties and layer.constant is not None]
+def _notes_on_ties(decisions: Sequence[Decision], ties: Mapping[str, Tie]) -> list[str]:
+    tied = {ties[d.name].weight: d for d in decisions if d.name in ties}
     if not tied:
         return []
-    stay = {layer.key: ties[layer.name].entries for layer in tied}
-    first, constant = tied[0], tied[0].constant
-    assert constant is not None
-    more = f", and so do {len(stay) - 1} others" if len(stay) > 1 else ""
+    first = next(iter(tied.values()))
+    tie = ties[first.name]
+    more = f", and so do {len(tied) - 1} others" if len(tied) > 1 else ""
+    added = sum((d.parameters_after or 0) - (d.parameters_before or 0) for d in tied.values())
     return [
-        f"the weight '{constant.value.name}' of '{first.name}' stays in the file beside its factors, because "
-        f"{ties[first.name].reader} reads it too{more}: {sum(stay.values()):,} entries that factorising does not save"
+        f"the weight '{tie.weight}' of '{first.name}' stays in the file, because {tie.reader} reads it too{more}: "
+        f"factors beside it make the file larger by {added:,} parameters"
     ]

@@ -15,10 +15,12 @@ class Tie:
     """What keeps the weight of a layer that is factorised.
 
     Attributes:
-        entries: Entries of the initializers that stay.
+        weight: The largest initializer that stays.
+        entries: Entries of all that stay.
         reader: A node that reads them, or "an output of the model".
     """
 
+    weight: str
     entries: int
     reader: str
 
@@ -52,7 +54,8 @@ def ties_of(sites: Sequence[tuple[Layer, ...]]) -> dict[str, Tie]:
         entries = sum(value.const_value.size for value in staying if value.const_value is not None)
         if entries:
             largest = max(staying, key=lambda value: value.const_value.size if value.const_value is not None else 0)
-            found |= {layer.name: Tie(entries, staying[largest]) for layer in layers}
+            tie = Tie(largest.name or "", entries, staying[largest])
+            found |= {layer.name: tie for layer in layers}
     return found
 
 
