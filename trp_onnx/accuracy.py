@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,8 +14,9 @@ from trp_onnx.batching import find_batching
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError
 from trp_onnx.model import open_model
+from trp_onnx.outputs import classes_of, scores_of
 from trp_onnx.progress import track
-from trp_onnx.runtime import open_session, run_session
+from trp_onnx.runtime import Arrays, open_session, run_session
 from trp_onnx.sizes import real_inputs
 
 BATCH = 64
@@ -49,8 +49,8 @@ def evaluate(
 ) -> Accuracy:
     """Measure the top-1 accuracy of an ONNX or `.ort` file.
 
-    The first input of the model takes the samples, its first output that has one score a class for each
-    sample is read; both may have further dimensions of size 1.
+    The first input of the model takes the samples, the output that has one score a class for each sample is read (of
+    several see `outputs.scores_of`); both may have further dimensions of size 1.
 
     Args:
         model: The file.
@@ -70,12 +70,14 @@ def evaluate(
     count = len(dataset) if limit is None else min(limit, len(dataset))
     batching = find_batching(session, as_feed(opened, dataset.take(np.arange(min(2, count)))[0]), most=BATCH)
     offset = dataset.preprocessing.label_offset
-    correct = 0
+    correct, named = 0, ""
     for piece in track(batching.pieces(count), f"evaluating {Path(model).name}"):
         x, y = dataset.take(np.arange(piece.start, piece.stop))
         assert y is not None
         feeds = {name: batching.filled(array) for name, array in as_feed(opened, x).items()}
-        scores = _scores(run_session(session, feeds), len(x), str(model))[:, offset:]
+        outputs = run_session(session, feeds)
+        named = named or _named(outputs, len(x), classes_of(dataset.labels, offset), str(model))
+        scores = outputs[named].reshape(len(outputs[named]), -1)[: len(x), offset:]
         if y.min() < 0 or y.max() >= scores.shape[1]:
             wrong = int(y.min() if y.min() < 0 else y.max())
             raise DataError(
@@ -124,11 +126,12 @@ def _interface(session: Any) -> ir.Model:
     return ir.Model(ir.Graph(inputs, [], nodes=[], opset_imports={"": 17}), ir_version=8)
 
 
-def _scores(outputs: Mapping[str, np.ndarray], count: int, model: str) -> np.ndarray:
-    for output in outputs.values():
-        if not isinstance(output, np.ndarray) or output.ndim < 2 or output.shape[0] < count:
-            continue
-        scores = output.reshape(output.shape[0], -1)
-        if scores.shape[1] == max(output.shape[1:]):
-            return scores[:count]
-    raise DataError(f"'{model}' has no output with one score a class for each sample: its accuracy cannot be measured")
+def _named(outputs: Arrays, count: int, classes: int, model: str) -> str:
+    """The output that labels speak of."""
+    each = {name: output[:count] for name, output in outputs.items() if output.ndim and len(output) >= count}
+    name = scores_of(each, classes) or scores_of(each)
+    if name is None:
+        raise DataError(
+            f"'{model}' has no output with one score a class for each sample: its accuracy cannot be measured"
+        )
+    return name

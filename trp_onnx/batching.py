@@ -124,6 +124,8 @@ def _size_of_outputs(session: Any, samples: Mapping[str, np.ndarray], error: Mod
 
 def _follow(one: Arrays, other: Arrays, together: Arrays) -> bool:
     """Whether what two samples give together is what each gave alone."""
+    if not one.keys() == other.keys() == together.keys():  # a sequence of one element a sample
+        return False
     for name, value in together.items():
         parts = (one[name], other[name])
         if not all(isinstance(part, np.ndarray) and part.ndim for part in (*parts, value)):

@@ -1,8 +1,8 @@
 """How far each output of one model is from that of another, on the same inputs.
 
 Arrays are held against each other place by place, the elements of a sequence one by one. Where values decide on a size
-(NonZero, NonMaxSuppression), whole numbers are compared as a set, and floats in order: what only one side has counts as
-if the other held zeros there. That is said in a note.
+(NonZero, NonMaxSuppression), items are compared as a set, and a note says so: of whole numbers the share that is not in
+both; floats by the distance of each item from the nearest of the other side, or from zero where there is none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.divergence import FEW, channel_errors, items_agree
+from trp_onnx.divergence import FEW, channel_errors, item_axis, items, items_agree, squared_distances
 from trp_onnx.errors import VerificationError
 from trp_onnx.outputs import Output, OutputKind, floats, is_float, output_kinds
 from trp_onnx.runtime import Arrays, relative_error
@@ -67,12 +67,12 @@ def _compare(value: ir.Value, expected: Arrays, actual: Arrays, kinds: Mapping[s
     if not is_float(before[common[0]]):
         shares = [_share(before[key], after[key], kinds[key]) for key in common]
         return OutputError(name, float(np.mean(shares)), "share that differs", note=_note(name, before, after, kinds))
-    padded = [_padded(floats(before[key]), floats(after[key])) for key in common]
-    a, b = (np.concatenate([pair[side].reshape(-1) for pair in padded]) for side in (0, 1))
+    pairs = [_paired(floats(before[key]), floats(after[key]), kinds[key]) for key in common]
+    a, b = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
     error = relative_error(a, b)
     if not np.isfinite(error):
         raise VerificationError(f"output '{name}' of the written file has NaN or infinity where the original does not")
-    channel, worst = _worst(kinds[common[0]], *padded[0]) if len(padded) == 1 else (None, None)
+    channel, worst = _worst(kinds[common[0]], *pairs[0]) if len(pairs) == 1 else (None, None)
     return OutputError(name, error, "relative error", channel, worst, _note(name, before, after, kinds))
 
 
@@ -96,17 +96,24 @@ def _check_shape(value: ir.Value, before: np.ndarray, after: np.ndarray) -> None
 
 
 def _share(before: np.ndarray, after: np.ndarray, output: Output) -> float:
-    if output.kind is OutputKind.ITEMS or before.shape != after.shape:
-        return 1.0 - items_agree(before, after, max(0, output.axis))
+    if _sized(before, after, output):
+        return 1.0 - items_agree(before, after, item_axis(before, after, output))
     return float(np.mean(before != after)) if before.size else 0.0
 
 
-def _padded(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in the larger of their shapes, zeros where there is nothing."""
-    shape = np.maximum(before.shape, after.shape)
-    a, b = (np.pad(array, [(0, int(most - size)) for most, size in zip(shape, array.shape, strict=True)])
-            for array in (before, after))  # fmt: skip
-    return a, b
+def _sized(before: np.ndarray, after: np.ndarray, output: Output) -> bool:
+    return output.kind is OutputKind.ITEMS or before.shape != after.shape
+
+
+def _paired(before: np.ndarray, after: np.ndarray, output: Output) -> tuple[np.ndarray, np.ndarray]:
+    """What is held against each other: the arrays, or each item and, of another size, what it is nearest to."""
+    rows = items(before, after, item_axis(before, after, output)) if _sized(before, after, output) else None
+    if rows is None or not np.isfinite(after).all():
+        return before, after
+    lengths = [np.square(np.nan_to_num(side)).sum(axis=1) for side in rows]
+    apart = [squared_distances(*sides, missing) for sides, missing in zip((rows, rows[::-1]), lengths, strict=True)]
+    a = np.sqrt(np.concatenate(lengths))
+    return a, a - np.sqrt(np.concatenate(apart))
 
 
 def _worst(output: Output, before: np.ndarray, after: np.ndarray) -> tuple[int | None, float | None]:
@@ -123,12 +130,11 @@ def _note(name: str, before: Arrays, after: Arrays, kinds: Mapping[str, Output])
             f"output '{name}' has {len(after)} elements on the inputs it was verified on, the original {len(before)}: "
             "compared as far as both go"
         )
-    sized = [key for key in before if kinds[key].kind is OutputKind.ITEMS or before[key].shape != after[key].shape]
+    sized = [key for key in before if _sized(before[key], after[key], kinds[key])]
     if not sized:
         return ""
     key = sized[0]
-    how = "in their order, what one of them lacks as zeros" if is_float(before[key]) else "as a set"
     return (
         f"values decide on the size of output '{name}': it is {list(after[key].shape)} on the inputs it was verified "
-        f"on, {list(before[key].shape)} in the original; compared {how}"
+        f"on, {list(before[key].shape)} in the original; compared as a set"
     )

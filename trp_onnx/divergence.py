@@ -10,7 +10,7 @@ UNIT_VECTORS     1 - mean cos(z, z')                                            
 VALUES           mean over channels c of mean((z_c - z'_c)^2) / s_c^2           1 - that
 DISCRETE         share of elements that differ                                  share of equal ones
 ITEMS            1 - |A and B| / |A or B| of whole numbers, as multisets; of    1 - that
-                 floats that of VALUES over the common part, an item that one side lacks counting as an error of 1
+                 floats the mean over both sides of min(1, that of VALUES from the nearest item of the other)
 
 The spread s_c of a channel is its standard deviation over all places, so that boxes in pixels and scores between 0 and
 1 count alike; that of a constant channel is the root of its mean square. Too few places for a spread (`FEW`) leave the
@@ -189,6 +189,12 @@ def _kl(value: np.ndarray, output: Output) -> Callable[[Value], float]:
     return lambda after: _finite(after, measure)
 
 
+def probabilities(value: np.ndarray, output: Output) -> np.ndarray:
+    """Of SCORES or PROBABILITIES, as (places, classes)."""
+    z = _channels(value, output.axis)
+    return z if output.kind is OutputKind.PROBABILITIES else np.exp(_log_softmax(z.copy()))
+
+
 def _logits(value: np.ndarray, output: Output) -> np.ndarray:
     """Scores, or the logarithms of probabilities, as (places, classes)."""
     z = _channels(value, output.axis)
@@ -205,9 +211,9 @@ def _log_softmax(z: np.ndarray) -> np.ndarray:
 def _agreement(before: Value, after: Value, output: Output) -> float:
     if isinstance(before, list) or isinstance(after, list) or output.kind is OutputKind.ITEMS:
         pairs = list(zip(runs_of(before), runs_of(after), strict=False))
-        return float(np.mean([items_agree(a, b, max(0, output.axis)) for a, b in pairs])) if pairs else 0.0
+        return float(np.mean([items_agree(a, b, item_axis(a, b, output)) for a, b in pairs])) if pairs else 0.0
     if before.shape != after.shape:
-        return items_agree(before, after, _first_difference(before, after))
+        return items_agree(before, after, item_axis(before, after, output))
     if not before.size:
         return 1.0
     if output.kind in (OutputKind.SCORES, OutputKind.PROBABILITIES):
@@ -222,23 +228,48 @@ def _agreement(before: Value, after: Value, output: Output) -> float:
     return float(np.mean(before == after))
 
 
-def _first_difference(a: np.ndarray, b: np.ndarray) -> int:
-    return next((axis for axis, sizes in enumerate(zip(a.shape, b.shape, strict=False)) if sizes[0] != sizes[1]), 0)
+def item_axis(before: np.ndarray, after: np.ndarray, output: Output) -> int:
+    """The axis along which items stand: that of ITEMS, else the first whose size differs."""
+    if output.kind is OutputKind.ITEMS:
+        return max(0, output.axis)
+    sizes = zip(before.shape, after.shape, strict=False)
+    return next((axis for axis, (was, now) in enumerate(sizes) if was != now), 0)
 
 
 def items_agree(before: np.ndarray, after: np.ndarray, axis: int) -> float:
-    """How much two lists of items, along an axis, have in common, 0 to 1; see ITEMS in the module."""
-    if before.ndim != after.ndim or before.ndim <= axis:
-        return float(before.shape == after.shape and np.array_equal(before, after))
-    a, b = (np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1) for value in (before, after))
-    most, common = max(len(a), len(b)), min(len(a), len(b))
-    if not most:
-        return 1.0
-    if a.shape[1] != b.shape[1]:
+    """How much two sets of items, along an axis, have in common, 0 to 1; see ITEMS in the module."""
+    rows = items(before, after, axis)
+    if rows is None:
         return 0.0
+    a, b = rows
+    if not len(a) and not len(b):
+        return 1.0
     if not is_float(before):
-        first, second = (Counter(map(tuple, rows.tolist())) for rows in (a, b))
+        first, second = (Counter(map(tuple, side.tolist())) for side in rows)
         return (first & second).total() / (first | second).total()
-    spreads = squared_spreads(floats(a))
-    error = float(_channel_errors(floats(a[:common]), floats(b[:common]), spreads).mean()) if common else 0.0
-    return float(np.clip(1 - (common * error + most - common) / most, 0, 1))
+    scale = np.sqrt(squared_spreads(floats(a)) * a.shape[1])
+    errors = [np.minimum(1, squared_distances(x / scale, y / scale, missing=1.0)) for x, y in ((a, b), (b, a))]
+    return 1.0 - float(np.concatenate(errors).mean())
+
+
+def items(before: np.ndarray, after: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Both as (items, entries of one); None where they are no such sets of the same kind."""
+    if before.ndim != after.ndim or before.ndim <= axis:
+        return None
+    a, b = (
+        np.moveaxis(value, axis, 0).reshape(value.shape[axis], value.size // max(1, value.shape[axis]))
+        for value in (before, after)
+    )
+    if len(a) and len(b) and a.shape[1] != b.shape[1]:
+        return None
+    return a, b if len(b) else np.zeros((0, a.shape[1]), b.dtype)
+
+
+def squared_distances(a: np.ndarray, b: np.ndarray, missing: float | np.ndarray) -> np.ndarray:
+    """Of each row of a from the nearest row of b, `missing` where b has none."""
+    if not len(b) or not len(a):
+        return np.broadcast_to(missing, len(a))
+    from scipy.spatial import KDTree
+
+    distances, _ = KDTree(np.nan_to_num(b)).query(np.nan_to_num(a))
+    return np.asarray(np.square(distances))

@@ -8,7 +8,7 @@ SCORES         logarithms of such (LogSoftmax); what an ArgMax or a TopK chooses
                class for each sample, (N, C) beside axes of size 1, where the data has labels that fit
 UNIT_VECTORS   along one axis their length is 1 at every place: embeddings
 DISCRETE       whole numbers, booleans, strings: answers that are right or wrong
-ITEMS          as many as the values make them (NonZero, NonMaxSuppression): compared as a set, or, of floats, in order
+ITEMS          as many as the values make them (NonZero, NonMaxSuppression): compared as a set
 VALUES         all else: coordinates, maps, features, and logits that no label and no softmax speaks for
 
 (N, C) alone makes no class scores: ten landmarks, an embedding of 64 and a regression look the same.
@@ -136,6 +136,11 @@ def scores_of(outputs: Mapping[str, Value], classes: int = 0) -> str | None:
         if kind is not OutputKind.UNIT_VECTORS and size >= classes:
             fitting[name] = (kind is not OutputKind.PROBABILITIES, size != classes)
     return min(fitting, key=lambda name: fitting[name]) if fitting else None
+
+
+def holds_classes(value: Value) -> bool:
+    """Whether it has the shape of class scores, (N, C) beside axes of size 1."""
+    return _one_axis(value) > 0
 
 
 def _one_axis(value: Value) -> int:

@@ -31,6 +31,7 @@ from trp_onnx.linalg import Array
 from trp_onnx.model import Staging, cannot_write, check_distinct, check_target, file_bytes, open_model, to_proto
 from trp_onnx.moments import with_outputs
 from trp_onnx.normalise import normalise
+from trp_onnx.outputs import classes_of
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
 from trp_onnx.runtime import open_session, run_session
 
@@ -69,8 +70,9 @@ class Quantized:
         output: The int8 file.
         layers: Layers in int8.
         in_float: Layers that stayed in float, with reasons.
-        lost: Accuracy that is lost on the samples that int8 was judged on, by the float model's own probabilities, 0 to
-            1 (see `sensitivity`).
+        lost: What is lost on the samples that int8 was judged on, 0 to 1: accuracy by the float model's own
+            probabilities, where it gives any (see `sensitivity`).
+        measure: The same in words: what was measured, and of which output.
         variants: Float and int8 side by side.
         notes: What a reader should know.
     """
@@ -80,6 +82,7 @@ class Quantized:
     layers: int
     in_float: tuple[InFloat, ...]
     lost: float
+    measure: str
     variants: tuple[Variant, ...]
     notes: tuple[str, ...]
 
@@ -113,8 +116,9 @@ def quantize(
         out: Where the int8 one goes.
         data: Samples to calibrate and to judge on, labels not needed; not the test data.
         preprocessing: How samples become inputs.
-        max_drop: Points of accuracy to lose at most, by the float model's own probabilities, or, of outputs that are
-            no scores of classes, per cent of their energy; layers return to float until that holds.
+        max_drop: Points of accuracy to lose at most, by the float model's own probabilities; of outputs that are no
+            scores of classes per cent of what `Quantized.measure` names: mean square error, cosine, elements that
+            differ. Layers return to float until that holds.
         keep_ends: Whether the first and the last layer stay in float.
         target: "any", "arm" (signed activations, which its kernels prefer) or "amd64".
         original: The dense model, to be quantised in the same way and measured beside.
@@ -158,7 +162,8 @@ def quantize(
         variants = _side_by_side(files, tested, input_shapes, threads)
         staging.publish()
     return Quantized(
-        str(source), str(out), made.layers, tuple(made.in_float), made.lost, tuple(variants), tuple(notes)
+        str(source), str(out), made.layers, tuple(made.in_float), made.lost, made.measure, tuple(variants),
+        tuple(notes),
     )  # fmt: skip
 
 
@@ -177,6 +182,7 @@ class _Made:
     layers: int
     in_float: list[InFloat]
     lost: float
+    measure: str
     notes: list[str]
 
 
@@ -208,13 +214,14 @@ def _quantise(
     proto = to_proto(normal)
     calibrated = Calibrated(proto, calibration, signed=signed)
     ends = [layer.name for layer in layers if keep_ends and layer.role and layer.name in calibrated.layers]
-    made, in_float, lost = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends)
-    quantised = len(calibrated.layers) - len(in_float)
-    if lost > max_drop / 100:
-        notes.append(f"{100 * lost:.1f} points are lost even with every layer in float")
+    classes = classes_of(dataset.labels, dataset.preprocessing.label_offset)
+    judged = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends, classes)
+    quantised = len(calibrated.layers) - len(judged.in_float)
+    if judged.lost > max_drop / 100:
+        notes.append(f"even with every layer in float more is lost than --max-drop {max_drop:g} allows")
     if quantised <= 0:
         notes.append("every layer stayed in float: int8 gains nothing here")
-    return _Made(made, quantised, in_float, lost, notes)
+    return _Made(judged.proto, quantised, judged.in_float, judged.lost, judged.measure, notes)
 
 
 def _batches(

@@ -49,8 +49,7 @@ def quantized_tables(quantized: Quantized) -> list[Table | Text]:
             variant.name, si(variant.bytes), f"{variant.accuracy.top1:.2%}" if variant.accuracy else "-",
             f"{variant.milliseconds:.3f}", f"{ratio.median:.3f}x", f"{ratio.low:.3f}-{ratio.high:.3f}",
         )  # fmt: skip
-    lost = f"about {100 * quantized.lost:.2f} points lost on held-out samples"
-    summary = f"{quantized.layers} layers in int8; {lost}"
+    summary = f"{quantized.layers} layers in int8; on held-out samples {quantized.measure}"
     tables: list[Table | Text] = [variants, Text(summary)]
     if quantized.in_float:
         kept = _table("in float", "why")

@@ -2,19 +2,19 @@
 
     loss = w_ce CE(z, labels) + sum_o w_o D_o
 
-    KL for logits z of an output:   D = -T^2 mean_b sum_k softmax(t_b / T)_k log softmax(z_b / T)_k
+    KL for class scores z:          D = -T^2 mean_b sum_k softmax(t_b / T)_k log softmax(z_b / T)_k
     MSE for any other output:       D = mean((y - t)^2)
 
 with t the teacher's output (Hinton, Vinyals and Dean 2015; T^2 keeps the gradient's scale). The KL term
 is the cross-entropy against the teacher: its gradient is the same, and it lacks only the teacher's own
 entropy, which training cannot change; it is taken off again where the loss is reported.
 
-An output that ends in Softmax holds probabilities p; there z = log p, which has the same softmax.
+An output of probabilities p has z = log p, which has the same softmax. What class scores are, says `outputs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trp_onnx.errors import DataError, UsageError
+from trp_onnx.errors import DataError, ModelError, UsageError
+from trp_onnx.outputs import OutputKind, holds_classes, is_float, output_kinds, scores_of
+from trp_onnx.runtime import Arrays
 from trp_onnx.training.options import TrainingOptions
 
 LABELS = "trp.labels"
@@ -54,16 +56,21 @@ class OutputLoss:
         return f"trp.target.{self.name}"
 
 
-def choose_losses(model: onnx.ModelProto, options: TrainingOptions, labelled: bool) -> tuple[OutputLoss, ...]:
-    """What each output is held to: labels on the first that holds one score a class, the teacher on all.
+def choose_losses(
+    model: onnx.ModelProto, options: TrainingOptions, labelled: bool, outputs: Arrays, classes: int = 0
+) -> tuple[OutputLoss, ...]:
+    """What each output is held to: labels on the one that holds class scores, the teacher on all that are floats.
 
     Args:
         model: With the sizes of its outputs.
         options: Weights and kinds.
         labelled: Whether the data has labels.
+        outputs: What the model gives on a few samples, which says what its outputs are (see `output_kinds`).
+        classes: How many classes the labels name, as far as that is known; 0 without labels.
 
     Raises:
         DataError: Labels are asked for, but there are none, or no output to compare them with.
+        ModelError: No output is a float, so that nothing can be learnt from the teacher.
         UsageError: Nothing to learn from, or a weight for an output that does not exist.
     """
     if options.labels and not labelled:
@@ -76,19 +83,24 @@ def choose_losses(model: onnx.ModelProto, options: TrainingOptions, labelled: bo
     unknown = set(options.output_weights) - {value.name for value in model.graph.output}
     if unknown:
         raise UsageError(f"training: the model has no output '{min(unknown)}' to weigh")
-    producers = {name: node for node in model.graph.node for name in node.output}
+    if not any(is_float(outputs[value.name]) for value in model.graph.output):
+        raise ModelError(
+            "no output of the model is a float, so nothing can be learnt from it: export it with what its last "
+            "operator chooses from as an output"
+        )
+    kinds = output_kinds(None, outputs, classes)
+    named = (scores_of(outputs, classes) or scores_of(outputs)) if labels else None
+    if labels and named is None:
+        raise DataError("the model has no output with one score a class: train with --labels 0")
     losses: list[OutputLoss] = []
     for value in model.graph.output:
         weight = options.output_weights.get(value.name, 1.0)
-        dims = [d.dim_value for d in value.type.tensor_type.shape.dim[1:]]
-        scores = bool(dims) and max(dims) == size_of(model, value.name) > 1
-        takes_labels = scores and labels > 0 and not any(loss.label_weight for loss in losses)
-        logits = takes_labels or options.distill_kind == "kl" or (options.distill_kind == "auto" and scores)
-        probabilities = logits and _is_softmax(producers, value.name)
-        label_weight = labels * weight if takes_labels else 0.0
-        losses.append(OutputLoss(value.name, logits, probabilities, label_weight, distill * weight))
-    if labels and not any(loss.label_weight for loss in losses):
-        raise DataError("the model has no output with one score a class: train with --labels 0")
+        teaches = distill * weight if is_float(outputs[value.name]) else 0.0
+        probabilities = kinds[value.name].kind is OutputKind.PROBABILITIES
+        scores = holds_classes(outputs[value.name]) and (probabilities or kinds[value.name].kind is OutputKind.SCORES)
+        logits = value.name == named or options.distill_kind == "kl" or (options.distill_kind == "auto" and scores)
+        label_weight = labels * weight if value.name == named else 0.0
+        losses.append(OutputLoss(value.name, logits, logits and probabilities, label_weight, teaches))
     return tuple(losses)
 
 
@@ -96,13 +108,6 @@ def size_of(model: onnx.ModelProto, output: str) -> int:
     """Values of one sample in an output: the product of all dimensions but the first."""
     value = next(value for value in model.graph.output if value.name == output)
     return int(np.prod([d.dim_value for d in value.type.tensor_type.shape.dim[1:]]))
-
-
-def _is_softmax(producers: Mapping[str, onnx.NodeProto], name: str) -> bool:
-    node = producers.get(name)
-    while node is not None and node.op_type in ("Identity", "Reshape", "Flatten", "Squeeze"):
-        node = producers.get(node.input[0])
-    return node is not None and node.op_type == "Softmax"
 
 
 def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature: float) -> None:

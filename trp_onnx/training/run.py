@@ -22,6 +22,7 @@ from trp_onnx.errors import DataError, ModelError, OutputError, TargetError, Tra
 from trp_onnx.layers import Layer, find_layers, network_macs
 from trp_onnx.model import open_model, write_text
 from trp_onnx.normalise import normalise
+from trp_onnx.outputs import classes_of
 from trp_onnx.planning import Plan, plan_at_ranks
 from trp_onnx.planning.options import sites_of
 from trp_onnx.progress import note
@@ -122,6 +123,7 @@ class TrainingRun:
         self._options = options
         self._teacher, self._keep = teacher, keep
         self._trained: Trained | None = None
+        self._named = ""  # the output that labels speak of
         if self._begun() and not resume:
             raise TrainingError(f"'{folder}' holds a training run: go on with it by --resume, or remove it")
         if resume and not self._begun():
@@ -240,9 +242,12 @@ class TrainingRun:
         """One stage: write the run directory, have it worked on, take the weights over."""
         separate_vectors(model)
         trainable = make_trainable(model, self._x)
-        outputs = choose_losses(trainable.model, options, self._labelled)
+        offset = self._source.preprocessing.label_offset
+        classes = classes_of(self._batches.labels, offset) or int(self._labelled)
+        outputs = choose_losses(trainable.model, options, self._labelled, trainable.outputs, classes)
         for output in outputs:
             if output.label_weight:
+                self._named = output.name
                 self._check_labels(size_of(trainable.model, output.name))
         teacher = self._teacher_for(trainable.model) if any(o.distill_weight for o in outputs) else None
         job = Job(
@@ -307,8 +312,7 @@ class TrainingRun:
             assert micro.y is not None
             for start in range(0, len(micro.x), size):  # a function of the user's has batches of its own size
                 x, y = micro.x[start : start + size], micro.y[start : start + size]
-                outputs = run_session(session, as_feed(model, x)).values()
-                scores = next(o for o in outputs if o.ndim > 1 and o[0].size == max(o.shape[1:]) > 1)
+                scores = run_session(session, as_feed(model, x))[self._named]
                 scores = scores.reshape(len(scores), -1)[: len(x), offset:]
                 correct += int((scores.argmax(axis=1) == y).sum())
         return replace(self._trained, written_correct=correct)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trp_onnx.errors import ModelError
 from trp_onnx.layers import Layer
 from trp_onnx.model import to_proto
-from trp_onnx.runtime import open_session, relative_error, run_session
+from trp_onnx.runtime import Arrays, open_session, relative_error, run_session
 
 OPSETS = (12, 21)
 MAX_IR = 10
@@ -36,12 +36,14 @@ class Trainable:
         parameters: Initializers that are trained.
         no_decay: Those of them that are no weights of a layer.
         statistics: Running means and variances.
+        outputs: What the model gives on the samples that it was checked on.
     """
 
     model: onnx.ModelProto
     parameters: tuple[str, ...]
     no_decay: tuple[str, ...]
     statistics: tuple[str, ...]
+    outputs: Arrays
 
 
 def materialise(model: ir.Model, layers: Sequence[Layer], names: Collection[str]) -> None:
@@ -115,12 +117,12 @@ def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
     freed = _free_batch(proto)
     proto = _convert(proto)
     _rewrite_operators(proto)
-    _check_same(original, proto, x, freed)
+    outputs = _check_same(original, proto, x, freed)
     parameters, decayed, statistics = _parameters(proto)
     if not parameters:
         raise ModelError("the model has no float32 weights to train")
     no_decay = tuple(name for name in parameters if name not in decayed)
-    return Trainable(proto, parameters, no_decay, statistics)
+    return Trainable(proto, parameters, no_decay, statistics, outputs)
 
 
 def _free_batch(model: onnx.ModelProto) -> int | None:
@@ -160,14 +162,16 @@ def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _check_same(original: onnx.ModelProto, rewritten: onnx.ModelProto, x: np.ndarray, fixed: int | None) -> None:
-    """Compare outputs, and fill in the shapes that the loss needs."""
+def _check_same(original: onnx.ModelProto, rewritten: onnx.ModelProto, x: np.ndarray, fixed: int | None) -> Arrays:
+    """Compare outputs, and fill in the shapes that the loss needs; returns the outputs."""
     name = rewritten.graph.input[0].name
     outputs = run_session(open_session(rewritten), {name: x})
     size = fixed or len(x)
     few = x[:size] if len(x) >= size else np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
     expected = run_session(open_session(original), {name: few})
     for value in rewritten.graph.output:
+        if value.name not in outputs:
+            raise ModelError(f"output '{value.name}' is no tensor: training takes models whose outputs are tensors")
         found = outputs[value.name]
         rows = min(len(x), size)
         if found.shape[:1] != (len(x),):
@@ -183,6 +187,7 @@ def _check_same(original: onnx.ModelProto, rewritten: onnx.ModelProto, x: np.nda
         for length in found.shape[1:]:
             dims.add().dim_value = length
         value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(found.dtype)
+    return outputs
 
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
