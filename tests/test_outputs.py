@@ -1,17 +1,26 @@
 """What an output is, and how far it moved."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import trp_onnx
-from tests.graphs import info, model, rng, save, weights
+from tests.graphs import conv_net, distance, info, model, rng, run, save, tensor, weights
+from trp_onnx.cli import main
+from trp_onnx.data import Dataset
 from trp_onnx.divergence import agreement, channel_errors, divergence
-from trp_onnx.errors import ModelError
-from trp_onnx.outputs import OutputKind, output_kinds
+from trp_onnx.errors import DataError, ModelError
+from trp_onnx.model import open_model
+from trp_onnx.normalise import normalise
+from trp_onnx.outputs import Output, OutputKind, classes_of, output_kinds
+from trp_onnx.training.losses import OutputLoss, choose_losses
+from trp_onnx.training.options import TrainingOptions
+from trp_onnx.training.trainable import make_trainable
 
 LOGITS = rng().standard_normal((40, 10)).astype(np.float32)
 
@@ -184,3 +193,227 @@ def test_networks_that_decide_are_planned_by_what_they_decide_from(net: Path, sa
     assert 0.5 < report.macs.ratio <= 0.6
     damages = [layer.reason for layer in report.layers if layer.scheme]
     assert damages and all("damage" in reason and "damage of 0 " not in reason for reason in damages)
+
+
+def test_int8_of_networks_that_decide(net: Path, samples: Path, tmp_path: Path) -> None:
+    result = trp_onnx.quantize(net, tmp_path / "q.onnx", samples)
+    assert result.layers >= 2 and result.lost <= 0.01
+    before, after = (run(path, {"x": np.load(samples)["x"]})[-1] for path in (net, tmp_path / "q.onnx"))
+    if before.shape == after.shape:  # of independent weights: some answers are as good as tied
+        assert np.mean(before != after) < 0.2 or net.stem == "pixels"
+    assert "differ" in result.measure or net.stem == "pixels"
+
+
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Vectors of unit length, and one layer whose channels differ too much for one int8 scale."""
+    folder = tmp_path_factory.mktemp("embedding")
+    sizes = np.logspace(0, 4, 24).astype(np.float32)
+    held = {
+        "w1": weights(24, 3, 3, 3, seed=1) * sizes[:, None, None, None],
+        "w2": weights(24, 24, 3, 3, seed=2) / sizes[None, :, None, None],
+        "shape": np.array([0, -1]),
+        "fc": weights(24 * 16, 32, seed=3),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="c1"),
+        helper.make_node("LeakyRelu", ["a"], ["ar"]),
+        helper.make_node("Conv", ["ar", "w2"], ["b"], name="c2"),
+        helper.make_node("LeakyRelu", ["b"], ["br"]),
+        helper.make_node("Reshape", ["br", "shape"], ["f"]),
+        helper.make_node("MatMul", ["f", "fc"], ["z"], name="fc"),
+        helper.make_node("LpNormalization", ["z"], ["y"], axis=1),
+    ]
+    net = save(model(nodes, [info("x", ["N", 3, 8, 8])], [info("y", ["N", 32])], held), folder / "net.onnx")
+    np.savez(folder / "x.npz", x=rng().standard_normal((64, 3, 8, 8)).astype(np.float32))
+    return net, folder / "x.npz"
+
+
+def test_int8_keeps_the_direction_of_unit_vectors(embedding: tuple[Path, Path], tmp_path: Path) -> None:
+    net, data = embedding
+    x = {"x": rng(7).standard_normal((64, 3, 8, 8)).astype(np.float32)}
+    before = run(net, x)[0]
+    for max_drop, layers in ((90.0, 3), (1.0, 1)):
+        result = trp_onnx.quantize(net, tmp_path / "q.onnx", data, max_drop=max_drop)
+        after = run(tmp_path / "q.onnx", x)[0]
+        cosine = np.einsum("ij,ij->i", before, after) / np.maximum(np.linalg.norm(after, axis=1), 1e-9)
+        assert 1 - cosine.mean() == pytest.approx(result.lost, rel=0.5, abs=1e-3)
+        assert "mean cosine" in result.measure and f"{100 * result.lost:.2f} %" in result.measure
+        assert result.layers + len(result.in_float) == 3 and result.layers >= layers
+    assert 1 - cosine.mean() < 0.015 and result.in_float
+    command = ["quantize", str(net), "-o", str(tmp_path / "q.onnx"), "--data", str(data)]
+    shown = CliRunner().invoke(main, [*command, "--json", str(tmp_path / "q.json")])
+    assert shown.exit_code == 0 and "mean cosine" in shown.stdout and "points" not in shown.stdout
+    assert "mean cosine" in json.loads((tmp_path / "q.json").read_text())["measure"]
+    with pytest.raises(DataError, match="no output with one score a class"):
+        trp_onnx.evaluate(net, Dataset("here", x["x"], np.arange(64) % 8))
+
+
+def head(path: Path, outputs: list[onnx.ValueInfoProto], *last: onnx.NodeProto, **held: np.ndarray) -> Path:
+    """conv_net with other ends, which read its features `f`, (N, 16)."""
+    proto = onnx.load(conv_net(path))
+    graph = proto.graph
+    del graph.node[-1], graph.output[:]
+    graph.node.extend(last)
+    graph.output.extend(outputs)
+    graph.initializer.extend(tensor(name, array) for name, array in held.items())
+    return save(proto, path)
+
+
+def losses(net: Path, given: np.ndarray | None, **options: float) -> dict[str, OutputLoss]:
+    x = rng().standard_normal((4, 3, 12, 12)).astype(np.float32)
+    ready = make_trainable(normalise(open_model(net))[0], x)
+    chosen = TrainingOptions(**options)  # type: ignore[arg-type]
+    found = choose_losses(ready.model, chosen, given is not None, ready.outputs, classes_of(given))
+    return {loss.name: loss for loss in found}
+
+
+def test_what_training_learns_by_default(tmp_path: Path) -> None:
+    gemm = helper.make_node("Gemm", ["f", "wf", "bf"], ["z"], name="fc", transB=1)
+    softmax_of = helper.make_node("Softmax", ["z"], ["y"], axis=1)
+    pairs = helper.make_node("Reshape", ["z", "s"], ["y"])
+    net = head(tmp_path / "regression.onnx", [info("z", ["N", 10])], gemm)
+    labels = np.arange(10)
+    assert not losses(net, None)["z"].logits  # mean square
+    assert losses(net, labels)["z"].logits and losses(net, labels)["z"].label_weight > 0
+    assert losses(net, labels, labels=0)["z"].logits
+    net = head(tmp_path / "classes.onnx", [info("y", ["N", 10])], gemm, softmax_of)
+    assert losses(net, None)["y"].logits and losses(net, None)["y"].probabilities
+    net = head(tmp_path / "landmarks.onnx", [info("y", ["N", 5, 2])], gemm, pairs, s=np.array([-1, 5, 2]))
+    assert not losses(net, None)["y"].logits
+    with pytest.raises(DataError, match="no output with one score a class: train with --labels 0"):
+        losses(net, labels)
+    outputs = [info("f", ["N", 16]), info("y", ["N", 10])]
+    both = losses(head(tmp_path / "both.onnx", outputs, gemm, softmax_of), labels)
+    assert both["y"].label_weight > 0 and not both["f"].label_weight and not both["f"].logits
+    best = helper.make_node("ArgMax", ["z"], ["y"], axis=1, keepdims=0)
+    with pytest.raises(ModelError, match="no output of the model is a float"):
+        losses(head(tmp_path / "argmax.onnx", [info("y", ["N"], WHOLE)], gemm, best), None)
+    both = losses(head(tmp_path / "two.onnx", [info("y", ["N"], WHOLE), info("z", ["N", 10])], gemm, best), None)
+    assert both["y"].distill_weight == 0 and both["z"].distill_weight > 0
+
+
+# --- weights that the quantiser does not see --------------------------------------------------------------------------
+
+CHAINS = {
+    "reshape": (helper.make_node("Reshape", ["w0", "s"], ["w"]), (1, 64, 32), {"s": np.array([64, 32])}),
+    "transpose": (helper.make_node("Transpose", ["w0"], ["w"], perm=[1, 0]), (32, 64), {}),
+    "identity": (helper.make_node("Identity", ["w0"], ["w"]), (64, 32), {}),
+    "scaled": (helper.make_node("Mul", ["w0", "s"], ["w"]), (64, 32), {"s": np.float32(0.5)}),
+}
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_weights_behind_other_nodes_are_stored_in_int8(chain: str, op: str, tmp_path: Path) -> None:
+    node, shape, held = CHAINS[chain]
+    nodes = [node, helper.make_node(op, ["x", "w"], ["y"], name="fc")]
+    net = save(model(nodes, [info("x", ["N", 64])], [info("y", ["N", 32])], {"w0": weights(*shape), **held}),
+               tmp_path / "net.onnx")  # fmt: skip
+    np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 64)).astype(np.float32))
+    result = trp_onnx.quantize(net, tmp_path / "q.onnx", tmp_path / "x.npz", max_drop=20)
+    large = [t for t in onnx.load(tmp_path / "q.onnx").graph.initializer if np.prod(t.dims) >= 64 * 32]
+    assert result.layers == 1 and not result.in_float
+    assert [t.data_type for t in large] == [TensorProto.INT8]
+
+
+def test_a_weight_that_others_read_is_said_to_be_stored_twice(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Transpose", ["w1"], ["w2"], perm=[1, 0]),
+        helper.make_node("MatMul", ["r", "w2"], ["y"], name="second"),
+    ]
+    built = model(nodes, [info("x", ["N", 64])], [info("y", ["N", 64])], {"w1": weights(64, 32)})
+    np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 64)).astype(np.float32))
+    result = trp_onnx.quantize(save(built, tmp_path / "net.onnx"), tmp_path / "q.onnx", tmp_path / "x.npz", max_drop=9)
+    stored = onnx.load(tmp_path / "q.onnx").graph.initializer
+    assert result.layers == 2 and not [t for t in stored if t.data_type == TensorProto.FLOAT and np.prod(t.dims) > 64]
+    assert any("'second' is stored twice" in note and "'w1'" in note for note in result.notes)
+
+
+# --- sizes that values decide on, sequences ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def detector(tmp_path: Path) -> Path:
+    """Boxes and scores of 64 places, of which suppression leaves some."""
+    last = [
+        helper.make_node("Conv", ["br", "wb"], ["boxes0"], name="boxes"),
+        helper.make_node("Reshape", ["boxes0", "by4"], ["boxes1"]),
+        helper.make_node("Transpose", ["boxes1"], ["all"], perm=[0, 2, 1]),
+        helper.make_node("Reshape", ["z", "by8"], ["scores0"]),
+        helper.make_node("Sigmoid", ["scores0"], ["scores"]),
+        helper.make_node("NonMaxSuppression", ["all", "scores", "most", "overlap", "least"], ["chosen"]),
+        helper.make_node("Slice", ["chosen", "two", "three", "one"], ["places0"]),
+        helper.make_node("Squeeze", ["places0", "one"], ["places"]),
+        helper.make_node("Gather", ["all", "places"], ["kept"], axis=1),
+    ]
+    outputs = [info("kept", ["N", "M", 4]), info("chosen", ["M", 3], WHOLE)]
+    return decides(
+        tmp_path / "detector.onnx", last, outputs,
+        wb=weights(4, 24, 1, 1, seed=4), by4=np.array([0, 4, -1]), by8=np.array([0, 8, -1]), one=np.array([1]),
+        two=np.array([2]), three=np.array([3]), most=np.array([20]), overlap=np.array([0.5], np.float32),
+        least=np.array([0.4], np.float32),
+    )  # fmt: skip
+
+
+def test_sizes_that_values_decide_on(detector: Path, samples: Path, tmp_path: Path) -> None:
+    for options in ({}, {"data": samples}):
+        report = trp_onnx.compress(detector, tmp_path / "out.onnx", macs=0.6, align=1, **options)
+        errors = {output.name: output for output in report.outputs}
+        assert set(errors) == {"kept", "chosen"} and errors["chosen"].measure == "share that differs"
+        for name, error in errors.items():
+            assert 0.01 <= error.relative_error < 0.9
+            assert any(f"output '{name}'" in note and "as a set" in note for note in report.notes)
+    result = trp_onnx.quantize(detector, tmp_path / "q.onnx", samples, max_drop=5)
+    assert result.layers >= 3 and "'kept' differ" in result.measure
+
+
+def test_sets_are_compared_as_sets() -> None:
+    kinds = {"y": Output(OutputKind.ITEMS, 0)}
+    rows = np.array([[0, 1], [0, 2], [3, 3], [4, 4]])
+    assert agreement({"y": rows}, {"y": rows[[2, 0, 1, 3]]}, kinds) == 1
+    assert agreement({"y": rows}, {"y": rows[:3]}, kinds) == 0.75
+    assert agreement({"y": rows}, {"y": rows[:0]}, kinds) == 0
+    assert agreement({"y": rows[:0]}, {"y": rows[:0]}, kinds) == 1
+    boxes = 100 * rng().random((20, 4))
+    assert agreement({"y": boxes}, {"y": boxes[::-1]}, kinds) == pytest.approx(1)
+    assert agreement({"y": boxes}, {"y": boxes[:0]}, kinds) == 0
+    assert 0.7 < agreement({"y": boxes}, {"y": boxes[:10]}, kinds) < 1
+    assert divergence({"y": [boxes, boxes[:3]]}, {"y": [boxes, boxes[:3]]}) == pytest.approx(0)
+    assert divergence({"y": [boxes, boxes[:3]]}, {"y": [boxes[:0], boxes[:0]]}) == 1
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_sequences(axis: int, samples: Path, tmp_path: Path) -> None:
+    split = helper.make_node("SplitToSequence", ["z"], ["y"], axis=axis)
+    sequence = helper.make_value_info(
+        "y", helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    )
+    net = decides(tmp_path / "net.onnx", [split], [sequence])
+    for options in ({}, {"data": samples}):
+        report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, **options)
+        (output,) = report.outputs
+        x = {"x": np.load(samples)["x"]}
+        before, after = (np.concatenate(run(path, x)[0], axis) for path in (net, tmp_path / "out.onnx"))
+        assert output.name == "y" and output.relative_error == pytest.approx(distance(before, after), rel=0.3)
+    result = trp_onnx.quantize(net, tmp_path / "q.onnx", samples, max_drop=5)
+    assert result.layers == 3 and 0 < result.lost <= 0.05
+
+
+def test_boxes_in_pixels_do_not_drown_scores_in_the_report(samples: Path, tmp_path: Path) -> None:
+    """The error of the whole is that of the boxes; the worst channel is a score."""
+    last = [
+        helper.make_node("Conv", ["br", "wb", "bb"], ["boxes"], name="boxes"),
+        helper.make_node("Sigmoid", ["z"], ["scores"]),
+        helper.make_node("Concat", ["boxes", "scores"], ["both"], axis=1),
+        helper.make_node("Reshape", ["both", "s"], ["y"]),
+    ]
+    net = decides(
+        tmp_path / "net.onnx", last, [info("y", ["N", 12, 64])], wb=200 * weights(4, 24, 1, 1, seed=4),
+        bb=np.full(4, 320, np.float32), s=np.array([0, 12, -1]),
+    )  # fmt: skip
+    (output,) = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.5, align=1).outputs
+    assert output.worst_channel is not None and output.worst_error is not None
+    assert output.worst_error > 2 * output.relative_error

@@ -27,6 +27,28 @@ QUANTISED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights: what is listed, judged, and kept in float where int8 hurts."""
 
 
+def in_int8(model: onnx.ModelProto) -> set[str]:
+    """The layers of a quantised model that are in int8: both operands come out of DequantizeLinear, weights stored so.
+
+    A weight that is quantised while the model runs is stored in float, and counts as that.
+    """
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    made = {name: node for node in model.graph.node for name in node.output}
+    constant = set(stored)
+    for node in model.graph.node:
+        if node.input and all(name in constant for name in node.input if name):
+            constant.update(node.output)
+
+    def small(operand: str) -> bool:
+        node = made.get(operand)
+        if node is None or node.op_type != "DequantizeLinear":
+            return False
+        return operand not in constant or stored.get(node.input[0]) in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+
+    layers = (node for node in model.graph.node if node.op_type in QUANTISED)
+    return {node.name for node in layers if all(small(operand) for operand in node.input[:2])}
+
+
 class Calibrated:
     """A model with the ranges of its activations."""
 

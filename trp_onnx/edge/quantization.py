@@ -20,23 +20,27 @@ import onnx_ir as ir
 from trp_onnx.accuracy import Accuracy, as_feed, evaluate
 from trp_onnx.batching import Batching, find_batching, run_samples
 from trp_onnx.data import Dataset, Preprocessing, open_data
-from trp_onnx.edge.calibrated import Calibrated
+from trp_onnx.edge.calibrated import Calibrated, in_int8
 from trp_onnx.edge.ort_format import TARGETS
 from trp_onnx.edge.sensitivity import InFloat, keep_what_is_hurt
 from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
 from trp_onnx.latency.benchmark import bench
 from trp_onnx.latency.timing import Ratio
-from trp_onnx.layers import find_layers
+from trp_onnx.layers import Layer, find_layers
 from trp_onnx.linalg import Array
 from trp_onnx.model import Staging, cannot_write, check_distinct, check_target, file_bytes, open_model, to_proto
 from trp_onnx.moments import with_outputs
 from trp_onnx.normalise import normalise
 from trp_onnx.outputs import classes_of
+from trp_onnx.passes import CleanUpPass, FoldWeightsPass
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
 from trp_onnx.runtime import open_session, run_session
 
 CALIBRATION, JUDGING, LEAST = 256, 256, 32
 """Samples that ranges are taken of, samples that int8 is judged on, and the fewest of both together."""
+
+_STORED_TWICE = 1024
+"""Bytes of a tensor from which a second copy is worth a note."""
 
 _VERIFIED = 32
 """Samples that the written file is run on."""
@@ -202,6 +206,8 @@ def _quantise(
     kinds = {layer.constant.dtype for layer in layers if layer.constant is not None}
     if not kinds <= {ir.DataType.FLOAT, None}:
         raise ModelError("the model has weights that are no float32: quantize takes the float32 model")
+    notes += _fold_weights(normal, layers)
+    layers = find_layers(normal, input_shapes)
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -216,12 +222,40 @@ def _quantise(
     ends = [layer.name for layer in layers if keep_ends and layer.role and layer.name in calibrated.layers]
     classes = classes_of(dataset.labels, dataset.preprocessing.label_offset)
     judged = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends, classes)
-    quantised = len(calibrated.layers) - len(judged.in_float)
+    small = in_int8(judged.proto)
+    named = {entry.layer for entry in judged.in_float}
+    left = [
+        InFloat(name, "the quantiser leaves it in float") for name in calibrated.layers if name not in {*small, *named}
+    ]
+    left += [
+        InFloat(layer.name, f"it stands in the {layer.place}, where the quantiser does not go")
+        for layer in layers
+        if layer.place and layer.constant is not None
+    ]
     if judged.lost > max_drop / 100:
         notes.append(f"even with every layer in float more is lost than --max-drop {max_drop:g} allows")
-    if quantised <= 0:
+    if not small:
         notes.append("every layer stayed in float: int8 gains nothing here")
-    return _Made(judged.proto, quantised, judged.in_float, judged.lost, judged.measure, notes)
+    return _Made(judged.proto, len(small), [*judged.in_float, *left], judged.lost, judged.measure, notes)
+
+
+def _fold_weights(model: ir.Model, layers: Sequence[Layer]) -> list[str]:
+    """Weights behind Transpose or Reshape become initializers, which the quantiser takes; notes on copies."""
+    sources = [
+        (layer.name, value)
+        for layer in layers
+        if layer.constant is not None
+        for node in layer.constant.nodes
+        for value in node.inputs
+        if value is not None and value.const_value is not None and value.const_value.nbytes >= _STORED_TWICE
+    ]
+    FoldWeightsPass(layers)(model)
+    CleanUpPass()(model)
+    return [
+        f"the weight of '{name}' is stored twice: other nodes read it as '{value.name}'"
+        for name, value in sources
+        if value.uses()
+    ]
 
 
 def _batches(

@@ -41,7 +41,7 @@ class TrainingOptions:
         labels: Weight of the cross-entropy on labels; None for 0.3 beside distillation, 1 alone.
         distill: Weight of the distance to the teacher's outputs; None for 0.7 with labels, 1 without.
         temperature: T of the softened outputs.
-        distill_kind: "kl", "mse", or "auto": KL where an output holds one score a class.
+        distill_kind: "kl", "mse", or "auto": KL for class scores, see `outputs`.
         output_weights: Weight of each output in the loss by name; 1 where not given.
         augment: Any of "crop", "flip", "resized", "color".
         validation: Part of the data that is held out to choose the best checkpoint.
