@@ -4,7 +4,7 @@ Bias, alpha and beta go to the last factor. With the moments of what flows into 
 keep the outputs instead of the weight, and its bias takes up what they change in the mean: b' = b + (W - W') E[x].
 
 The factors take their names from the layer (`conv1` -> `conv1/v`, `conv1/h`), and the last one keeps the
-layer's output.
+layer's output. What they are factors of stands in their metadata (see `provenance`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from trp_onnx.constants import Constant, resolve_constant
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.moments import Moments
+from trp_onnx.provenance import mark_factor
 from trp_onnx.schemes import SCHEMES, Rank, Scheme
 
 Keep = Callable[[str, np.ndarray, ir.DataType], ir.TensorProtocol]
@@ -56,13 +57,13 @@ class FactorisePass(ir.passes.InPlacePass):
         self.split = split or by_outputs({})
         self.progress = progress or (lambda layers: layers)
         self._taken: set[str | None] = set()
+        self._nodes: set[str | None] = set()
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run; the factors' weights become initializers of the main graph."""
-        self._taken = {
-            value.name for node in ir.traversal.RecursiveGraphIterator(model.graph) for value in node.outputs
-        }
-        self._taken.update(model.graph.initializers)
+        nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+        self._taken = {value.name for node in nodes for value in node.outputs} | set(model.graph.initializers)
+        self._nodes = {node.name for node in nodes}
         shared: dict[object, tuple[list[ir.Value], Array | None]] = {}
         for layer in self.progress(self.layers):
             name, rank = self.chosen[layer.name]
@@ -92,7 +93,7 @@ class FactorisePass(ir.passes.InPlacePass):
 
     def _initializer(self, model: ir.Model, name: str, array: np.ndarray, dtype: ir.DataType | None) -> ir.Value:
         assert dtype is not None
-        name = self._name(name)
+        name = self._name(name, self._taken)
         value = ir.Value(
             name=name,
             shape=ir.Shape(array.shape),
@@ -102,13 +103,13 @@ class FactorisePass(ir.passes.InPlacePass):
         model.graph.register_initializer(value)
         return value
 
-    def _name(self, wanted: str) -> str:
-        """The name itself, or with a number where the model has it already."""
+    def _name(self, wanted: str, taken: set[str | None]) -> str:
+        """The name itself, or with a number where it is taken already."""
         name, count = wanted, 1
-        while name in self._taken:
+        while name in taken:
             count += 1
             name = f"{wanted}#{count}"
-        self._taken.add(name)
+        taken.add(name)
         return name
 
     def _corrected(self, model: ir.Model, layer: Layer, shift: Array) -> ir.Value:
@@ -139,11 +140,12 @@ class FactorisePass(ir.passes.InPlacePass):
                 inputs.append(
                     self._initializer(model, f"{layer.name}/{scheme.parts[part]}.bias", np.zeros(1), weight.dtype)
                 )
-            name = f"{layer.name}/{scheme.parts[part]}"
+            name = self._name(f"{layer.name}/{scheme.parts[part]}", self._nodes)
             factor = ir.Node(node.domain, layer.op, inputs, attributes, num_outputs=1, name=name)
+            mark_factor(factor, node, layer.name, scheme.parts[part])
             output = factor.outputs[0]
             output.type = node.outputs[0].type
-            output.name = self._name(f"{name}.out")
+            output.name = self._name(f"{name}.out", self._taken)
             graph.insert_before(node, factor)
             flow = output
 

@@ -104,6 +104,7 @@ def _restore_face(model: ir.Model, original: ir.Model) -> None:
     model.doc_string = original.doc_string
     model.metadata_props.clear()
     model.metadata_props.update(original.metadata_props)
+    _restore_notes(model.graph, original.graph)
     model.graph.name, model.graph.doc_string = original.graph.name, original.graph.doc_string
     for opset, version in original.opset_imports.items():
         model.opset_imports.setdefault(opset, version)
@@ -113,6 +114,15 @@ def _restore_face(model: ir.Model, original: ir.Model) -> None:
     ):
         for new, old in zip(ours, theirs, strict=True):
             new.shape, new.type, new.doc_string = old.shape, old.type, old.doc_string
+
+
+def _restore_notes(graph: ir.Graph, original: ir.Graph) -> None:
+    """Metadata of nodes, which the simplifier drops, by the names that it keeps."""
+    noted = {node.name: node for node in ir.traversal.RecursiveGraphIterator(original) if node.metadata_props}
+    for node in ir.traversal.RecursiveGraphIterator(graph) if noted else ():
+        old = noted.get(node.name)
+        if old is not None and old.op_type == node.op_type:
+            node.metadata_props.update(old.metadata_props)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trp_onnx.latency.benchmark import factor_of
 from trp_onnx.layers import Layer
+from trp_onnx.provenance import origin_of
 
 _BLOCK, _WHOLE = 16, 4
 
@@ -33,14 +33,15 @@ def advise(layers: Sequence[Layer]) -> list[Advice]:
     """What is worth knowing of the layers of a model."""
     found: list[Advice] = []
     for layer in layers:
-        geometry, name = layer.geometry, factor_of(layer.name)
+        geometry, origin = layer.geometry, origin_of(layer.node)
+        name = origin or layer.name
         if geometry is None or layer.constant is None:
             found.append(
                 Advice(name, "xnnpack, nnapi, coreml, qnn", "its weight is computed in the graph: they want constants")
             )
             continue
         thin = len(geometry.kernel) == 2 and min(geometry.kernel) < 3 <= max(geometry.kernel)
-        if thin and name != layer.name:
+        if thin and origin is not None:
             found.append(
                 Advice(
                     name, "cpu on newest ARM cores (SME)",
@@ -63,5 +64,5 @@ def advise(layers: Sequence[Layer]) -> list[Advice]:
 
 def _feeds_a_factor(layer: Layer) -> bool:
     """Whether another factor of the same layer comes behind it."""
-    name = factor_of(layer.name)
-    return name != layer.name and any(factor_of(node.name or "") == name for node in layer.node.outputs[0].consumers())
+    origin = origin_of(layer.node)
+    return origin is not None and any(origin_of(node) == origin for node in layer.node.outputs[0].consumers())

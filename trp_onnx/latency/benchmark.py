@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,14 +18,13 @@ from trp_onnx.latency.timing import Ratio, measure
 from trp_onnx.layers import FACTORISABLE
 from trp_onnx.model import open_model
 from trp_onnx.progress import watch
+from trp_onnx.provenance import origins_of
 from trp_onnx.runners import PROVIDERS, NodeTime, Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
 from trp_onnx.runtime import feeds_for
-from trp_onnx.schemes import SCHEMES
 
 _BLOCKED = "_nchwc"
 _PROFILED_RUNS = 15
-_PARTS = {part for scheme in SCHEMES.values() for part in scheme.parts}
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,8 @@ def bench(
         for node in nodes:
             ran[node.provider] = ran.get(node.provider, 0) + 1
         graph = open_model(path).graph if path.suffix.lower() != ".ort" else ()
-        contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(graph, nodes, factor_of)))
+        origins = origins_of(ir.traversal.RecursiveGraphIterator(graph)) if isinstance(graph, ir.Graph) else {}
+        contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(graph, nodes, origins)))
     notes = []
     if len(onnx_files) not in (0, len(paths)):
         notes.append(
@@ -169,9 +169,9 @@ def check_ran(model: str, nodes: Sequence[NodeTime], provider: str) -> None:
 
 
 def layer_milliseconds(
-    graph: Iterable[ir.Node], nodes: Sequence[NodeTime], of: Callable[[str], str] = lambda name: name
+    graph: Iterable[ir.Node], nodes: Sequence[NodeTime], origins: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """Time of each layer, by the name of its node; `of` maps names where several count as one, see `factor_of`.
+    """Time of each layer, by the name of its node; factors count as the layer that they were, see `origins_of`.
 
     The runtime fuses an activation or an addition into the convolution before it and names the whole after the
     last output: a product under the name of something else is traced back to the layer it began with.
@@ -196,12 +196,16 @@ def layer_milliseconds(
         else:
             name = _name(source)
         claimed.add(name)
-        found[of(name)] = found.get(of(name), 0.0) + timed.seconds * 1e3
+        found[name] = found.get(name, 0.0) + timed.seconds * 1e3
     for node, seconds in late:
         name = _fused_layer(node, claimed)
         claimed.add(name)
-        found[of(name)] = found.get(of(name), 0.0) + seconds * 1e3
-    return found
+        found[name] = found.get(name, 0.0) + seconds * 1e3
+    layers: dict[str, float] = {}
+    for name, milliseconds in found.items():
+        layer = (origins or {}).get(name, name)
+        layers[layer] = layers.get(layer, 0.0) + milliseconds
+    return layers
 
 
 def _name(node: ir.Node) -> str:
@@ -219,9 +223,3 @@ def _fused_layer(node: ir.Node, claimed: set[str]) -> str:
         front = [p for p in before if p not in seen]
         seen.update(front)
     return _name(node)
-
-
-def factor_of(name: str) -> str:
-    """The layer that a node is a factor of, by our naming (`conv1/v` -> `conv1`), or the name itself."""
-    layer, _, part = name.rpartition("/")
-    return layer if layer and part in _PARTS else name
