@@ -1,6 +1,7 @@
-"""Measurements on disk, in the user's cache: one small JSON file an entry.
+"""Measurements on disk, in the user's cache: one small JSON file an entry, with a digest of what it holds.
 
-A cache that cannot be read or written is done without. `TRP_ONNX_CACHE` names another folder.
+A cache that cannot be read or written is done without, and so is an entry that is not what was written.
+`TRP_ONNX_CACHE` names another folder.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trp_onnx.errors import OutputError
-from trp_onnx.model import write_text
+from trp_onnx.staging import write_text
 
 
 class Cache:
@@ -34,17 +35,19 @@ class Cache:
     def get(self, key: str) -> Any:
         """What was kept under a key, or None."""
         if key not in self._memory:
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                document = json.loads(self._path(key).read_text(encoding="utf-8"))
-                if document["key"] == key:
+            with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+                path = self._path(key)
+                document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+                if document["digest"] == _digest(key + json.dumps(document["value"])):
                     self._memory[key] = document["value"]
         return self._memory.get(key)
 
     def put(self, key: str, value: Any) -> None:
         """Keep a value that JSON can hold."""
-        self._memory[key] = json.loads(json.dumps(value))
+        self._memory[key] = value = json.loads(json.dumps(value))
+        entry = {"key": key, "value": value, "digest": _digest(key + json.dumps(value))}
         with suppress(OutputError):
-            write_text(self._path(key), json.dumps({"key": key, "value": value}))
+            write_text(self._path(key), json.dumps(entry))
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{_digest(key)}.json"

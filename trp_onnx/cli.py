@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from trp_onnx import interrupts
 from trp_onnx._version import __version__
 from trp_onnx.errors import TrpOnnxError
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _INTERRUPTED = 130
-_SIGNALS = [signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if n in signal.Signals.__members__]
 _SAME_SIGNAL = 1.0  # seconds in which a signal is the one before: terminals and supervisors send several
 _NO_ROOM = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 _SCHEMES = ("auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2", "svd")
@@ -127,6 +127,7 @@ def _command() -> Iterator[None]:
         now, sent = time.monotonic(), number
         if interrupted is None or now > interrupted + _SAME_SIGNAL:
             interrupted = now
+            interrupts.heard()
             raise KeyboardInterrupt
 
     def unheard(event: Any) -> None:
@@ -140,10 +141,11 @@ def _command() -> Iterator[None]:
 
     hook, sys.unraisablehook = sys.unraisablehook, unheard
     # A hang-up that nohup has the process ignore stays ignored.
-    numbers = [n for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [n for n in interrupts.SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         with shown_on(_consoles()[1]):
+            _guard_paths()
             yield
     except BaseException as error:
         # C extensions turn an interrupt at import into errors of their own: the flag tells.
@@ -159,18 +161,29 @@ def _command() -> Iterator[None]:
         sys.exit(error.exit_code)
     finally:
         sys.unraisablehook = hook
+        interrupts.answered()
         if interrupted is None:  # else the process ends, and the same signal again does not end it otherwise
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
 
-def _check_json(target: str | None, *inputs: object, out: Path | None = None) -> None:
-    """Before the work that would be lost, and before it takes the place of another file."""
-    if target not in (None, "-"):
-        from trp_onnx.model import check_distinct, check_target
+def _guard_paths() -> None:
+    """Before the work: hold all that the command line writes against all that it reads; `paths` says what for."""
+    from trp_onnx.paths import REPORT_FILES, default_output, guard
 
-        check_target(Path(target))
-        check_distinct([target, out], inputs)
+    context = click.get_current_context()
+    given = dict(context.params)
+    writes = [given.pop(name, None) for name in ("json_to", "save_plan", "out")]
+    report, *others = (given.pop(name, None) for name in ("report_dir", "folder", "run"))
+    if context.command.name == "compress":
+        out = writes[-1] = writes[-1] or default_output(given["model"])
+        writes.append(f"{out}.data")
+    reads = [entry for value in given.values() for entry in (value if isinstance(value, tuple) else [value])]
+    guard(
+        writes=[path for path in writes if path != "-"],
+        folders=[(report, REPORT_FILES), *((folder, ()) for folder in others)],
+        reads=[path for path in reads if isinstance(path, Path)],
+    )
 
 
 def _show(tables: Sequence[Any], notes: Sequence[str]) -> None:
@@ -190,7 +203,7 @@ def _write_json(document: dict[str, Any], target: str | None) -> None:
     if target == "-":
         click.echo(text, nl=False)
         return
-    from trp_onnx.model import write_text
+    from trp_onnx.staging import write_text
 
     write_text(Path(target), text)
 
@@ -418,7 +431,6 @@ def compress(
     held-out samples of --data, or without data a relative error of 2 % on generated inputs.
     """
     with _command():
-        _check_json(json_to, model, *options.values(), out=out)
         training = train()
         if training is not None:
             from trp_onnx.training.supervisor import stands_by
@@ -475,7 +487,6 @@ def evaluate(
 ) -> None:
     """Measure the top-1 accuracy of MODEL on labelled data."""
     with _command():
-        _check_json(json_to, model, data)
         from trp_onnx.accuracy import evaluate as run
 
         accuracy = run(model, data, preprocessing=preprocessing(), limit=limit)
@@ -532,7 +543,6 @@ def bench(
 ) -> None:
     """Time MODELS against the first one, fairly: interleaved, medians of ratios, the provider proved."""
     with _command():
-        _check_json(json_to, *models, *options.values())
         from trp_onnx.latency import bench as run
 
         result = run(models, input_shapes=dict(input_shapes), **options)
@@ -564,10 +574,6 @@ def profile(
     with _command():
         from trp_onnx.latency import profile as run
         from trp_onnx.latency import save_table
-        from trp_onnx.model import check_distinct, check_target
-
-        check_target(out)
-        check_distinct([out], [model])
 
         table = run(model, input_shapes=dict(input_shapes), simplify=not no_simplify, **options)
         save_table(table, out)
@@ -630,7 +636,6 @@ def quantize(
 ) -> None:
     """Quantise MODEL to int8, layers that it hurts excepted, and measure float and int8 side by side."""
     with _command():
-        _check_json(json_to, model, *options.values(), out=out)
         from trp_onnx.edge import quantize as run
 
         result = run(model, out, preprocessing=preprocessing(), input_shapes=dict(input_shapes), **options)

@@ -27,20 +27,11 @@ from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.realised import realise
 from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.layers import find_layers
-from trp_onnx.model import (
-    Staging,
-    check_distinct,
-    check_folder,
-    check_target,
-    count_parameters,
-    file_bytes,
-    open_model,
-    write_text,
-)
+from trp_onnx.model import count_parameters, file_bytes, open_model
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FoldBatchNormPass
-from trp_onnx.paths import MADE_BY, default_output, is_ours
+from trp_onnx.paths import MADE_BY, REPORT_FILES, default_output, guard, is_ours
 from trp_onnx.planning import (
     Candidate,
     Evidence,
@@ -62,6 +53,8 @@ from trp_onnx.report import Loss, Report, Size, alarms, check_page, render_page,
 from trp_onnx.runtime import Arrays, feeds_for
 from trp_onnx.samples import Samples
 from trp_onnx.sizes import real_inputs, shape_options, sizes_from
+from trp_onnx.staging import Staging, files_of, write_text
+from trp_onnx.training.job import RUN_FILES
 from trp_onnx.verify import reference_outputs, verify
 
 if TYPE_CHECKING:
@@ -175,8 +168,12 @@ def compress(
     """
     source = Path(model)
     out = _default_output(source) if out is None else Path(out)
-    check_target(out)
-    check_distinct([out, save_plan], [model, config, latency_table, inputs, data, test, teacher])
+    folder = None if train is None else out.with_name(out.name + ".trp-run") if run is None else Path(run)
+    guard(
+        writes=[*files_of(out), save_plan],
+        folders=[(report_dir, REPORT_FILES), (folder, RUN_FILES)],
+        reads=[model, config, latency_table, inputs, data, test, teacher],
+    )
     clock = _Clock()
     rules = () if config is None else read_rules(Path(config)) if isinstance(config, (str, PathLike)) else config
     rule: dict[str, Any] = {"energy": energy, "macs": macs, "vbmf": vbmf, "speedup": speedup}
@@ -184,12 +181,13 @@ def compress(
     searched = max_drop is not None or (train is None and not asked)
     if train is None and asked:
         check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
+    elif train is not None:
+        from trp_onnx.training.run import check_trainable, check_training
+
+        check_training(train, **rule, mapped=bool(rules), scheme=scheme)
     _check_usage(plan_by, data is not None, train is not None, max_drop is not None, asymmetric, threads)
-    if save_plan is not None:
-        check_target(Path(save_plan))
     if report_dir is not None:
         check_page()
-        check_folder(Path(report_dir))
     block = resolve_alignment(align)
     timed = speedup is not None or searched or latency_table is not None
     table = None if latency_table is None else read_table(Path(latency_table))
@@ -200,12 +198,13 @@ def compress(
             samples = Samples(data, preprocessing, holds_out=searched, by_labels=max_drop is not None)
         tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
         original = open_model(source)
-        staging = stack.enter_context(Staging(out, source, original))
+        if train is not None:
+            check_trainable(original, train)
+        staging = stack.enter_context(Staging(out, original))
         session = None
-        if train is not None and data is not None:
+        if train is not None and data is not None and folder is not None:
             from trp_onnx.training.run import TrainingRun
 
-            folder = Path(run) if run is not None else out.with_name(out.name + ".trp-run")
             session = stack.enter_context(
                 TrainingRun(
                     folder, data, preprocessing, train, source if teacher is None else Path(teacher),
@@ -263,12 +262,8 @@ def compress(
         tried: tuple[Candidate, ...] = ()
         limit: Limit | None = None
         if finds_ranks:
-            if speedup is not None:
-                raise UsageError("this strategy finds ranks itself: it goes with --macs or --energy")
             chosen, kept = choose_schemes(layers, rules, scheme), {}
         else:
-            if asked or session is not None:
-                check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
             planner = Planner(
                 layers, rules=rules, scheme=scheme, align=block, evidence=evidence,
                 progress=lambda groups: track(groups, "spectra"), ask=shape_options(normal, input_shapes),

@@ -1,36 +1,22 @@
-"""Open and save models: weights stay on disk until somebody asks, and what is written appears whole.
-
-A result is built in a folder of its own beside the target (`Staging`) and moved into place by rename once
-it has been verified; whatever ends the work before that, the folder is removed and nothing has changed.
-"""
+"""Open models: weights stay on disk until somebody asks."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import secrets
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from trp_onnx import soundness
-from trp_onnx.errors import ModelError, OutputError, UsageError
+from trp_onnx.errors import ModelError
 from trp_onnx.memory import check_room
 from trp_onnx.progress import note
 from trp_onnx.sizes import free_sizes
 
 if TYPE_CHECKING:
     import onnx
-
-EXTERNAL_FROM = 1536 * 2**20
-"""Bytes of weights from which they go into a file of their own; protobuf ends at 2 GiB."""
 
 
 def open_model(path: Path) -> ir.Model:
@@ -52,10 +38,7 @@ def open_model(path: Path) -> ir.Model:
     except Exception as error:  # onnx_ir wraps whatever a malformed graph trips over
         cause = error.__cause__ or error
         raise ModelError(f"'{path}' is not a valid ONNX model: {_first_line(cause)}") from error
-    for tensor in tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.base_dir = path.resolve().parent
-    _check_external_data(path, model)
+    _find_external_data(path, model)
     _one_name_for_the_standard_domain(model)
     free_sizes(model)
     try:
@@ -104,28 +87,49 @@ def _one_name_for_the_standard_domain(model: ir.Model) -> None:
                 node.domain = ""
 
 
-def _check_external_data(path: Path, model: ir.Model) -> None:
-    folder = path.resolve().parent
-    sizes: dict[str, int] = {}
+def located(path: Path) -> Path:
+    """A path that means the same from any folder; a link stays one, for external data is looked for beside it."""
+    return path.parent.resolve() / path.name
+
+
+def _find_external_data(path: Path, model: ir.Model) -> None:
+    """Find external data where onnxruntime looks for it, and refuse what it refuses.
+
+    A location is relative to the folder of the path that was given, also where that path is a link. The file that it
+    leads to, all links followed, must be in that folder or in the one that holds the model's own file: so a store may
+    keep both as links to where its contents are (`blobs/` of a Hugging Face cache), and neither ".." nor a link
+    leads to any other file. How many names a file has (hard links) says nothing.
+    """
+    here = located(path)
+    allowed = (here.parent, here.resolve().parent)
+    found: dict[str, Path] = {}
     for tensor in tensors(model):
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         location = os.fspath(tensor.location)
-        target = (folder / location).resolve()
-        if Path(location).is_absolute() or not target.is_relative_to(folder):
-            raise ModelError(
-                f"'{path}' is refused: tensor '{tensor.name}' points to '{location}', outside the model's folder"
-            )
-        if location not in sizes:
-            if not target.is_file():
+        if location not in found:
+            try:
+                target = (here.parent / location).resolve()
+                there = target.is_file()
+            except (OSError, ValueError, RuntimeError):  # a name that no file can have, a circle of links
+                raise ModelError(f"'{path}' keeps its weights in '{location[:100]}', which no file can be") from None
+            if Path(location).is_absolute() or not any(target.is_relative_to(folder) for folder in allowed):
+                raise ModelError(
+                    f"'{path}' is refused: tensor '{tensor.name}' points to '{location}', outside the model's folder"
+                )
+            if not there:
                 raise ModelError(
                     f"'{path}' keeps its weights in '{location}', which is missing: put that file beside it"
                 )
-            sizes[location] = target.stat().st_size
-        if (tensor.offset or 0) + tensor.nbytes > sizes[location]:
+            found[location] = target
+        if (tensor.offset or 0) + tensor.nbytes > found[location].stat().st_size:
             raise ModelError(
                 f"'{location}', the weights of '{path}', is too short for tensor '{tensor.name}': it is truncated"
             )
+        tensor.base_dir = here.parent
+        if found[location].stat().st_nlink > 1 or found[location] != here.parent / location:
+            # onnx_ir has a rule of its own, against links of both kinds, which an empty base_dir switches off.
+            tensor._location, tensor.base_dir = found[location], ""
 
 
 def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -166,196 +170,19 @@ def has_external_data(model: ir.Model) -> bool:
     return any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model))
 
 
+def external_files(path: Path) -> list[Path]:
+    """The files in which a model keeps its weights, beside its own; empty where there are none.
+
+    Raises:
+        ModelError: See `open_model`.
+    """
+    external = (tensor for tensor in tensors(open_model(path)) if isinstance(tensor, ir.ExternalTensor))
+    return [Path(name) for name in sorted({os.fspath(tensor.path) for tensor in external})]
+
+
 def file_bytes(path: Path) -> int:
     """Size of an ONNX file and the external data that belongs to it."""
-    locations = {
-        os.fspath(tensor.location) for tensor in tensors(open_model(path)) if isinstance(tensor, ir.ExternalTensor)
-    }
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in locations)
-
-
-class Staging:
-    """A hidden folder beside the target, in which the result is built; a context manager.
-
-        with Staging(out, source) as staging:
-            staging.save(model)     # staging.path now holds the model, under its final name
-            ...                     # verify it
-            staging.publish()       # rename into place
-
-    Attributes:
-        path: The model inside the folder.
-    """
-
-    def __init__(self, out: Path, source: Path, model: ir.Model) -> None:
-        """Choose the folder; entering makes it.
-
-        Args:
-            out: Where the result shall be.
-            source: The input file, which must stay untouched.
-            model: The opened input; its external files must stay untouched too.
-
-        Raises:
-            UsageError: `out` is the input, or its data file would be one that the input uses.
-            OutputError: The folder of `out` does not exist or cannot be written to; entering raises it as well.
-        """
-        self.out = out
-        data = out.with_name(out.name + ".data")
-        if out.exists() and out.samefile(source):
-            raise UsageError(f"the output '{out}' is the input: choose another name, inputs are never modified")
-        for tensor in tensors(model):
-            for target in (data, out):
-                if isinstance(tensor, ir.ExternalTensor) and target.exists() and target.samefile(tensor.path):
-                    raise UsageError(f"the output's data file '{target}' belongs to the input: choose another name")
-        check_target(out)
-        self.folder = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
-        self.path = self.folder / out.name
-        self.external = has_external_data(model)
-        self._spool = self.folder / f"factors-of-{out.name}"
-
-    def keep(self, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
-        """A tensor for the new model: in memory, or on disk where the input keeps its weights there.
-
-        Raises:
-            OutputError: The disk is full.
-        """
-        array = np.ascontiguousarray(array, dtype=dtype.numpy())
-        if not self.external:
-            return ir.tensor(array, name=name)
-        try:
-            with self._spool.open("ab") as file:
-                offset = file.tell()
-                file.write(array.tobytes())
-        except OSError as error:
-            raise cannot_write(self.out, error) from error
-        return ir.ExternalTensor(
-            self._spool.name, offset, array.nbytes, dtype,
-            shape=ir.Shape(array.shape), name=name, base_dir=self.folder,
-        )  # fmt: skip
-
-    def save(self, model: ir.Model) -> None:
-        """Write the model into the folder; weights in `<name>.data` where the input had such a file.
-
-        Raises:
-            OutputError: The disk is full, or any other failure to write.
-        """
-        external = self.external or weight_bytes(model) > EXTERNAL_FROM
-        try:
-            ir.save(model, self.path, format="protobuf", external_data=f"{self.out.name}.data" if external else None)
-            self._spool.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(self.out, error) from error
-
-    def publish(self) -> None:
-        """Move the result into place.
-
-        Raises:
-            OutputError: A rename failed.
-        """
-        data = self.path.with_name(self.path.name + ".data")
-        try:
-            if data.exists():
-                data.replace(self.out.with_name(data.name))
-            self.path.replace(self.out)
-        except OSError as error:
-            raise cannot_write(self.out, error) from error
-
-    def __enter__(self) -> Staging:
-        # Its name is known before it is there: whenever an interrupt comes, it is removed.
-        try:
-            self.folder.mkdir(mode=0o700)
-        except OSError as error:
-            raise OutputError(f"cannot write '{self.out}': {error.strerror}") from error
-        except BaseException:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def check_target(path: Path) -> None:
-    """Refuse a place that cannot be written to, before there is anything to write.
-
-    Raises:
-        OutputError: It is a folder, or the folder it is in does not exist or is closed.
-    """
-    try:
-        if path.is_dir() or not path.name:
-            raise OutputError(f"cannot write '{path}': it is a folder")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"cannot write '{path}': it is no regular file")
-        if not path.parent.is_dir():
-            raise OutputError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
-    except OSError as error:  # a name that is too long
-        raise cannot_write(path, error) from error
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"cannot write '{path}': Permission denied")
-
-
-def check_distinct(outputs: Sequence[object], inputs: Sequence[object]) -> None:
-    """Refuse an output that is an input, or two that are one; what is no path is passed over.
-
-    Raises:
-        UsageError: There is one.
-    """
-    kinds = (str, os.PathLike)
-    written = [Path(path) for path in outputs if isinstance(path, kinds)]
-    read = [Path(path) for path in inputs if isinstance(path, kinds)]
-    for i, target in enumerate(written):
-        with contextlib.suppress(OSError):  # whoever opens it says so
-            for source in read:
-                if target.exists() and source.exists() and target.samefile(source):
-                    raise UsageError(
-                        f"the output '{target}' is an input: choose another name, inputs are never modified"
-                    )
-            if any(target.absolute() == other.absolute() for other in written[:i]):
-                raise UsageError(f"two outputs go to '{target}': choose another name for one")
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a folder that cannot be written to or made, before there is anything to put there.
-
-    Raises:
-        OutputError: It, or the first folder above it that there is, is closed or is a file.
-    """
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise OutputError(f"cannot make the folder '{path}': '{there}' is a file")
-    if not os.access(there, os.W_OK):
-        raise OutputError(f"cannot write to '{path}': Permission denied")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, suffix=".partial", delete=False, encoding="utf-8"
-        ) as file:
-            temporary = Path(file.name)
-            try:
-                file.write(text)
-                file.flush()
-                temporary.chmod(0o644)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: OSError) -> OutputError:
-    """What an OSError says to a user."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    why = "no space is left for it" if full else (error.strerror or str(error))
-    return OutputError(f"cannot write '{path}': {why}; nothing was left behind")
+    return sum(file.stat().st_size for file in (path, *external_files(path)))
 
 
 def _first_line(error: BaseException) -> str:

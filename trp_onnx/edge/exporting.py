@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -26,17 +25,22 @@ import onnx_ir as ir
 from trp_onnx._version import __version__
 from trp_onnx.data import read_npz
 from trp_onnx.edge.advice import Advice, advise
-from trp_onnx.edge.ort_format import STYLES, TARGETS, convert_to_ort, plain_file
+from trp_onnx.edge.ort_format import STYLES, TARGETS, convert_to_ort, is_plain, names_of
 from trp_onnx.edge.usability import Usability, check_usability
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
+from trp_onnx.interrupts import held_back
 from trp_onnx.layers import find_layers
-from trp_onnx.model import cannot_write, check_folder, has_external_data, open_model
+from trp_onnx.model import has_external_data, open_model
+from trp_onnx.paths import cannot_write, guard
 from trp_onnx.progress import watch
 from trp_onnx.runners import open_runner
 from trp_onnx.runtime import Arrays, feeds_for, relative_error
 from trp_onnx.sizes import real_inputs
+from trp_onnx.staging import hidden_beside, remove_dead
 
 FORMAT = "trp-onnx export 1"
+
+MANIFEST = "manifest.json"
 
 TOLERANCE = 1e-4
 """Largest relative error of an output, `|y - y'|_2 / |y|_2`, against the source; kernels differ by about 1e-6."""
@@ -107,7 +111,7 @@ def export(
     if source.suffix.lower() == ".ort":
         raise UsageError(f"'{source}' is an .ort file already: export takes the .onnx")
     opened = open_model(source)
-    check_folder(folder)
+    guard(folders=[(folder, (*names_of(source.stem, style), MANIFEST))], reads=[model, inputs])
     notes: list[str] = []
     staging = _stage(folder)
     try:
@@ -144,7 +148,7 @@ def export(
             "advice": [dataclasses.asdict(entry) for entry in advice],
             "notes": notes,
         }
-        text = staging / "manifest.json"
+        text = staging / MANIFEST
         text.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _publish([*shipped, text], folder)
     except OSError as error:
@@ -156,33 +160,40 @@ def export(
 
 def _stage(folder: Path) -> Path:
     """A hidden folder on the disk that the result goes to."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    absolute = folder.resolve()
+    there = next(p for p in (absolute, *absolute.parents) if p.exists())
+    remove_dead(absolute)  # from when the folder was not there
+    staging = hidden_beside(there / (absolute.name or "export"))
     try:
-        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=there))
+        staging.mkdir(mode=0o700)
     except OSError as error:
         raise OutputError(f"cannot write to '{folder}': {error.strerror}") from error
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return staging
 
 
 def _publish(files: Sequence[Path], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        file.replace(folder / file.name)
+    with held_back():
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            file.replace(folder / file.name)
 
 
 def _fix_inputs(source: Path, model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None, staging: Path) -> Path:
     """The model with inputs of fixed sizes in a file of its own; the source itself where nothing is to be changed."""
+    if not input_shapes and is_plain(source):
+        return source
+    path = staging / f"{source.stem}.onnx"
+    ir.save(model, path, external_data=f"{path.name}.data" if has_external_data(model) else None)
     if not input_shapes:
-        plain = plain_file(source, staging)
-        if plain != source and has_external_data(model):
-            raise ModelError(f"'{source}' keeps its weights in another file: give the .onnx itself, not a link to it")
-        return plain
+        return path
     import onnx
     from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
 
     known = [value.name for value in real_inputs(model)]
-    if has_external_data(model):
-        raise ModelError(f"'{source}' keeps its weights in another file: fix its sizes when it is exported to ONNX")
-    proto = onnx.load(source)
+    proto = onnx.load(path, load_external_data=False)
     for name, shape in input_shapes.items():
         if name not in known:
             raise ModelError(f"--input-shape names '{name}', but the model's inputs are {', '.join(map(repr, known))}")
@@ -192,8 +203,7 @@ def _fix_inputs(source: Path, model: ir.Model, input_shapes: Mapping[str, Sequen
             text = ",".join(map(str, shape))
             raise ModelError(f"--input-shape {name}:{text} does not fit: {str(error).splitlines()[0]}") from error
     fix_output_shapes(proto)
-    path = staging / f"{source.stem}.onnx"
-    onnx.save(proto, path)
+    path.write_bytes(proto.SerializeToString())
     return path
 
 

@@ -9,7 +9,6 @@ The blocked layout of x86 is left out unless the target is amd64: a file that ha
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from trp_onnx.edge.quiet import quietly
@@ -47,16 +46,17 @@ def convert_to_ort(model: Path, folder: Path, target: str = "any", style: str = 
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(f"onnxruntime cannot convert '{model}' to an .ort file: {reason}") from error
-    name = model.resolve().stem  # the converter follows links
-    made = folder / f"{name}{_SUFFIX[style]}.ort"
-    config = folder / f"{name}.required_operators_and_types{_SUFFIX[style]}.config"
+    made, config = (folder / name for name in names_of(model.stem, style))
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace(f"{folder.resolve()}/", ""), encoding="utf-8")  # it names where it was made
     return made, config
 
 
-def plain_file(model: Path, folder: Path) -> Path:
-    """The model under a name that the converter takes: no link, and ending in .onnx; copied where that needs it."""
-    if model.suffix.lower() == ".onnx" and model.resolve().name == model.name:
-        return model
-    return Path(shutil.copy(model, folder / f"{model.stem}.onnx"))
+def names_of(stem: str, style: str) -> tuple[str, str]:
+    """What `convert_to_ort` makes of STEM.onnx."""
+    return f"{stem}{_SUFFIX[style]}.ort", f"{stem}.required_operators_and_types{_SUFFIX[style]}.config"
+
+
+def is_plain(model: Path) -> bool:
+    """Whether the converter takes a file as it is: it wants .onnx at the end of the name, and follows links."""
+    return model.suffix.lower() == ".onnx" and not model.is_symlink()

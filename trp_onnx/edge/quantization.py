@@ -28,13 +28,15 @@ from trp_onnx.latency.benchmark import bench
 from trp_onnx.latency.timing import Ratio
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.linalg import Array
-from trp_onnx.model import Staging, cannot_write, check_distinct, check_target, file_bytes, open_model, to_proto
+from trp_onnx.model import file_bytes, open_model, to_proto
 from trp_onnx.moments import with_outputs
 from trp_onnx.normalise import normalise
 from trp_onnx.outputs import classes_of
 from trp_onnx.passes import CleanUpPass, FoldWeightsPass
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
+from trp_onnx.paths import cannot_write, guard
 from trp_onnx.runtime import open_session, run_session
+from trp_onnx.staging import Staging
 
 CALIBRATION, JUDGING, LEAST = 256, 256, 32
 """Samples that ranges are taken of, samples that int8 is judged on, and the fewest of both together."""
@@ -142,8 +144,7 @@ def quantize(
     if target not in TARGETS:
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
     source, out = Path(model), Path(out)
-    check_target(out)
-    check_distinct([out], [model, data, original, test])
+    guard(writes=[out], reads=[model, data, original, test])
     dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
     tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
     if len(dataset) < LEAST:
@@ -151,7 +152,7 @@ def quantize(
             f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
         )
     opened = open_model(source)
-    with _space_for(out), Staging(out, source, opened) as staging:
+    with _space_for(out), Staging(out, opened) as staging:
         made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes)
         onnx.save(made.proto, staging.path)
         _verify(staging.path, opened, dataset)

@@ -38,9 +38,10 @@ from trp_onnx.errors import DataError, UsageError
 from trp_onnx.latency.entry import Entry, allowed_doubt
 from trp_onnx.latency.probe import signature
 from trp_onnx.layers import Layer
-from trp_onnx.model import write_text
+from trp_onnx.paths import guard
 from trp_onnx.runners import Runner
 from trp_onnx.schemes import SCHEMES, Rank, Scheme
+from trp_onnx.staging import write_text
 
 FORMAT = "trp-onnx latency table 1"
 
@@ -258,6 +259,7 @@ def save_table(table: LatencyTable, path: Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    guard(writes=[path])
     write_text(path, json.dumps(table.to_dict(), indent=1) + "\n")
 
 

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from trp_onnx.errors import ModelError, RunnerError, UsageError
-from trp_onnx.model import has_external_data, open_model
+from trp_onnx.model import has_external_data, located, open_model
 from trp_onnx.runners.providers import check_provider, setting_for
 from trp_onnx.runners.transport import Transport
 
@@ -135,7 +135,7 @@ class Runner:
             if isinstance(model, Path) and not model.is_file():
                 raise ModelError(f"the model '{model}' does not exist")
         if self._transport.shares_files:
-            sources: list[str | bytes] = [m if isinstance(m, bytes) else str(m.resolve()) for m in models]
+            sources: list[str | bytes] = [m if isinstance(m, bytes) else str(located(m)) for m in models]
         else:
             sources = [_whole(model) for model in models]
         self._transport.ask("prepare", models=sources, feeds=dict(feeds), setting=setting_for(provider, threads))

@@ -6,10 +6,9 @@ place, flushed to the disk, and renamed over the last one: whatever happens, one
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ import numpy as np
 
 from trp_onnx.errors import OutputError, TrainingError
 
-FORMAT = 1
+FORMAT = 2
+
+PARTIAL = ".partial"
 
 
 def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
@@ -31,8 +32,9 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], state: dict[str, 
     Raises:
         OutputError: The disk is full, or any other failure to write; the last checkpoint is still there.
     """
-    text = json.dumps({"format": FORMAT} | state)
-    temporary = path.with_name(path.name + ".partial")
+    state = json.loads(json.dumps(state))
+    text = json.dumps({"format": FORMAT, "digest": _digest(arrays, state)} | state)
+    temporary = path.with_name(path.name + PARTIAL)  # one name: nothing piles up, whoever is killed
     try:
         with temporary.open("wb") as file:
             np.savez(file, state=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
@@ -57,21 +59,33 @@ def load_checkpoint(path: Path, job: str) -> tuple[dict[str, np.ndarray], dict[s
     Raises:
         TrainingError: Damaged, of another version, or of another model, data set or set of options.
     """
+    damaged = f"the checkpoint '{path}' is damaged: remove its folder and start again"
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive}
         state = json.loads(arrays.pop("state").tobytes())
-        version = state["format"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise TrainingError(f"the checkpoint '{path}' is damaged: remove its folder and start again") from error
+        version, digest = state.pop("format"), state.pop("digest", None)
+    except Exception as error:  # zip, zlib, numpy and JSON each have errors of their own; nothing is unpickled
+        raise TrainingError(damaged) from error
     if version != FORMAT:
         raise TrainingError(
             f"the checkpoint '{path}' has format {version}, this version of trp-onnx reads {FORMAT}: "
             "finish it with the version that began it, or start again"
         )
+    if digest != _digest(arrays, state):
+        raise TrainingError(damaged)
     if state["job"] != job:
         raise TrainingError(
             f"the checkpoint '{path}' belongs to another model, data set or set of options: "
             "give the command that began it, or another --run folder"
         )
     return arrays, state
+
+
+def _digest(arrays: dict[str, np.ndarray], state: dict[str, Any]) -> str:
+    """Of all that a checkpoint holds, so that whatever is read is what was written."""
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -7,7 +7,9 @@ metrics.jsonl       a line an epoch, and one every few seconds between
 checkpoint.npz      see `checkpoint`
 result.npz          the trained weights
 worker.log          what the runtime had to say
+data.npz            samples that were given in memory
 finetune/           the same again, for the factors
+.trp-onnx-run       that the folder is ours
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ from trp_onnx.training.projection import Projection
 
 MODEL, TEACHER, JOB = "model.onnx", "teacher.onnx", "job.json"
 METRICS, CHECKPOINT, RESULT, LOG = "metrics.jsonl", "checkpoint.npz", "result.npz", "worker.log"
+DATA, FINETUNE, MARKER = "data.npz", "finetune", ".trp-onnx-run"
+
+_STAGE = (JOB, MODEL, TEACHER, METRICS, CHECKPOINT, RESULT)
+RUN_FILES = (*_STAGE, LOG, DATA, *(f"{FINETUNE}/{name}" for name in _STAGE), MARKER)
+"""All that a run directory may hold of ours."""
 
 # What may differ between a run and its resumption: it changes no number but in the order of its sums.
 _FREE = ("workers", "checkpoint_seconds")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trp_onnx.staging import write_text
 from trp_onnx.training.job import METRICS
 
 _REPORT_SECONDS = 1.0
@@ -32,13 +33,8 @@ class Metrics:
         """Drop the lines after a step, which will come again."""
         if not self._active:
             return
-        kept = []
-        if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-        self._path.write_text("".join(kept), encoding="utf-8")
+        kept = [point for point in _points(self._path) if point["step"] <= step]
+        write_text(self._path, "".join(json.dumps(point) + "\n" for point in kept))
         self._last = time.perf_counter()
 
     def progress(self, images: int, **values: Any) -> None:
@@ -64,10 +60,23 @@ class Metrics:
 
 def read_curve(run: Path) -> tuple[dict[str, Any], ...]:
     """Epoch, loss, accuracy and part of the MACs of each epoch of a run."""
+    wanted = ("epoch", "loss", "accuracy", "macs")
+    return tuple({name: point[name] for name in wanted} for point in _points(run / METRICS))
+
+
+def _points(path: Path) -> list[dict[str, Any]]:
+    """The lines that can be read; one that a killed worker left half is none."""
     points = []
     with contextlib.suppress(OSError):
-        for line in (run / METRICS).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError, KeyError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
                 point = json.loads(line)
-                points.append({name: point[name] for name in ("epoch", "loss", "accuracy", "macs")})
-    return tuple(points)
+                if isinstance(point, dict) and _is_whole(point):
+                    points.append(point)
+    return points
+
+
+def _is_whole(point: dict[str, Any]) -> bool:
+    values = [point.get(name) for name in ("step", "epoch", "loss", "macs")]
+    values += [point["accuracy"]] if point.get("accuracy", "missing") is not None else []
+    return all(isinstance(value, (int, float)) for value in values)

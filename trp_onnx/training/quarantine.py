@@ -11,13 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import platformdirs
 
-from trp_onnx.errors import TrainingError
+from trp_onnx.errors import TrainingError, UsageError
+from trp_onnx.interrupts import held_back
 from trp_onnx.progress import say
+from trp_onnx.staging import hidden_beside
 
 VERSION = "1.19.2"
 PYTHONS = ((3, 11), (3, 12))
@@ -60,14 +61,17 @@ def setup_training(wheel: Path | None = None, *, cuda: bool = False) -> Path:
 
     Raises:
         TrainingError: This Python has no wheel, or the installation failed; nothing is left behind.
+        UsageError: The folder holds something else.
     """
     check_python()
     if wheel is not None and not wheel.is_file():
         raise TrainingError(f"the wheel '{wheel}' does not exist")
     folder = runtime_folder(cuda=cuda)
+    _check_ours(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = hidden_beside(folder)
+        temporary.mkdir()
     except OSError as error:
         raise TrainingError(f"cannot write to '{folder.parent}': {error.strerror}") from error
     what = str(wheel) if wheel is not None else f"{_package(cuda)}=={VERSION}"
@@ -82,13 +86,26 @@ def setup_training(wheel: Path | None = None, *, cuda: bool = False) -> Path:
                 f"the training runtime {what} cannot be installed: {reason}. Without a network, download its wheel "
                 "elsewhere and run trp-onnx setup-training --wheel FILE"
             )
-        shutil.rmtree(folder, ignore_errors=True)
-        (temporary / "site").replace(folder)
+        with held_back():
+            shutil.rmtree(folder, ignore_errors=True)
+            (temporary / "site").replace(folder)
     except OSError as error:
         raise TrainingError(f"cannot write '{folder}': {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuse a folder with anything in it that the wheel does not put there: it is replaced as a whole."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"the folder of the training runtime, '{folder}', is a file")
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.name != "bin" and not entry.name.startswith("onnxruntime"):
+            raise UsageError(
+                f"the folder '{folder}' holds '{entry.name}', which is no training runtime: TRP_ONNX_TRAINING names a "
+                "folder that holds nothing else"
+            )
 
 
 def check_python() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -18,24 +16,27 @@ import onnx_ir as ir
 
 from trp_onnx.accuracy import as_feed
 from trp_onnx.data import Dataset, Preprocessing
-from trp_onnx.errors import DataError, ModelError, OutputError, TargetError, TrainingError, UsageError
+from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
 from trp_onnx.layers import Layer, find_layers, network_macs
-from trp_onnx.model import open_model, write_text
+from trp_onnx.model import open_model
 from trp_onnx.normalise import normalise
 from trp_onnx.outputs import classes_of
-from trp_onnx.planning import Plan, plan_at_ranks
+from trp_onnx.planning import Plan, check_rule, plan_at_ranks
 from trp_onnx.planning.options import sites_of
 from trp_onnx.progress import note
 from trp_onnx.runtime import open_session, run_session
 from trp_onnx.schemes import Rank
+from trp_onnx.sizes import real_inputs
+from trp_onnx.staging import write_text, written_whole
 from trp_onnx.training.batches import DataSource, is_function, open_batches
-from trp_onnx.training.job import CHECKPOINT, JOB, LOG, MODEL, RESULT, TEACHER, Job
+from trp_onnx.training.job import CHECKPOINT, DATA, FINETUNE, JOB, LOG, MODEL, RESULT, TEACHER, Job
 from trp_onnx.training.loop import ranks_of, unpack_result
 from trp_onnx.training.losses import choose_losses, size_of
 from trp_onnx.training.metrics import read_curve
 from trp_onnx.training.options import TrainingOptions
 from trp_onnx.training.projection import Projection, check_strategy, targets_of
 from trp_onnx.training.quarantine import ensure_runtime
+from trp_onnx.training.run_folder import RunFolder
 from trp_onnx.training.supervisor import Supervisor
 from trp_onnx.training.trainable import make_trainable, materialise, separate_vectors
 
@@ -58,6 +59,7 @@ class Trained:
         correct: Samples that it gets right; None without labels.
         written_correct: Samples that the written file gets right.
         curve: Loss, accuracy and part of the MACs after each epoch.
+        stays: Why the run directory stays, where it was to be removed.
     """
 
     epoch: int
@@ -68,15 +70,18 @@ class Trained:
     correct: int | None
     written_correct: int | None = None
     curve: tuple[dict[str, Any], ...] = ()
+    stays: str | None = None
 
     def notes(self) -> list[str]:
         """What the owner should know."""
+        stays = [self.stays] if self.stays is not None else []
         if self.correct is None or self.written_correct in (None, self.correct):
-            return []
+            return stays
         return [
+            *stays,
             f"the written file gets {self.written_correct} of the {self.samples} held-out samples right, the trained "
             f"network {self.correct}: folding BatchNormalization and splitting weights sums in another order, and "
-            "samples on the border between two classes may fall on either side"
+            "samples on the border between two classes may fall on either side",
         ]
 
 
@@ -87,6 +92,70 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     inside = sorted((str(p.relative_to(path)), p.stat().st_size) for p in path.rglob("*") if p.is_file())
     return hashlib.sha256(repr(inside).encode()).hexdigest() if path.is_dir() else ""
+
+
+def check_training(
+    options: TrainingOptions,
+    *,
+    energy: float | None,
+    macs: float | None,
+    vbmf: bool,
+    speedup: float | None,
+    mapped: bool,
+    scheme: str,
+) -> None:
+    """Refuse options that do not go together, before any work.
+
+    Args:
+        options: How to train.
+        energy: The rules of `compress`, and whether it has a map.
+        macs: The same.
+        vbmf: The same.
+        speedup: The same.
+        mapped: The same.
+        scheme: The same.
+
+    Raises:
+        UsageError: A rule is missing, there is one too many, or a value is out of range.
+    """
+    if not _finds_ranks(options, energy, macs):
+        check_rule(energy=energy, macs=macs, vbmf=vbmf, speedup=speedup, mapped=mapped, scheme=scheme)
+        return
+    if speedup is not None or vbmf:
+        raise UsageError(
+            f"training: the strategy {_strategy(options, energy, macs)} finds ranks itself: it goes with --macs or "
+            f"--energy, not with {'--vbmf' if vbmf else '--speedup'}"
+        )
+    check_strategy(_strategy(options, energy, macs), energy, macs)
+
+
+def check_trainable(model: ir.Model, options: TrainingOptions) -> None:
+    """Refuse a model that cannot be trained whatever its layers are, before any work.
+
+    Raises:
+        ModelError: It has not exactly one input, or that is not float32.
+        UsageError: An output that is given a weight is none of its outputs.
+    """
+    inputs = real_inputs(model)
+    if len(inputs) != 1:
+        names = ", ".join(f"'{value.name}'" for value in inputs)
+        raise ModelError(f"training takes a model with one input; this one has {len(inputs)}: {names}")
+    if inputs[0].dtype != ir.DataType.FLOAT:
+        raise ModelError(
+            f"input '{inputs[0].name}' has type {inputs[0].dtype}: training takes models with a float32 input"
+        )
+    outputs = [value.name or "" for value in model.graph.outputs]
+    for name in options.output_weights:
+        if name not in outputs:
+            raise UsageError(f"training: the model has no output '{name}' to weigh; there are {', '.join(outputs)}")
+
+
+def _strategy(options: TrainingOptions, energy: float | None, budget: float | None) -> str:
+    return options.strategy or ("paper" if energy is not None and budget is None else "ranks")
+
+
+def _finds_ranks(options: TrainingOptions, energy: float | None, budget: float | None) -> bool:
+    return bool(options.epochs) and _strategy(options, energy, budget) != "ranks"
 
 
 class TrainingRun:
@@ -117,9 +186,12 @@ class TrainingRun:
         Raises:
             TrainingError: There is a run already, or no training runtime.
             DataError: The data cannot be read, or has too few samples.
+            UsageError: The folder is somebody else's.
             OutputError: The folder cannot be made.
         """
         self.folder = folder
+        self._own = RunFolder(folder)
+        self._own.check()
         self._options = options
         self._teacher, self._keep = teacher, keep
         self._trained: Trained | None = None
@@ -129,10 +201,7 @@ class TrainingRun:
         if resume and not self._begun():
             note(f"no training was interrupted in '{folder}': it begins with the first epoch")
         ensure_runtime()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make the run folder '{folder}': {error.strerror}") from error
+        self._own.make()
         try:
             self._source = self._data_source(data, preprocessing)
             self._batches = open_batches(self._source, options)
@@ -151,12 +220,10 @@ class TrainingRun:
             return DataSource(name, _digest(path), preprocessing or Preprocessing())
         if isinstance(data.samples, tuple):
             raise DataError(f"'{data.source}' is an opened image folder: give its path, so that workers can open it")
-        path = self.folder / "data.npz"
+        path = self.folder / DATA
         arrays = {"x": data.samples} | ({} if data.labels is None else {"y": data.labels})
-        try:
-            np.savez(path, **arrays)  # type: ignore[arg-type]
-        except OSError as error:
-            raise OutputError(f"cannot write '{path}': {error.strerror}") from error
+        with written_whole(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
         return DataSource(str(path.resolve()), _digest(path), data.preprocessing)
 
     def samples(self, count: int) -> np.ndarray:
@@ -165,10 +232,7 @@ class TrainingRun:
 
     def finds_ranks(self, energy: float | None, budget: float | None) -> bool:
         """Whether training decides on the ranks, and not the planner before it."""
-        return bool(self._options.epochs) and self._strategy(energy, budget) != "ranks"
-
-    def _strategy(self, energy: float | None, budget: float | None) -> str:
-        return self._options.strategy or ("paper" if energy is not None and budget is None else "ranks")
+        return _finds_ranks(self._options, energy, budget)
 
     def train(
         self, model: ir.Model, layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]],
@@ -194,8 +258,7 @@ class TrainingRun:
             TargetError: The budget is below what rank 1 everywhere costs.
             TrpOnnxError: See `Supervisor.train`, `make_trainable`.
         """
-        strategy = self._strategy(energy, budget)
-        check_strategy(strategy, energy, budget)
+        strategy = _strategy(self._options, energy, budget)
         if not self._options.epochs:
             return list(layers), plan_at_ranks(layers, chosen, "planned", kept, table)
         as_feed(model, self._x[: _fixed_batch(model)])  # refuses samples that do not fit
@@ -229,7 +292,7 @@ class TrainingRun:
         if not options.finetune_epochs:
             return
         options = replace(options, epochs=options.finetune_epochs, rate=options.finetune_rate)
-        folder = self.folder / "finetune"
+        folder = self.folder / FINETUNE
         folder.mkdir(exist_ok=True)
         self._run(folder, model, Projection(), options)
 
@@ -254,12 +317,10 @@ class TrainingRun:
             options, trainable.model.graph.input[0].name, outputs, trainable.parameters, trainable.no_decay,
             trainable.statistics, projection, self._source, teacher is not None,
         )  # fmt: skip
-        try:
-            (folder / MODEL).write_bytes(trainable.model.SerializeToString())
-            if teacher is not None:
-                (folder / TEACHER).write_bytes(teacher.SerializeToString())
-        except OSError as error:
-            raise OutputError(f"cannot write '{folder}': {error.strerror}") from error
+        for name, proto in ((MODEL, trainable.model), (TEACHER, teacher)):
+            if proto is not None:
+                with written_whole(folder / name) as file:
+                    file.write(proto.SerializeToString())
         write_text(folder / JOB, job.to_json())
 
         arrays, state = self._supervisor.train(folder)
@@ -302,6 +363,10 @@ class TrainingRun:
     def summary(self, path: Path) -> Trained:
         """What training came to, and what the written file makes of the held-out samples."""
         assert self._trained is not None
+        if not self._keep and (foreign := self._own.foreign()):
+            self._trained = replace(
+                self._trained, stays=f"the run folder '{self.folder}' stays: it holds '{foreign[0]}', which is not ours"
+            )
         if self._trained.correct is None:
             return self._trained
         session, model = open_session(path), open_model(path)
@@ -333,18 +398,17 @@ class TrainingRun:
     def _begun(self) -> bool:
         """Whether there is anything to go on from."""
         names = (CHECKPOINT, RESULT)
-        return any((self.folder / part / name).exists() for part in ("", "finetune") for name in names)
+        return any((self.folder / part / name).exists() for part in ("", FINETUNE) for name in names)
 
     def _clean(self) -> None:
         """A run that came to nothing leaves nothing."""
         if not self._begun() and not self._keep:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._own.remove()
 
     def remove(self) -> None:
         """The result is written: the directory has done its work, unless it is to stay."""
         if not self._keep:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(self.folder)
+            self._own.remove()
 
 
 def _fixed_batch(model: ir.Model) -> int | None:
