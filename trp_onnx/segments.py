@@ -6,14 +6,20 @@ kept, and what changes after it needs only the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 
+from trp_onnx.batching import find_batching
 from trp_onnx.runtime import Arrays, open_session, run_session
 
-BATCH = 32
+_BATCH, _BATCH_BYTES = 32, 16 << 20
+"""Samples of a run, and bytes of what they are at the input: what lies between takes several times that."""
+
+_KEPT_BYTES = 512 << 20
+"""What the samples may take at a gate; those where they take more are passed by."""
 
 
 class Walk:
@@ -31,43 +37,67 @@ class Walk:
             model: With one input, a model in one piece.
             x: (b, ...) samples.
             wanted: Values within the network that are asked for beside its outputs.
+
+        Raises:
+            ModelError: It does not run on them.
         """
-        self.at = model.graph.input[0].name
-        declared = model.graph.input[0].type.tensor_type.shape.dim
-        self._fixed = bool(declared and declared[0].dim_value)
-        self._size = declared[0].dim_value if self._fixed else BATCH
-        # A fixed batch is filled up with the first samples again.
-        self.x = x if not self._fixed or len(x) >= self._size else np.resize(x, (self._size, *x.shape[1:]))
+        self.at, self.x = model.graph.input[0].name, x
+        most = max(1, min(_BATCH, _BATCH_BYTES // max(1, x[:1].nbytes)))
+        self._batching = find_batching(open_session(model), {self.at: x}, most=most)
         self._gates = _gates(model.graph, wanted)
 
     def advance(self, model: onnx.ModelProto, target: str) -> None:
         """Go to the last gate before the node that makes a value; stay where there is none."""
         made = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
         here, there = made.get(self.at, -1), made.get(target, -1)
-        ahead = [name for name in self._gates if here < made[name] < there]
-        if not ahead:
-            return
-        segment = cut(model, self.at, self.x.dtype, ahead[-1:])
-        values = [batch[ahead[-1]] for batch in self._batches(segment)]
-        if any(len(value) != min(self._size, len(self.x)) for value in values[:1]):
-            self._gates = [name for name in self._gates if name not in ahead]  # its first axis is not the samples'
-            return
-        self.at, self.x = ahead[-1], np.concatenate(values)
+        for gate in [name for name in self._gates if here < made[name] < there][::-1]:
+            values = self._values(model, gate)
+            if values is not None:
+                self.at, self.x = gate, np.concatenate(values)
+                return
+            self._gates.remove(gate)
+
+    def _values(self, model: onnx.ModelProto, gate: str) -> list[np.ndarray] | None:
+        """What the samples are at a gate; None where its first axis is not theirs, or they take too much."""
+        values: list[np.ndarray] = []
+        for piece, batch in zip(self._batching.pieces(len(self.x)), self.run(model, [gate]), strict=True):
+            value = batch[gate]
+            count = piece.stop - piece.start
+            if len(value) != count or value.nbytes // count * len(self.x) > _KEPT_BYTES:
+                return None
+            values.append(value)
+        return values
+
+    def rest(self, model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> onnx.ModelProto:
+        """The part of a network from here to some values, or to its outputs: a copy."""
+        return cut(model, self.at, self.x.dtype, outputs)
 
     def run(self, model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Iterator[Arrays]:
         """From here to some values, or to the outputs, batch by batch."""
         if outputs is not None and list(outputs) == [self.at]:
-            return ({self.at: self.x[start : start + self._size]} for start in self._starts())
-        return self._batches(cut(model, self.at, self.x.dtype, outputs))
+            return ({self.at: self.x[piece]} for piece in self._batching.pieces(len(self.x)))
+        return self.feed(open_session(self.rest(model, outputs)))
 
-    def _batches(self, segment: onnx.ModelProto) -> Iterator[Arrays]:
-        session = open_session(segment)
-        for start in self._starts():
-            yield run_session(session, {self.at: self.x[start : start + self._size]})
+    def feed(
+        self, session: Any, samples: slice = slice(None), others: Mapping[str, np.ndarray] | None = None
+    ) -> Iterator[Arrays]:
+        """Run a session of the rest, batch by batch.
 
-    def _starts(self) -> range:
-        last = max(1, len(self.x) - self._size + 1) if self._fixed else len(self.x)
-        return range(0, last, self._size)
+        Args:
+            session: Of what `rest` gave.
+            samples: Which of them.
+            others: Further inputs.
+        """
+        for feeds, count in self._batching.feeds({self.at: self.x[samples]}):
+            values = run_session(session, {**feeds, **(others or {})})
+            filled = len(feeds[self.at])
+            yield (
+                values
+                if filled == count
+                else {
+                    name: value[:count] if np.shape(value)[:1] == (filled,) else value for name, value in values.items()
+                }
+            )
 
 
 def cut(

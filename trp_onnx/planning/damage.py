@@ -13,7 +13,10 @@ linear in between and through (0, 0). Damages of several layers are added up, wh
 when their output errors are uncorrelated. A few dozen samples do; labels are not needed. Curves are kept in the
 user's cache: a sweep that was stopped goes on where it was.
 
-Before a perturbed layer nothing changes, so a run starts at the last gate before it (see `segments`).
+Before a perturbed layer nothing changes, so a run starts at the last gate before it (see `segments`). A layer is linear
+in its weight, so beside it stands a second one with the direction as its weight, and t is an input: one session tells
+all errors. Samples come in pieces: the first gives the shape of a curve, at all errors, the further ones its height, at
+the middle one, until that is clear.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,17 +36,30 @@ from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
 from trp_onnx.moments import Moments
-from trp_onnx.outputs import Value, joined, measurable, output_kinds
-from trp_onnx.passes.factorise import bias_of, corrects_bias, mean_error
+from trp_onnx.outputs import joined, measurable, output_kinds
+from trp_onnx.passes.factorise import corrects_bias, mean_error
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import Evidence, sites_of
+from trp_onnx.runtime import open_session
 from trp_onnx.schemes import candidates
 from trp_onnx.segments import Walk
 
 ERRORS = (0.03, 0.15, 0.6)
 """Relative squared errors at which a layer is perturbed: what plans use lies around them."""
 
-_VERSION = 2
+PIECE = 16
+"""Samples that are run at once; two pieces at least."""
+
+CLEAR = 0.2
+"""A damage is clear when the standard error of its mean over the pieces is at most this part of it."""
+
+_MIDDLE = 1
+"""Which of `ERRORS` the further pieces are run at."""
+
+_AMOUNT = "trp_onnx/amount"
+"""The input that says how far a layer is moved."""
+
+_VERSION = 3
 """Changes with what the curves mean: older ones in a cache are measured again."""
 
 
@@ -73,15 +90,14 @@ def measure_damage(
     evidence = Evidence(moments or {})
     proto = to_proto(model)
     cache = Cache("damage", _fingerprint(proto, x, scheme, moments, classes))
-    network = _Network(model, proto, x, classes)
+    network: _Network | None = None
     curves: dict[str, DamageCurve] = {}
     for group in progress(sites_of(layers)):
         known = cache.get(group[0].name)
         if known is None:
-            known = [[0.0, 0.0]]
-            known += [
-                [error, network.damage(group, changes)] for error, changes in _perturbations(group, scheme, evidence)
-            ]
+            network = network or _Network(model, proto, x, classes)
+            direction = _direction(group, scheme, evidence)
+            known = [[0.0, 0.0], *([] if direction is None else _curve(network, group, direction))]
             cache.put(group[0].name, known)
         if len(known) > 1:
             errors, damages = np.array(known).T
@@ -97,25 +113,44 @@ def _fingerprint(
     digest.update(np.ascontiguousarray(x).data)
     for found in (moments or {}).values():
         digest.update(np.ascontiguousarray(found.mean).data)
-    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {SURE} {classes}"
+    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {CLEAR} {SURE} {classes}"
 
 
 @dataclass(frozen=True)
-class _Changes:
-    """New weight for a group of layers, as it is stored, and what their biases take up, (N,), or None."""
+class _Direction:
+    """Where a weight moves: by so much of its energy, as it is stored, and what biases take up then, (N,), or None."""
 
+    error: float
     weight: np.ndarray
     shift: Array | None
 
 
-def _perturbations(group: tuple[Layer, ...], scheme: str, evidence: Evidence) -> Iterator[tuple[float, _Changes]]:
+def _curve(network: _Network, group: tuple[Layer, ...], direction: _Direction) -> list[list[float]]:
+    """Pairs of an error and its damage."""
+    amounts = [float(np.sqrt(error / direction.error)) for error in ERRORS]
+    first, *others = network.pieces
+    damage = network.moved(group, direction)
+    shape = [damage(amount, first) for amount in amounts]
+    if shape[_MIDDLE] <= 0:  # an answer that few samples tip has no shape yet
+        rows = [shape, *([damage(amount, piece) for amount in amounts] for piece in others)]
+        return [[error, float(value)] for error, value in zip(ERRORS, np.mean(rows, axis=0), strict=True)]
+    heights = [shape[_MIDDLE]]
+    for piece in others:
+        heights.append(damage(amounts[_MIDDLE], piece))
+        if np.std(heights, ddof=1) <= CLEAR * np.mean(heights) * np.sqrt(len(heights)):
+            break
+    height = float(np.mean(heights)) / shape[_MIDDLE]
+    return [[error, height * value] for error, value in zip(ERRORS, shape, strict=True)]
+
+
+def _direction(group: tuple[Layer, ...], scheme: str, evidence: Evidence) -> _Direction | None:
     owner = group[0]
     assert owner.geometry is not None and owner.layout is not None
     fitting = candidates(scheme, owner.geometry.kernel)
     if not fitting:
-        return
+        return None
     weight, moment, moments = owner.weight(), evidence.moment(owner), evidence.moments.get(owner.name)
-    errors = fitting[0].errors(weight, moment)
+    errors = evidence.errors(owner, fitting[:1])[fitting[0].name]
     full = tuple(size - 1 for size in errors.shape)
     # The smallest rank that loses no more than the middle one of the errors to be tried.
     rank = full
@@ -127,17 +162,13 @@ def _perturbations(group: tuple[Layer, ...], scheme: str, evidence: Evidence) ->
     if errors[rank] <= 0:
         rank = (1,) * len(full)
     if errors[rank] <= 0:
-        return  # the weight is of rank 1: nothing is lost at any rank
+        return None  # the weight is of rank 1: nothing is lost at any rank
     step = fitting[0].merge(fitting[0].split(weight, rank, moment)) - weight
     reached = _relative(step, weight, moment)
     if reached <= 0:
-        return
-    for error in ERRORS:
-        change = step * np.sqrt(error / reached)
-        shift = None
-        if moments is not None and corrects_bias(owner):
-            shift = mean_error(-change, moments)
-        yield error, _Changes(owner.layout.from_canonical(weight + change), shift)
+        return None
+    shift = mean_error(-step, moments) if moments is not None and corrects_bias(owner) else None
+    return _Direction(reached, owner.layout.from_canonical(step), shift)
 
 
 def _relative(step: Array, weight: Array, moment: Array | None) -> float:
@@ -152,58 +183,102 @@ def _relative(step: Array, weight: Array, moment: Array | None) -> float:
 
 
 class _Network:
-    """A network that is run from the last gate before whatever was changed."""
+    """A network that is run from the last gate before whatever was moved.
+
+    Attributes:
+        pieces: Of the samples.
+    """
 
     def __init__(self, graph: ir.Model, model: onnx.ModelProto, x: np.ndarray, classes: int) -> None:
         self._graph, self._model, self._classes = graph, model, classes
         self._measured = measurable(graph)
         self._walk = Walk(model, x, self._measured)
-        self._divergence: Divergence | None = None
+        self.pieces = [slice(start, start + PIECE) for start in range(0, len(x), PIECE)]
+        self._divergences: dict[int, Divergence] = {}
 
-    def damage(self, group: tuple[Layer, ...], changes: _Changes) -> float:
-        """What it does to the outputs."""
-        if self._divergence is None:
-            expected = self._outputs(self._model)
-            self._divergence = Divergence(expected, output_kinds(self._graph, expected, self._classes))
+    def moved(self, group: tuple[Layer, ...], direction: _Direction) -> Callable[[float, slice], float]:
+        """What it does to the outputs to move layers by so much, on some samples."""
         names = [layer.node.outputs[0].name or "" for layer in group]
         first = next((name for node in self._model.graph.node for name in node.output if name in names), "")
+        if not self._divergences:
+            self._expect()
         self._walk.advance(self._model, first)
-        changed = onnx.ModelProto()
-        changed.CopyFrom(self._model)
-        owner = group[0]
-        assert owner.constant is not None
-        dtype = np.dtype(np.float32) if owner.constant.dtype is None else owner.constant.dtype.numpy()
-        _replace(changed, owner.constant.value.name or "", changes.weight.astype(dtype))
-        if changes.shift is not None:
-            for layer in group:
-                _shift(changed, layer, changes.shift)
-        return self._divergence(self._outputs(changed))
+        rest = self._walk.rest(self._model, self._measured)
+        _move(rest.graph, group, direction)
+        session = open_session(rest)
+        dtype = _dtype(group[0])
 
-    def _outputs(self, model: onnx.ModelProto) -> dict[str, Value]:
-        return joined(self._walk.run(model, self._measured))
+        def damage(amount: float, piece: slice) -> float:
+            others = {_AMOUNT: np.asarray(amount, dtype)}
+            return self._divergences[piece.start](joined(self._walk.feed(session, piece, others)))
 
+        return damage
 
-def _replace(model: onnx.ModelProto, name: str, array: np.ndarray) -> None:
-    """Make a value, initializer or computed, this array."""
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
-            return
-    for node in model.graph.node:
-        if name in node.output:
-            node.output[list(node.output).index(name)] = f"{name}/replaced"
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+    def _expect(self) -> None:
+        session = open_session(self._walk.rest(self._model, self._measured))
+        kinds = None
+        for piece in self.pieces:
+            expected = joined(self._walk.feed(session, piece))
+            kinds = output_kinds(self._graph, expected, self._classes) if kinds is None else kinds
+            self._divergences[piece.start] = Divergence(expected, kinds)
 
 
-def _shift(model: onnx.ModelProto, layer: Layer, shift: Array) -> None:
-    """Add to the bias of one layer."""
-    bias = bias_of(layer)
-    name = f"{layer.node.outputs[0].name}/bias/shifted"
-    array = shift if bias is None else bias.array().astype(np.float64).reshape(-1) + shift
-    dtype = np.float32 if layer.constant is None or layer.constant.dtype is None else layer.constant.dtype.numpy()
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array, dtype), name))
-    for node in model.graph.node:
-        if layer.node.outputs[0].name in node.output:
-            inputs = [*node.input[:2], name]
-            del node.input[:]
-            node.input.extend(inputs)
+def _dtype(layer: Layer) -> np.dtype[Any]:
+    """Of a layer's weight."""
+    stored = None if layer.constant is None else layer.constant.dtype
+    return np.dtype(np.float32 if stored is None else stored.numpy())
+
+
+def _move(graph: onnx.GraphProto, group: tuple[Layer, ...], direction: _Direction) -> None:
+    """Put beside each layer one with the direction as its weight; as much of its outputs as the new input says."""
+    dtype = _dtype(group[0])
+    kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+    graph.input.append(onnx.helper.make_tensor_value_info(_AMOUNT, kind, []))
+    weight, bias = f"{_AMOUNT}/weight", f"{_AMOUNT}/bias"
+    stored = {weight: direction.weight} | ({} if direction.shift is None else {bias: direction.shift})
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.ascontiguousarray(array, dtype), name) for name, array in stored.items()
+    )
+    layers = {layer.node.outputs[0].name: layer for layer in group}
+
+    def beside(node: onnx.NodeProto, index: int) -> list[onnx.NodeProto]:
+        output = node.output[0]
+        plain, step, part = (f"{output}/{_AMOUNT}/{name}" for name in ("plain", "step", "part"))
+        second = onnx.NodeProto()
+        second.CopyFrom(node)
+        node.output[0], second.output[0], second.name = plain, step, step
+        del second.input[2:]
+        second.input[index] = weight
+        if direction.shift is not None:
+            second.input.append(bias)
+        elif len(node.input) > 2 and node.op_type == "Gemm":  # it has none before opset 11 that can be left out
+            second.input.append(node.input[2])
+            kept = [attribute for attribute in second.attribute if attribute.name != "beta"]
+            del second.attribute[:]
+            second.attribute.extend([*kept, onnx.helper.make_attribute("beta", 0.0)])
+        return [
+            node,
+            second,
+            onnx.helper.make_node("Mul", [step, _AMOUNT], [part]),
+            onnx.helper.make_node("Add", [plain, part], [output]),
+        ]
+
+    for inner in _graphs(graph):
+        nodes: list[onnx.NodeProto] = []
+        for node in inner.node:
+            layer = layers.get(node.output[0] if node.output else "")
+            assert layer is None or layer.layout is not None
+            nodes += [node] if layer is None or layer.layout is None else beside(node, layer.layout.weight_index)
+        if len(nodes) > len(inner.node):
+            copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+            del inner.node[:]
+            inner.node.extend(copies)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the bodies of its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
