@@ -206,3 +206,28 @@ def test_an_operator_of_a_foreign_domain_is_unknown(tmp_path: Path) -> None:
 
 def test_convolutions_cost_what_they_did(tmp_path: Path) -> None:
     assert trp_onnx.inspect(conv_net(tmp_path / "net.onnx")).macs == 16 * 144 * (27 + 144) + 160
+
+
+def test_a_ratio_of_a_part_is_not_the_networks(tmp_path: Path) -> None:
+    # The recurrent part has steps that no run can tell: they are as many as the input is wide.
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["c"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["row"]),
+        helper.make_node("MatMul", ["row", "f"], ["fc"], name="fc"),
+        helper.make_node("Transpose", ["z"], ["zs"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["zs", "lw", "lr"], ["steps", "", "cell"], name="cell", hidden_size=32),
+        helper.make_node("Squeeze", ["cell", "zero"], ["last"]),
+        helper.make_node("Concat", ["fc", "last"], ["y"], axis=1),
+    ]
+    f = weights(16, 2, seed=8) @ weights(40, 2, seed=9).T
+    constants = {"f": f, "zero": np.array([0]), "lw": CONSTANTS["lw"], "lr": CONSTANTS["lr"]}
+    built = beside_a_conv(nodes, constants, [1, 16, 8, 8])
+    built.graph.input.append(info("z", [1, "steps", 16]))
+    rules = [trp_onnx.LayerRule("fc", scheme="svd", rank=(2,))]
+    report = trp_onnx.compress(save(built, tmp_path / "net.onnx"), tmp_path / "small.onnx", config=rules, align=1)
+    document = report.to_dict()["macs"]
+    assert report.macs.ratio is None and document["ratio"] is None
+    assert (report.macs.unknown, document["unknown_nodes"]) == (1, 1)
+    assert (report.macs.before, report.macs.after) == (CONV + 16 * 40, CONV + 2 * 16 + 2 * 40)
+    assert document["ratio_of_the_known"] == report.macs.remaining
+    assert any("MACs of 1 node are unknown" in note and "LSTM" in note for note in report.notes)

@@ -682,7 +682,7 @@ def demo(folder: Path) -> None:
     show_report(_consoles()[0], report)
     if direct.accuracy_after is not None and report.accuracy_after is not None:
         click.echo(
-            f"to {report.macs.ratio:.0%} of the MACs without training: {direct.accuracy_after.top1:.2%}; "
+            f"to {report.macs.remaining:.0%} of the MACs without training: {direct.accuracy_after.top1:.2%}; "
             f"with training: {report.accuracy_after.top1:.2%}"
         )
     click.echo(f"the files are in {folder}; look at one: trp-onnx inspect {folder / 'digits.onnx'}")

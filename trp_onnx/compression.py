@@ -322,7 +322,7 @@ def compress(
         report = Report(
             model=str(source),
             output=str(out),
-            macs=Size(plan.macs_before, plan.macs_after),
+            macs=Size(plan.macs_before, plan.macs_after, plan.unknown),
             parameters=Size(count_parameters(original), count_parameters(written)),
             file_bytes=Size(file_bytes(source), file_bytes(staging.path)),
             outputs=tuple(errors),

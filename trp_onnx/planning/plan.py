@@ -134,9 +134,10 @@ def notes_on(layers: Sequence[Layer]) -> tuple[str, ...]:
     unknown = [layer for layer in layers if layer.macs is None]
     if unknown:
         kinds = ", ".join(f"{op} {count}" for op, count in Counter(layer.op for layer in unknown).most_common(4))
+        count = f"{len(unknown)} node{'s' * (len(unknown) > 1)}"
         notes.append(
-            f"the MACs of {len(unknown)} nodes are unknown ({kinds}; for example '{unknown[0].name}'), so what is said "
-            "of MACs is said of the others alone: give --input-shape where sizes are dynamic"
+            f"the MACs of {count} are unknown ({kinds}; for example '{unknown[0].name}'), so what is said of MACs is "
+            "said of the others alone: give --input-shape where sizes are dynamic"
         )
     repeated = [layer for layer in layers if layer.times > 1]
     if repeated:

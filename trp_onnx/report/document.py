@@ -22,19 +22,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """One quantity before and after."""
+    """One quantity before and after.
+
+    Attributes:
+        before: Of the input.
+        after: Of the result.
+        unknown: Nodes that are in neither number, because nothing is known of theirs.
+    """
 
     before: int
     after: int
+    unknown: int = 0
 
     @property
-    def ratio(self) -> float:
-        """What remains: after / before."""
+    def remaining(self) -> float:
+        """What remains of what is known: after / before."""
         return self.after / self.before if self.before else 1.0
 
-    def to_dict(self) -> dict[str, float]:
+    @property
+    def ratio(self) -> float | None:
+        """What remains of the whole network; None where a part of it is unknown."""
+        return None if self.unknown else self.remaining
+
+    def to_dict(self) -> dict[str, float | None]:
         """As it stands in the report."""
-        return {"before": self.before, "after": self.after, "ratio": self.ratio}
+        sizes: dict[str, float | None] = {"before": self.before, "after": self.after, "ratio": self.ratio}
+        if self.unknown:
+            sizes |= {"unknown_nodes": self.unknown, "ratio_of_the_known": self.remaining}
+        return sizes
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ class Report:
     Attributes:
         model: The input file.
         output: The written file.
-        macs: Whole-network multiply-accumulates, over layers whose MACs are known.
+        macs: Multiply-accumulates of one run of the network.
         parameters: Entries of all float tensors.
         file_bytes: Size of the file with its external data.
         outputs: Relative error of each output on the verification inputs.
@@ -102,7 +117,10 @@ class Report:
 
     def __repr__(self) -> str:
         """What matters in one line; `to_dict` has everything."""
-        parts = [f"{self.model!r} -> {self.output!r}", f"MACs x{self.macs.ratio:.3f}"]
+        parts = [
+            f"{self.model!r} -> {self.output!r}",
+            f"{'known ' * bool(self.macs.unknown)}MACs x{self.macs.remaining:.3f}",
+        ]
         if self.latency is not None and self.latency.measured is not None:
             parts.append(f"{self.latency.measured.median:.2f}x as fast")
         if self.accuracy_before is not None and self.accuracy_after is not None:

@@ -96,7 +96,7 @@ def _headline(report: Report) -> str:
         parts.append(f"{latency.measured.median:.2f}x as fast")
     elif latency is not None and latency.predicted is not None:
         parts.append(f"{latency.predicted:.2f}x as fast, predicted")
-    parts.append(f"{report.macs.ratio:.0%} of the MACs")
+    parts.append(f"{report.macs.remaining:.0%} of the {'known ' * bool(report.macs.unknown)}MACs")
     if report.accuracy_before is not None and report.accuracy_after is not None:
         parts.append(f"{(report.accuracy_after.top1 - report.accuracy_before.top1) * 100:+.2f} points of top-1")
     return ", ".join(parts)
@@ -122,7 +122,8 @@ def _cards(report: Report) -> list[Card]:
         detail = f"{found.what}, {found.samples} samples"
         cards.append(Card("agreement with the original", f"{found.value:.1%}", detail, found.value >= LEAST_AGREEMENT))
     for title, size in (("MACs", report.macs), ("parameters", report.parameters), ("file", report.file_bytes)):
-        cards.append(Card(title, f"{size.ratio:.0%}", f"{si(size.before)} → {si(size.after)}"))
+        title += f" (without {size.unknown} unknown nodes)" * bool(size.unknown)
+        cards.append(Card(title, f"{size.remaining:.0%}", f"{si(size.before)} → {si(size.after)}"))
     worst = max((output.relative_error for output in report.outputs), default=0.0)
     cards.append(Card("outputs", f"{worst:.1e}", f"relative error on {report.verified_on}"))
     return cards

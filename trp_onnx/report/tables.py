@@ -57,7 +57,8 @@ def _summary_table(report: Report) -> Table:
     for heading in ("", "before", "after", "ratio"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for name, size in (("MACs", report.macs), ("parameters", report.parameters), ("file bytes", report.file_bytes)):
-        table.add_row(name, si(size.before), si(size.after), f"{size.ratio:.3f}")
+        label = f"{name}, {size.unknown} nodes unknown" if size.unknown else name
+        table.add_row(label, si(size.before), si(size.after), f"{size.remaining:.3f}")
     if report.accuracy_before is not None and report.accuracy_after is not None:
         before, after = report.accuracy_before.top1, report.accuracy_after.top1
         table.add_row(
