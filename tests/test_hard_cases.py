@@ -109,13 +109,26 @@ def test_a_kept_layer_keeps_its_int8_bytes(tmp_path: Path) -> None:
     assert "DequantizeLinear" in {node.op_type for node in graphs.nodes_of(out)}
 
 
-def test_external_data_stays_external(tmp_path: Path) -> None:
+def test_weights_that_fit_one_file_go_into_one(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(CASES["conv_1d"](), path, save_as_external_data=True, location="m.bin", size_threshold=0)
     out = tmp_path / "out.onnx"
     report = trp_onnx.compress(path, out, macs=0.6, align=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.onnx", "out.onnx"]
+    assert report.file_bytes.after == out.stat().st_size
+    (y,) = graphs.run(out, {"x": np.ones([1, 24, 33], np.float32)})
+    assert np.isfinite(y).all()
+
+
+def test_large_external_data_stays_external(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trp_onnx.staging.MAPPED_FROM", 1000)  # bytes, so that a small model is large
+    path = tmp_path / "m.onnx"
+    onnx.save(CASES["conv_1d"](), path, save_as_external_data=True, location="m.bin", size_threshold=0)
+    out, data = tmp_path / "out.onnx", tmp_path / "out.onnx.data"
+    report = trp_onnx.compress(path, out, macs=0.6, align=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
-    assert report.file_bytes.after == out.stat().st_size + (tmp_path / "out.onnx.data").stat().st_size
+    assert report.file_bytes.after == out.stat().st_size + data.stat().st_size
+    assert any("out.onnx.data" in note for note in report.notes)
     (y,) = graphs.run(out, {"x": np.ones([1, 24, 33], np.float32)})
     assert np.isfinite(y).all()
 

@@ -269,7 +269,7 @@ def compress(
                 progress=lambda groups: track(groups, "spectra"), ask=shape_options(normal, input_shapes),
             )  # fmt: skip
             if searched:
-                judge, limit = _limit(max_drop, source, samples, feeds, expected)
+                judge, limit = _limit(max_drop, source, original, samples, feeds, expected, verified_on)
 
                 def lost(plan: Plan) -> float:
                     with _candidate(
@@ -303,6 +303,8 @@ def compress(
         clock.lap("factorise")
 
         staging.save(normal)
+        if staging.data.exists():
+            notes.append(f"the weights are in '{out.name}.data': it belongs beside '{out.name}'")
         clock.lap("save")
 
         written, errors = verify(staging.path, source, original, feeds, expected)
@@ -388,11 +390,17 @@ KEPT_AGREEMENT, KEPT_ERROR = 99.0, 2.0
 
 
 def _limit(
-    max_drop: float | None, source: Path, samples: Samples | None, feeds: Arrays, expected: Arrays
+    max_drop: float | None,
+    source: Path,
+    original: ir.Model,
+    samples: Samples | None,
+    feeds: Arrays,
+    expected: Arrays,
+    fed: str,
 ) -> tuple[Callable[[Path], float], Limit]:
     """How candidates are judged, and what they may lose."""
     if samples is None:
-        judge, allowed = by_error(feeds, expected), KEPT_ERROR
+        judge, allowed = by_error(original, feeds, expected, fed), KEPT_ERROR
     elif max_drop is not None and samples.held_out.labels is not None:
         judge, allowed = by_accuracy(source, samples.held_out), max_drop
     else:
@@ -401,7 +409,7 @@ def _limit(
         refusal = f"--max-drop {max_drop:g} is out of reach: no plan makes the network faster within it"
         advice = "Training (--train) recovers what factorisation alone loses"
     else:
-        refusal = f"no plan makes the network faster and keeps its outputs (at most {allowed:g} {judge.measure})"
+        refusal = f"no plan makes the network faster and keeps its outputs within {allowed:g} {judge.measure}"
         advice = (
             "Say how far to go, for example --macs 0.7 or --speedup 1.3"
             if samples is not None

@@ -7,14 +7,19 @@ error        per cent of the outputs' relative error on given inputs, where ther
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from trp_onnx.accuracy import evaluate
 from trp_onnx.agreement import measure_agreement
+from trp_onnx.comparison import compare
 from trp_onnx.data import Dataset
-from trp_onnx.runtime import Arrays, relative_error, run_model
+from trp_onnx.errors import VerificationError
+from trp_onnx.runtime import Arrays, run_model
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,20 @@ def by_agreement(source: Path, held_out: Dataset) -> Judge:
     return Judge(f"points of agreement with the original on {len(held_out)} held-out samples", lost)
 
 
-def by_error(feeds: Arrays, expected: Arrays) -> Judge:
+def by_error(original: ir.Model, feeds: Arrays, expected: Arrays, fed: str) -> Judge:
     """Per cent of relative output error, of several outputs the worst.
 
     Args:
+        original: The original, opened.
         feeds: What candidates run on.
         expected: What the original gives on it.
+        fed: What that is, for people.
     """
 
     def lost(path: Path) -> float:
-        actual = run_model(path, feeds)
-        return 100 * max(relative_error(value, actual[name]) for name, value in expected.items())
+        try:
+            return 100 * max(error.relative_error for error in compare(original, expected, run_model(path, feeds)))
+        except VerificationError:  # no numbers any more
+            return math.inf
 
-    return Judge("per cent of relative output error on generated inputs", lost)
+    return Judge(f"per cent of relative output error on {fed}", lost)

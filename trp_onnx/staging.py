@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 EXTERNAL_FROM = 1536 * 2**20
 """Bytes of weights from which they go into a file of their own; protobuf ends at 2 GiB."""
 
+MAPPED_FROM = 256 * 2**20
+"""The same where the input keeps its weights in such a file: these are not read into memory."""
+
 _LONGEST = 120  # bytes of a hidden name that are NAME's
 
 
@@ -136,6 +139,7 @@ class Staging:
 
     Attributes:
         path: The model inside the folder.
+        data: Its weights, where they are too many for one file.
     """
 
     def __init__(self, out: Path, model: ir.Model) -> None:
@@ -143,18 +147,19 @@ class Staging:
 
         Args:
             out: Where the result shall be; the guard of `paths` has let it pass, and `files_of(out)`.
-            model: The opened input; where its weights have a file of their own, so have the result's.
+            model: The opened input; where large weights have a file of their own, so have the result's.
         """
-        from trp_onnx.model import has_external_data
+        from trp_onnx.model import has_external_data, weight_bytes
 
         self.out = out
         self.folder = hidden_beside(out)
         self.path = self.folder / out.name
-        self.external = has_external_data(model)
+        self.data = self.folder / f"{out.name}.data"
+        self.external = has_external_data(model) and weight_bytes(model) > MAPPED_FROM
         self._spool = self.folder / f"{out.name}.f"
 
     def keep(self, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
-        """A tensor for the new model: in memory, or on disk where the input keeps its weights there.
+        """A tensor for the new model: in memory, or on disk where the input keeps large weights there.
 
         Raises:
             OutputError: The disk is full.
@@ -177,7 +182,7 @@ class Staging:
         )  # fmt: skip
 
     def save(self, model: ir.Model) -> None:
-        """Write the model into the folder; weights in `<name>.data` where the input had such a file.
+        """Write the model into the folder; weights that are too many for one file go into `<name>.data`.
 
         Raises:
             OutputError: The disk is full, or any other failure to write.
@@ -187,6 +192,8 @@ class Staging:
         from trp_onnx.model import weight_bytes
 
         external = self.external or weight_bytes(model) > EXTERNAL_FROM
+        if not external:
+            ir.external_data.load_to_model(model)
         try:
             ir.save(model, self.path, format="protobuf", external_data=f"{self.out.name}.data" if external else None)
             self._spool.unlink(missing_ok=True)
@@ -199,11 +206,10 @@ class Staging:
         Raises:
             OutputError: A rename failed.
         """
-        data = self.path.with_name(self.path.name + ".data")
         try:
             with held_back():
-                if data.exists():
-                    data.replace(self.out.with_name(data.name))
+                if self.data.exists():
+                    self.data.replace(self.out.with_name(self.data.name))
                 self.path.replace(self.out)
         except OSError as error:
             raise cannot_write(self.out, error) from error

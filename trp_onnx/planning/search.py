@@ -92,7 +92,7 @@ def fastest_within(planner: Planner, limit: Limit, lost: Callable[[Plan], float]
     if not good:
         least = min((pair[0] for pair in tried), key=lambda c: c.speedup, default=None)
         best = (
-            f"the mildest plan that was tried, {least.speedup:.2f}x as fast, loses {least.lost:.2f} {limit.measure}"
+            f"the mildest plan that was tried, {least.speedup:.2f}x as fast, costs {least.lost:.2f}"
             if least is not None
             else f"with every layer at its fastest the network is predicted to run {fastest:.2f}x as fast"
         )
