@@ -220,7 +220,7 @@ def two_headed(path: Path) -> Path:
 def test_several_outputs_that_are_no_classes(tmp_path: Path) -> None:
     net, data = two_headed(tmp_path / "net.onnx"), tmp_path / "x.npz"
     np.savez(data, x=rng().standard_normal((200, 5, 20)).astype(np.float32))
-    train = options(epochs=5, output_weights={"score": 0.1})
+    train = options(epochs=15, output_weights={"score": 0.1})
     compress(net, tmp_path / "direct.onnx", data, train=None)
     compress(net, tmp_path / "out.onnx", data, train=train, run=tmp_path / "r")
     x = {"x": np.load(data)["x"][:50]}
