@@ -414,6 +414,10 @@ def test_boxes_in_pixels_do_not_drown_scores_in_the_report(samples: Path, tmp_pa
         tmp_path / "net.onnx", last, [info("y", ["N", 12, 64])], wb=200 * weights(4, 24, 1, 1, seed=4),
         bb=np.full(4, 320, np.float32), s=np.array([0, 12, -1]),
     )  # fmt: skip
-    (output,) = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.5, align=1).outputs
-    assert output.worst_channel is not None and output.worst_error is not None
-    assert output.worst_error > 2 * output.relative_error
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.3, align=1)
+    (output,) = report.outputs
+    assert output.relative_error < 0.4
+    assert output.worst_channel is not None and output.worst_channel >= 4
+    assert output.worst_error is not None and output.worst_error > 2 * output.relative_error
+    assert output.hidden_error is not None and output.hidden_error > 0.8
+    assert any("small channels" in warning for warning in report.warnings)

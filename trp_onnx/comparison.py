@@ -18,6 +18,9 @@ from trp_onnx.errors import VerificationError
 from trp_onnx.outputs import Output, OutputKind, floats, is_float, output_kinds
 from trp_onnx.runtime import Arrays, relative_error
 
+_SMALL, _SHARE = 0.01, 0.02
+"""Size of a channel, beside the largest, below which its error is hidden, and the least part of all that such are."""
+
 
 @dataclass(frozen=True)
 class OutputError:
@@ -30,6 +33,8 @@ class OutputError:
         worst_channel: The channel that moved most, each held against its own spread (see `divergence`), so that large
             values do not hide small ones; None where there are no channels, or too few values to know their spread.
         worst_error: By how much: root mean square error over standard deviation.
+        hidden_error: The same of all channels that are a hundredth as large as the largest, whose error the relative
+            error of the whole does not show: scores beside boxes in pixels. None where there are none.
         note: What a reader should know of the comparison; empty for nothing.
     """
 
@@ -38,6 +43,7 @@ class OutputError:
     measure: str = "relative error"
     worst_channel: int | None = None
     worst_error: float | None = None
+    hidden_error: float | None = None
     note: str = ""
 
 
@@ -72,8 +78,8 @@ def _compare(value: ir.Value, expected: Arrays, actual: Arrays, kinds: Mapping[s
     error = relative_error(a, b)
     if not np.isfinite(error):
         raise VerificationError(f"output '{name}' of the written file has NaN or infinity where the original does not")
-    channel, worst = _worst(kinds[common[0]], *pairs[0]) if len(pairs) == 1 else (None, None)
-    return OutputError(name, error, "relative error", channel, worst, _note(name, before, after, kinds))
+    by_channel = _by_channel(kinds[common[0]], *pairs[0]) if len(pairs) == 1 else (None, None, None)
+    return OutputError(name, error, "relative error", *by_channel, _note(name, before, after, kinds))
 
 
 def _elements(name: str, arrays: Arrays) -> Arrays:
@@ -116,12 +122,17 @@ def _paired(before: np.ndarray, after: np.ndarray, output: Output) -> tuple[np.n
     return a, a - np.sqrt(np.concatenate(apart))
 
 
-def _worst(output: Output, before: np.ndarray, after: np.ndarray) -> tuple[int | None, float | None]:
+def _by_channel(output: Output, before: np.ndarray, after: np.ndarray) -> tuple[int | None, float | None, float | None]:
+    """The worst channel, its error, and that of the channels that larger ones hide."""
     channels = before.shape[output.axis] if before.ndim > 1 else 1
     if output.kind is not OutputKind.VALUES or channels < 2 or before.size < FEW * channels:
-        return None, None
+        return None, None, None
     errors = channel_errors(before, after, output.axis)
-    return int(errors.argmax()), float(np.sqrt(errors.max()))
+    others = tuple(axis for axis in range(before.ndim) if axis != output.axis % before.ndim)
+    sizes = np.sqrt(np.square(before).mean(axis=others, dtype=np.float64))
+    small = (sizes > 0) & (sizes < _SMALL * sizes.max())
+    hidden = float(np.sqrt(errors[small].mean())) if small.mean() >= _SHARE else None
+    return int(errors.argmax()), float(np.sqrt(errors.max())), hidden
 
 
 def _note(name: str, before: Arrays, after: Arrays, kinds: Mapping[str, Output]) -> str:

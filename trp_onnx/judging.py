@@ -77,7 +77,8 @@ def by_error(original: ir.Model, feeds: Arrays, expected: Arrays, fed: str) -> J
 
     def lost(path: Path) -> float:
         try:
-            return 100 * max(error.relative_error for error in compare(original, expected, run_model(path, feeds)))
+            found = compare(original, expected, run_model(path, feeds))
+            return 100 * max(max(error.relative_error, error.hidden_error or 0.0) for error in found)
         except VerificationError:  # no numbers any more
             return math.inf
 

@@ -6,6 +6,7 @@ the outputs.
 
 from __future__ import annotations
 
+from trp_onnx.comparison import OutputError
 from trp_onnx.report.document import Report
 
 LOST_ACCURACY = 0.05
@@ -16,6 +17,9 @@ LEAST_AGREEMENT = 0.9
 
 LARGEST_ERROR = 0.4
 """Relative error of an output, `|y - y'|_2 / |y|_2`, above which the result is a warning."""
+
+LARGEST_HIDDEN_ERROR = 0.8
+"""Of channels that larger ones hide (see `comparison`): error over spread above which the result is a warning."""
 
 
 def alarms(report: Report) -> tuple[str, ...]:
@@ -37,12 +41,22 @@ def alarms(report: Report) -> tuple[str, ...]:
             f"the network is ruined: {agreement.what} fall to {agreement.value:.1%} against the original on "
             f"{agreement.samples} samples; {_ADVICE}",
         )
-    ruined = [output for output in report.outputs if output.relative_error > LARGEST_ERROR]
+    moved = ((output.name, _moved(output)) for output in report.outputs)
     return tuple(
-        f"the network may be ruined: output '{output.name}' moves by {output.relative_error:.0%} of its size on "
-        f"{report.verified_on}; {_ADVICE}"
-        for output in ruined
+        f"the network may be ruined: output '{name}' {how} on {report.verified_on}; {_ADVICE}"
+        for name, how in moved
+        if how
     )
+
+
+def _moved(output: OutputError) -> str:
+    if output.relative_error > LARGEST_ERROR:
+        if output.measure != "relative error":
+            return f"has {output.relative_error:.0%} other answers"
+        return f"moves by {output.relative_error:.0%} of its size"
+    if output.hidden_error is not None and output.hidden_error > LARGEST_HIDDEN_ERROR:
+        return f"moves in its small channels by {output.hidden_error:.0%} of their spread"
+    return ""
 
 
 _ADVICE = "ask for less, give samples by --data, or train (--train)"

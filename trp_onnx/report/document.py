@@ -77,7 +77,7 @@ class Report:
         macs: Multiply-accumulates of one run of the network.
         parameters: Entries of all float tensors.
         file_bytes: Size of the file with its external data.
-        outputs: Relative error of each output on the verification inputs.
+        outputs: How far each output moved on the verification inputs.
         verified_on: What those inputs were.
         layers: A decision for every layer.
         accuracy_before: Of the input file, where there are labelled test samples.

@@ -87,7 +87,11 @@ def _summary_table(report: Report) -> Table:
             "trained, then factorised" if parts[0] == parts[1] else f"{(parts[1] - parts[0]) * 100:+.2f} points",
         )  # fmt: skip
     for output in report.outputs:
-        table.add_row(f"output '{plain(output.name)}'", "", f"{output.relative_error:.2e}", "relative error")
+        table.add_row(f"output '{plain(output.name)}'", "", f"{output.relative_error:.2e}", output.measure)
+        if output.worst_channel is not None:
+            table.add_row(
+                "  its worst channel", str(output.worst_channel), f"{output.worst_error:.2e}", "error over spread"
+            )
     kept = Counter("factorised" if d.scheme else "kept" for d in report.layers)
     table.add_row("layers", str(len(report.layers)), f"{kept['factorised']} factorised", f"{kept['kept']} kept")
     lost = f"lost: {report.loss.measure}; " if report.loss is not None else ""
