@@ -8,8 +8,6 @@ ONNX Runtime on the same random inputs, with the real weights lent to them witho
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -17,12 +15,19 @@ import onnx_ir as ir
 
 from trp_onnx.constants import let_go
 from trp_onnx.runtime import feeds_for, relative_error, run_model
+from trp_onnx.silence import silence
 from trp_onnx.sizes import real_inputs
 
 logger = logging.getLogger(__name__)
 
 BIG_TENSOR = 1024
 """Bytes from which a tensor is a weight, not a shape or a scalar."""
+
+_LARGEST_FOLDED = "1MB"
+"""A Tile or ConstantOfShape whose result is larger stays as it is: a small file shall not become a large one."""
+
+MOST_NODES = 20_000
+"""Nodes of a model that is simplified: above, the simplifier's and the runtime's time grows with their square."""
 
 TOLERANCE = 1e-3
 """Largest relative difference of an output (maximum norm) that reordering float32 sums may explain."""
@@ -45,8 +50,8 @@ class SimplifyPass(ir.passes.FunctionalPass):
         weights = _take_out(copy)
         before = ir.to_proto(copy)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                after, _ = onnxsim.simplify(before, skip_fuse_bn=True)
+            with silence():
+                after, _ = onnxsim.simplify(before, skip_fuse_bn=True, tensor_size_threshold=_LARGEST_FOLDED)
         except Exception as error:  # its errors come from C++ under many names
             self.note = f"not simplified: onnx-simplifier failed ({_first_line(error)})"
             return ir.passes.PassResult(model.clone(), modified=False)

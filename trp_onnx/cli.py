@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import json
+import logging
 import os
 import shlex
 import signal
@@ -62,8 +63,58 @@ def _consoles() -> tuple[Console, Console]:
     return Console(width=width), Console(stderr=True)
 
 
+def _progress_console() -> Console:
+    """Standard error, also while what libraries print there is turned away."""
+    from rich.console import Console
+
+    from trp_onnx.silence import undisturbed
+
+    return Console(file=undisturbed(sys.stderr))
+
+
+class _Lines(logging.Formatter):
+    """Log lines for a terminal: names in them may be anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from trp_onnx.printable import printable
+
+        return "\n".join(printable(line) for line in super().format(record).splitlines())
+
+
+def _log_to_stderr(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """What `--verbose` does: steps of ours, and lines that libraries print."""
+    if not wanted:
+        return
+    from trp_onnx.silence import undisturbed
+
+    logger, handler = logging.getLogger("trp_onnx"), logging.StreamHandler(undisturbed(sys.stderr))
+    handler.setFormatter(_Lines("%(name)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+
+    def undo() -> None:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+    ctx.call_on_close(undo)
+
+
 class _Main(click.Group):
     """Commands whose results may go anywhere: a closed stream, a full disk, a terminal of few characters."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Every command has `--verbose`."""
+        cmd.params.append(
+            click.Option(
+                ["-v", "--verbose"],
+                is_flag=True,
+                expose_value=False,
+                callback=_log_to_stderr,
+                help="Say on stderr what is done, and what libraries print.",
+            )
+        )
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         for name in ("stdout", "stderr"):
@@ -144,7 +195,7 @@ def _command() -> Iterator[None]:
     numbers = [n for n in interrupts.SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, stop) for number in numbers}
     try:
-        with shown_on(_consoles()[1]):
+        with shown_on(_progress_console()):
             _guard_paths()
             yield
     except BaseException as error:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from trp_onnx.passes import CleanUpPass, FoldBatchNormPass, LiftConstantsPass, SimplifyPass
+from trp_onnx.passes.simplify import MOST_NODES
 
 
 def normalise(
@@ -33,7 +34,9 @@ def normalise(
     """
     notes: list[str] = []
     LiftConstantsPass()(model)
-    if simplify:
+    if simplify and len(model.graph) > MOST_NODES:
+        notes.append(f"not simplified: onnx-simplifier takes too long for {len(model.graph)} nodes")
+    elif simplify:
         simplifier = SimplifyPass(input_shapes)
         model = simplifier(model).model
         LiftConstantsPass()(model)

@@ -5,6 +5,7 @@ With `mapped`, external weights are mapped, not read: optimisation and prepackin
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     import onnx
 
 Arrays = dict[str, np.ndarray]
+
+_MANY = 20_000  # nodes
+_LEAST, _MOST = 20 * _MANY, 256 << 20  # bytes of files in which nodes are counted
 
 _QUIET = 4  # only fatal messages: what goes wrong is raised as well
 
@@ -44,7 +48,7 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
     ort.set_default_logger_severity(_QUIET)
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
-    if mapped:
+    if mapped or many_nodes(model):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = False
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # Shape at once: its input need not wait for it
@@ -60,6 +64,19 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name}: {_reason(error)}") from error
+
+
+def many_nodes(model: Path | onnx.ModelProto) -> bool:
+    """Whether the runtime's optimiser, whose time grows with the square of the nodes, is better left out."""
+    if not isinstance(model, Path):
+        return len(model.graph.node) > _MANY
+    if model.suffix.lower() == ".ort" or not model.is_file() or not _LEAST <= model.stat().st_size <= _MOST:
+        return False
+    import onnx
+
+    with contextlib.suppress(Exception):  # who loads it says what is wrong with it
+        return len(onnx.load(model, load_external_data=False).graph.node) > _MANY
+    return False
 
 
 def run_session(session: Any, feeds: Mapping[str, np.ndarray]) -> Arrays:

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import onnx.version_converter
 
-from trp_onnx.edge.quiet import quietly
 from trp_onnx.errors import ModelError
+from trp_onnx.silence import quietly
 
 _OPSET = 13
 """From which DequantizeLinear has a scale for each channel."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trp_onnx.edge.quiet import quietly
 from trp_onnx.errors import ModelError
+from trp_onnx.silence import quietly
 
 TARGETS = ("any", "arm", "amd64")
 STYLES = ("fixed", "runtime")
