@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,15 @@ import onnx
 import pytest
 
 import trp_onnx
+from tests.clockwork import runs_on
 from tests.graphs import conv_net, rng, run
 from tests.test_command_line import run as cli
 from trp_onnx.errors import DataError, ModelError, TargetError, UsageError
 from trp_onnx.latency import read_table, save_table
-from trp_onnx.latency.profiling import measure_table
 from trp_onnx.layers import find_layers
 from trp_onnx.model import open_model
-from trp_onnx.normalise import normalise
-from trp_onnx.runners import Description, NodeTime, Profile, Rounds
-from trp_onnx.runtime import feeds_for
+from trp_onnx.runners import transport
+from trp_onnx.runners.worker import Worker
 from trp_onnx.schemes import SCHEMES
 
 
@@ -31,7 +31,9 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def measured(net: Path) -> Path:
     path = net.with_name("table.json")
-    save_table(trp_onnx.profile(net), path)
+    with pytest.MonkeyPatch.context() as patch:
+        runs_on(patch, net.parent)
+        save_table(trp_onnx.profile(net), path)
     return path
 
 
@@ -71,14 +73,6 @@ def test_ranks_within_a_step_cost_the_same(net: Path, measured: Path, tmp_path: 
 
 
 @pytest.mark.timing
-def test_a_measured_plan_is_faster_and_says_so(net: Path, tmp_path: Path) -> None:
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.3, report_dir=tmp_path / "report")
-    assert report.latency is not None and report.latency.predicted is not None
-    assert report.latency.predicted >= 1.3
-    assert report.latency.measured is not None and report.latency.measured.median > 1.1
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["latency"]["predicted"] >= 1.3
-
-
 def test_time_is_saved_where_it_is_spent(net: Path, measured: Path, tmp_path: Path) -> None:
     """On the phone the classifier takes most of the time, though it has next to no MACs."""
     table = on_a_phone(measured, tmp_path, {"conv1": 0.01, "conv2": 0.3, "fc": 0.6}, dense=0.2)
@@ -265,54 +259,22 @@ def test_rules_that_make_no_sense(net: Path, tmp_path: Path, rule: dict[str, Any
 
 
 @pytest.mark.timing
-def test_profile_on_the_command_line(net: Path, tmp_path: Path) -> None:
+def test_profile_on_the_command_line(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs_on(monkeypatch, tmp_path)
     shown = cli("profile", net, "-o", tmp_path / "t.json")
     assert "conv2" in shown and "spatial" in shown and "ranks in steps of" in shown
     text = cli("compress", net, "-o", tmp_path / "out.onnx", "--speedup", 1.2, "--latency-table", tmp_path / "t.json")
     assert "x as fast" in text and "predicted" in text
 
 
-class Clockwork:
-    """A runtime in which a node takes a tick for each of its weights, and whose profile adds to each node."""
-
-    def __init__(self, added: float) -> None:
-        self.added, self.models = added, list[onnx.ModelProto]()
-
-    def describe(self) -> Description:
-        return Description(f"clockwork {self.added}", "1", "a test", ("CPUExecutionProvider",), True)
-
-    def prepare(self, models: list[bytes], *_: object) -> None:
-        self.models = [onnx.load_from_string(model) for model in models]
-
-    def _seconds(self, model: onnx.ModelProto) -> list[float]:
-        sizes = {tensor.name: float(np.prod(tensor.dims)) for tensor in model.graph.initializer}
-        return [1e-7 + 1e-9 * sum(sizes.get(name, 0) for name in node.input) for node in model.graph.node]
-
-    def run(self, rounds: int, repeats: list[int], warm: bool = True) -> Rounds:
-        return Rounds([[sum(self._seconds(model)) for model in self.models]] * rounds, [False] * rounds)
-
-    def profile(self, models: list[int], rounds: int) -> Profile:
-        chosen = [self.models[i] for i in models]
-        noted = [np.array([self._seconds(model)] * rounds) + self.added for model in chosen]
-        nodes = [
-            tuple(
-                NodeTime(node.name, node.op_type, "CPUExecutionProvider", float(seconds))
-                for node, seconds in zip(model.graph.node, times[0], strict=True)
-            )
-            for model, times in zip(chosen, noted, strict=True)
-        ]
-        plain = np.array(self.run(rounds, []).seconds)[:, models]
-        return Profile(plain, tuple(nodes), tuple(noted), np.zeros_like(plain))
-
-
-def test_what_reading_the_clock_adds_does_not_reach_a_plan(net: Path) -> None:
+def test_what_reading_the_clock_adds_does_not_reach_a_plan(net: Path, tmp_path: Path) -> None:
     """It may be as long as a layer takes."""
-    normal, _ = normalise(open_model(net))
-    layers = find_layers(normal)
-    exact, off = (
-        measure_table(normal, layers, feeds_for(normal), runner=Clockwork(added))  # type: ignore[arg-type]
-        for added in (0.0, 2e-5)
-    )
+    layers, tables = find_layers(open_model(net)), []
+    for added in (0.0, 2e-5):
+        with pytest.MonkeyPatch.context() as patch:
+            runs_on(patch, tmp_path / str(added), clock=added)
+            tables.append(trp_onnx.profile(net))
+    exact, off = tables
     for layer in layers:
         for scheme, knots in exact.parts[exact.signatures[layer.name]].items():
             for (rank, part), (_, other) in zip(knots, off.parts[off.signatures[layer.name]][scheme], strict=True):
@@ -320,11 +282,28 @@ def test_what_reading_the_clock_adds_does_not_reach_a_plan(net: Path) -> None:
                 assert saved[1] == pytest.approx(saved[0], abs=1e-3), (layer.name, scheme, rank)
 
 
-@pytest.mark.slow
-def test_layers_of_every_kind_are_timed(tmp_path: Path) -> None:
+class Once(Worker):
+    """A worker that runs everything once, whatever it is asked for."""
+
+    def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> dict[str, Any]:
+        found = super().run(1, [1] * len(repeats), False)
+        return {name: values * rounds for name, values in found.items()}
+
+    def profile(self, models: Sequence[int], rounds: int) -> dict[str, Any]:
+        found = super().profile(models, 1)
+        return found | {
+            "plain": found["plain"] * rounds,
+            "seconds": [seconds * rounds for seconds in found["seconds"]],
+            "lost": found["lost"] * rounds,
+        }
+
+
+def test_layers_of_every_kind_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind of layer that can be factorised can be timed: products, groups, transposed, 1-d and 3-d."""
     from tests.hard_cases import CASES
 
+    monkeypatch.setattr(transport, "Worker", Once)
+    monkeypatch.setenv("TRP_ONNX_CACHE", str(tmp_path / "cache"))
     timed = 0
     for name, build in CASES.items():
         path = tmp_path / f"{name}.onnx"

@@ -26,6 +26,7 @@ from trp_onnx.latency.forecast import forecast
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.realised import realise
 from trp_onnx.latency.table import LatencyTable, read_table
+from trp_onnx.latency.trial import Trial, Trials
 from trp_onnx.layers import find_layers
 from trp_onnx.model import count_parameters, file_bytes, open_model
 from trp_onnx.moments import collect_moments
@@ -42,6 +43,7 @@ from trp_onnx.planning import (
     choose_schemes,
     fastest_within,
     measure_damage,
+    plan_for_speedup,
     plan_to_toml,
     read_rules,
     resolve_alignment,
@@ -260,6 +262,7 @@ def compress(
 
         finds_ranks = session is not None and session.finds_ranks(energy, macs)
         tried: tuple[Candidate, ...] = ()
+        trials: tuple[Trial, ...] = ()
         limit: Limit | None = None
         if finds_ranks:
             chosen, kept = choose_schemes(layers, rules, scheme), {}
@@ -278,6 +281,9 @@ def compress(
                         return judge(path)
 
                 plan, tried = fastest_within(planner, limit, lost)
+            elif speedup is not None:
+                timing = Trials(source, normal, feeds_for(normal, input_shapes), staging.folder, input_shapes)
+                plan, trials = plan_for_speedup(planner, speedup, timing)
             else:
                 plan = planner.plan(**rule)
             chosen, kept = plan.chosen, {decision.name: decision.reason for decision in plan.decisions}
@@ -313,7 +319,8 @@ def compress(
         accuracy, agreement = _quality(source, staging.path, tested, samples)
         loss = None if limit is None else Loss(limit.measure, limit.allowed, judge(staging.path))
         clock.lap("evaluate")
-        latency = realise(table, plan.speedup, source, staging.path, input_shapes, threads)
+        latency = realise(table, plan.speedup, source, staging.path, input_shapes, threads).on_the_way(speedup, trials)
+        notes += latency.notes()
         if limit is not None and latency.measured is not None and latency.measured.high < LEAST:
             raise TargetError(
                 f"{limit.refusal}: the fastest plan within it is predicted to run {plan.speedup or 1.0:.2f}x as fast "

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trp_onnx.latency.table import LatencyTable, target_of
 from trp_onnx.latency.timing import Ratio, measure
+from trp_onnx.latency.trial import Trial
 from trp_onnx.model import open_model
 from trp_onnx.progress import watch
 from trp_onnx.runners import open_runner
 from trp_onnx.runtime import feeds_for
 
 ROUNDS = 100
+
+SHORT = 0.03
+"""A file that is slower than asked by more than this part of it is a note."""
 
 BRIEF_ROUNDS, BRIEF_SECONDS = 30, 3.0
 """Where nothing was planned by time: enough to say what the file came to."""
@@ -29,12 +33,29 @@ class Latency:
         predicted: Speed-up by the latency table; None without one.
         measured: Speed-up of the file; None where the table is of another machine, runtime or provider.
         milliseconds: Median run of the original and of the written file; they drift, for orientation.
+        asked: The speed-up that was asked for; None where it was something else.
+        trials: The plans that were timed on the way to it.
     """
 
     target: str
     predicted: float | None
     measured: Ratio | None
     milliseconds: tuple[float, float] | None
+    asked: float | None = None
+    trials: tuple[Trial, ...] = ()
+
+    def on_the_way(self, asked: float | None, trials: tuple[Trial, ...]) -> Latency:
+        """The same, with what was asked for and tried."""
+        return replace(self, asked=asked, trials=trials)
+
+    def notes(self) -> tuple[str, ...]:
+        """Where the written file is not as fast as was asked."""
+        if self.asked is None or self.measured is None or self.measured.median >= (1 - SHORT) * self.asked:
+            return ()
+        return (
+            f"the written file was measured {self.measured.median:.2f}x as fast, short of --speedup {self.asked:g}, "
+            "though a candidate of its shapes was not: time both again with trp-onnx bench, when the machine is quiet",
+        )
 
 
 def realise(

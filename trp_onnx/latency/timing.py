@@ -6,10 +6,11 @@ each sample is at least 3 ms long; and what counts is the median over rounds of
 
     ratio_i(round) = time_0(round) / time_i(round)
 
-the speed-up of contender i over the first. A round in which another process took the core is left out where enough
-are left, and else counts by processor time (see `take_turns`). The confidence interval is that of a median, from
-order statistics: with n rounds, ranks n/2 -+ 0.98 sqrt(n) enclose it with 95 % probability whatever the noise is
-(Conover, "Practical Nonparametric Statistics", 1999, section 3.2).
+the speed-up of contender i over the first. A round in which another process took the core counts by processor time
+(see `take_turns`), and is left out where enough are left; so is one in which either of the two was slowed down, by what
+runs on the other thread of the same core, say. The confidence interval is that of a median, from order statistics: with
+n rounds, ranks n/2 -+ 0.98 sqrt(n) enclose it with 95 % probability whatever the noise is (Conover, "Practical
+Nonparametric Statistics", 1999, section 3.2).
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ LEAST_ROUNDS = 8
 
 _AT_ONCE = 4
 """Rounds between two looks at the interval; even, so that the order flips on."""
+
+_QUIET_PART, _SLOWED = 0.25, 1.15
+"""A sample is slowed down when it takes so much longer than this part of a contender's samples."""
 
 PRECISION = 0.01
 """Stop once the interval of every ratio is narrower than this part of it."""
@@ -119,26 +123,29 @@ def measure(
         disturbed += found.disturbed
         done = len(samples)
         on_round(done)
-        if done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(_kept(samples, disturbed))):
+        if done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(np.array(samples), np.array(disturbed))):
             break
         if done >= LEAST_ROUNDS and time.perf_counter() - began > limit_seconds:
             break
-    kept = _kept(samples, disturbed)
-    seconds = tuple(float(t) for t in np.median(kept, axis=0))
-    return Timing(seconds, tuple(_ratios(kept)), len(samples), sum(disturbed) / len(samples))
+    times = np.array(samples)
+    seconds = tuple(float(t) for t in np.median(times, axis=0))
+    return Timing(seconds, tuple(_ratios(times, np.array(disturbed))), len(samples), sum(disturbed) / len(samples))
 
 
-def _kept(samples: Sequence[Sequence[float]], disturbed: Sequence[bool]) -> np.ndarray:
-    """The rounds that were not disturbed, where they are enough, else all."""
-    times, quiet = np.array(samples), ~np.array(disturbed)
-    return times[quiet] if quiet.sum() >= MIN_ROUNDS else times
+def _ratios(times: np.ndarray, disturbed: np.ndarray) -> list[Ratio]:
+    """The speed-up of each contender, over the rounds that were quiet for it and the first."""
+    quiet = ~disturbed[:, None] & (times <= _SLOWED * np.quantile(times, _QUIET_PART, axis=0))
+    return [_ratio(times[:, 0] / times[:, i], [quiet[:, 0] & quiet[:, i], ~disturbed]) for i in range(times.shape[1])]
 
 
-def _ratios(times: np.ndarray) -> list[Ratio]:
-    n = len(times)
+def _ratio(ratios: np.ndarray, choices: Sequence[np.ndarray]) -> Ratio:
+    """The median over the first choice of rounds that are enough, else over all."""
+    for chosen in choices:
+        if chosen.sum() >= LEAST_ROUNDS:
+            ratios = ratios[chosen]
+            break
+    n = len(ratios)
     half = 0.98 * math.sqrt(n)
     low, high = max(0, math.floor(n / 2 - half)), min(n - 1, math.ceil(n / 2 + half) - 1)
-    found = []
-    for ratios in np.sort(times[:, :1] / times, axis=0).T:
-        found.append(Ratio(float(np.median(ratios)), float(ratios[low]), float(ratios[high])))
-    return found
+    ratios = np.sort(ratios)
+    return Ratio(float(np.median(ratios)), float(ratios[low]), float(ratios[high]))

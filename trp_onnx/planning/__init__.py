@@ -1,10 +1,12 @@
 """Which scheme and rank each layer gets, and why.
 
 `rules` reads the per-layer map; `options` lists what a layer could become and what that costs; `verdicts` decides
-on one layer, `allocate` on all within a budget; `planner` puts them together to a `plan`.
+on one layer, `allocate` on all within a budget; `planner` puts them together to a `plan`. `closed_loop` and
+`search` make plans again, by what their files were measured to do.
 """
 
 from trp_onnx.planning.alignment import resolve_alignment
+from trp_onnx.planning.closed_loop import plan_for_speedup
 from trp_onnx.planning.damage import measure_damage
 from trp_onnx.planning.options import Evidence
 from trp_onnx.planning.plan import Decision, Plan
@@ -25,6 +27,7 @@ __all__ = [
     "fastest_within",
     "measure_damage",
     "plan_at_ranks",
+    "plan_for_speedup",
     "plan_to_toml",
     "read_rules",
     "resolve_alignment",

@@ -1,0 +1,126 @@
+"""Plans on trial: a network with a plan's shapes, timed against the original on the machine at hand.
+
+What a kernel takes depends on shapes, not on values. So a plan can be timed before it is carried out: its factors hold
+random values, of the size of the weight that they stand for, and need no decomposition and no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.latency.profiling import measure_points
+from trp_onnx.latency.table import LatencyTable, Target, target_of
+from trp_onnx.latency.timing import Ratio, measure
+from trp_onnx.layers import Layer, find_layers
+from trp_onnx.linalg import Array
+from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
+from trp_onnx.progress import watch
+from trp_onnx.runners import Runner, open_runner
+from trp_onnx.runtime import Arrays
+from trp_onnx.schemes import Rank, Scheme
+
+ROUNDS, SECONDS = 100, 2.5
+"""A candidate is timed in at most so many rounds, or in about so many seconds."""
+
+STEADY, LONGER = 0.03, 4
+"""Where the interval is wider than this part of the ratio, it is timed again, so many times as long."""
+
+Chosen = Mapping[str, tuple[str, Rank]]
+"""Scheme and rank by layer name."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan that was timed.
+
+    Attributes:
+        predicted: Speed-up by the latency table.
+        measured: Speed-up of a file with its shapes.
+    """
+
+    predicted: float
+    measured: Ratio
+
+
+class Trials:
+    """Times plans of one network."""
+
+    def __init__(
+        self,
+        source: Path,
+        normal: ir.Model,
+        feeds: Arrays,
+        folder: Path,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        runner: Runner | None = None,
+    ) -> None:
+        """Say what and where.
+
+        Args:
+            source: The original file.
+            normal: The same, normalised; not changed.
+            feeds: What both are run on.
+            folder: Where candidates are written, and removed again.
+            input_shapes: Sizes of dynamic inputs.
+            runner: What runs them; this process otherwise.
+        """
+        self._source, self._normal, self._feeds, self._folder = source, normal, feeds, folder
+        self._input_shapes, self._runner = input_shapes, runner or open_runner()
+
+    def possible(self, table: LatencyTable) -> bool:
+        """Whether a table was measured here, so that plans by it can be timed."""
+        return table.target == target_of(self._runner, table.target.provider, table.target.threads)
+
+    def refined(self, table: LatencyTable, layers: Sequence[Layer], chosen: Chosen) -> LatencyTable:
+        """The table with the points that were chosen timed; the same one where they all are."""
+        return measure_points(table, layers, chosen, self._runner)
+
+    def speedup(self, table: LatencyTable, chosen: Chosen) -> Ratio:
+        """How many times as fast as the original a network with these ranks is, on the table's provider and threads.
+
+        Raises:
+            ModelError: The candidate does not run.
+            OutputError: It cannot be written.
+        """
+        path = self._folder / "candidate.onnx"
+        try:
+            self._write(path, chosen)
+            ratio = self._time(path, table.target, 1)
+            return ratio if ratio.width <= STEADY else self._time(path, table.target, LONGER)
+        finally:
+            for file in self._folder.glob(f"{path.name}*"):
+                file.unlink()
+
+    def _time(self, path: Path, target: Target, longer: int) -> Ratio:
+        rounds = ROUNDS * longer
+        self._runner.prepare([self._source, path], self._feeds, target.provider, target.threads)
+        with watch("timing a candidate") as show:
+            timing = measure(
+                self._runner.run, 2, rounds, limit_seconds=SECONDS * longer,
+                on_round=lambda done: show(done, rounds, "timing a candidate"),
+            )  # fmt: skip
+        return timing.ratios[1]
+
+    def _write(self, path: Path, chosen: Chosen) -> None:
+        model = self._normal.clone()
+        FactorisePass(find_layers(model, self._input_shapes), chosen, split=_random)(model)
+        FoldBatchNormPass()(model)
+        CleanUpPass()(model)
+        ir.save(model, path, format="protobuf", external_data=f"{path.name}.data")
+
+
+def _random(layer: Layer, scheme: Scheme, rank: Rank) -> tuple[Sequence[Array], None]:
+    """Factors whose product is about as large as the weight: no value over- or underflows that did not before."""
+    assert layer.geometry is not None
+    weight, rng = layer.weight(), np.random.default_rng(0)
+    factors = [rng.standard_normal(shape) for shape in scheme.shapes(layer.geometry, rank)]
+    factors = [factor / sqrt(max(1, prod(factor.shape[2:]))) for factor in factors]
+    fan_in = max(1, prod(weight.shape[2:]))
+    factors[-1] *= float(np.sqrt(np.mean(weight**2)) * sqrt(fan_in))
+    return factors, None
