@@ -9,6 +9,9 @@ from onnx import helper
 import trp_onnx
 from tests.graphs import distance, info, initializers, model, rng, run, save, weights
 from trp_onnx.errors import ModelError
+from trp_onnx.layers import find_layers
+from trp_onnx.model import open_model
+from trp_onnx.moments import collect_moments, moment_bytes
 
 CHANNELS = 16
 
@@ -95,3 +98,39 @@ def test_activations_that_overflow_are_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=1e8 * rng().standard_normal((8, 8, 8, CHANNELS)).astype(np.float32))
     with pytest.raises(ModelError, match="NaN or infinit"):
         trp_onnx.compress(source, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz")
+
+
+def test_moments_that_would_not_fit_are_done_without(tmp_path: Path) -> None:
+    """The last of these convolutions, as in pitch trackers, sees patches of 65,536 entries: 17 GB in float32."""
+    arrays = {"w1": weights(1024, 4, 8, 1, seed=1), "w2": weights(16, 1024, 64, 1, seed=2)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], name="narrow", pads=[4, 0, 3, 0]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["y"], name="wide", pads=[32, 0, 31, 0]),
+    ]
+    net = save(model(nodes, [info("x", ["N", 4, 16, 1])], [info("y", ["N", 16, 16, 1])], arrays), tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=rng().standard_normal((8, 16, 1, 4)).astype(np.float32))
+    opened = open_model(net)
+    layers = find_layers(opened)
+    assert [moment_bytes(layer) for layer in layers] == [4 * 32**2, 4 * 65536**2]
+    report = trp_onnx.compress(
+        net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz", scheme="channel-mirror"
+    )
+    (said,) = [note for note in report.notes if "judged by their weights" in note]
+    assert "'wide'" in said and "16.0 GB" in said
+    assert np.isfinite(report.outputs[0].relative_error)
+
+
+def test_moments_of_all_layers_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"], name="first"),
+        helper.make_node("MatMul", ["p", "b"], ["y"], name="second"),
+    ]
+    arrays = {"a": weights(8, 16, seed=1), "b": weights(16, 12, seed=2)}
+    net = save(model(nodes, [info("x", ["N", 8])], [info("y", ["N", 12])], arrays), tmp_path / "net.onnx")
+    opened = open_model(net)
+    layers = find_layers(opened)
+    x = rng().standard_normal((64, 8)).astype(np.float32)
+    assert set(collect_moments(opened, layers, x)) == {"first", "second"}
+    monkeypatch.setattr(trp_onnx.moments, "ALL_BYTES", 4 * (8**2 + 16**2) - 1)
+    assert set(collect_moments(opened, layers, x)) == {"first"}

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
-from trp_onnx.moments import Moments, Sums, flow_of, observable, patches_of
+from trp_onnx.moments import LAYER_BYTES, Moments, Sums, flow_of, moment_bytes, observable, patches_of
 from trp_onnx.passes import FactorisePass, ReplaceWeightsPass
 from trp_onnx.passes.factorise import Keep, by_outputs, corrects_bias
 from trp_onnx.schemes import Rank, Scheme
@@ -65,7 +65,11 @@ def factorise_in_turn(
         ModelError: The model does not run on the samples.
     """
     users = Counter(layer.key for layer in layers if layer.reason is None)
-    alone = {layer.name for layer in layers if observable(layer) and users[layer.key] == 1}
+    alone = {
+        layer.name
+        for layer in layers
+        if observable(layer) and users[layer.key] == 1 and moment_bytes(layer, 2) <= LAYER_BYTES
+    }
     together = [layer for layer in layers if layer.name in chosen and layer.name not in alone]
     original = to_proto(model)
     FactorisePass(together, chosen, keep, by_outputs(moments))(model)
@@ -110,10 +114,8 @@ def _best(layer: Layer, joint: Moments) -> tuple[Array, Array]:
     flat = weight.reshape(*weight.shape[:2], -1)
     size = flat.shape[-1]
     centred = corrects_bias(layer)
-    whole = joint.covariance
-    if not centred:
-        whole = whole + joint.mean[:, :, None] * joint.mean[:, None, :]
-    now = Moments(joint.mean[:, size:], joint.covariance[:, size:, size:], joint.patches)
+    whole = joint.second(centred=centred)
+    now = Moments(joint.mean[:, size:], joint.spread[:, size:, size:], joint.patches, joint.scale)
     moment = now.moment(centred=centred)
     power = np.trace(moment, axis1=1, axis2=2) / size
     held = moment + RIDGE * power[:, None, None] * np.eye(size)

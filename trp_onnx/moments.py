@@ -1,8 +1,9 @@
 """First and second moments of what flows into each layer, from one streaming pass over samples.
 
 For a convolution the moments are those of its patches, at positions drawn at random and evenly over the samples;
-for Gemm and MatMul those of the rows. Only the sums are kept: memory is bounded by the widest layer's moment and
-one batch of activations, whatever the number of samples.
+for Gemm and MatMul those of the rows. Only the sums are kept, whatever the number of samples. A moment is quadratic in
+the width of a patch: layers whose moments would not fit (`LAYER_BYTES`, and `ALL_BYTES` together) go by their weights,
+the widest first, and a note says so.
 
 Sums are taken of `x - s`, s being the mean of the first batch, so that the covariance is not a small
 difference of large numbers:
@@ -19,7 +20,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from trp_onnx.batching import Batching, find_batching
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
@@ -32,7 +35,12 @@ PATCHES, PER_ENTRY = 8192, 8
 SHRINKAGE = 1e-4
 """Part of the mean variance that every direction is given: those that the samples never take keep their weights."""
 
+LAYER_BYTES, ALL_BYTES = 384 << 20, 1 << 30
+"""What the moment of a layer, and those of all, may take in float32; a layer that is factorised takes a few times its
+own in float64."""
+
 _BATCH_BYTES = 128 << 20
+"""Of activations of one run, and of the patches that are taken of them for one layer."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +49,41 @@ class Moments:
 
     Attributes:
         mean: (G, D), D = C times the kernel, in the order of W.
-        covariance: (G, D, D).
+        spread: The covariance over the square of `scale`, (G, D, D), in float32, as it was summed.
         patches: How many they were taken of.
+        scale: The largest entry of the first of them: its square may not fit in float32.
     """
 
     mean: Array
-    covariance: Array
+    spread: NDArray[np.float32]
     patches: int
+    scale: float = 1.0
+
+    @property
+    def covariance(self) -> Array:
+        """(G, D, D)."""
+        return self.scale**2 * self.spread.astype(np.float64)
+
+    def second(self, *, centred: bool) -> Array:
+        """Second moments about the mean or about zero, over the square of `scale`: (G, D, D)."""
+        found = self.spread.astype(np.float64)
+        if not centred:
+            mean = self.mean / self.scale
+            found += mean[:, :, None] * mean[:, None, :]
+        return found
 
     def moment(self, *, centred: bool) -> Array:
-        """What an error of the weight is weighed with: (G, D, D).
+        """What an error of the weight is weighed with, whose scale means nothing: (G, D, D).
 
         Args:
             centred: Whether the layer's bias takes up the error of the mean.
         """
-        found = self.covariance
-        if not centred:
-            found = found + self.mean[:, :, None] * self.mean[:, None, :]
+        found = self.second(centred=centred)
         power = np.trace(found, axis1=1, axis2=2) / found.shape[1]
-        floor = np.where(
-            power > np.finfo(np.float64).tiny, SHRINKAGE * power, 1.0
-        )  # where nothing flows, the weights' own
-        return np.asarray(found + floor[:, None, None] * np.eye(found.shape[1]))
+        # Where nothing flows, the weights' own errors count.
+        floor = np.where(power > np.finfo(np.float64).tiny, SHRINKAGE * power, 1.0)
+        np.einsum("gdd->gd", found)[:] += floor[:, None]
+        return found
 
 
 def observable(layer: Layer) -> bool:
@@ -70,6 +91,35 @@ def observable(layer: Layer) -> bool:
     if layer.reason is not None or layer.place or layer.layout is None:
         return False
     return layer.op == "Conv" or (layer.op in ("Gemm", "MatMul") and not layer.layout.batch)
+
+
+def moment_bytes(layer: Layer, parts: int = 1) -> int:
+    """What the moment of `parts` patches of a layer, side by side, takes in float32."""
+    assert layer.geometry is not None
+    return 4 * layer.geometry.groups * (parts * _patch_size(layer)) ** 2
+
+
+def _patch_size(layer: Layer) -> int:
+    """D: entries of a patch of one group."""
+    assert layer.geometry is not None
+    return layer.geometry.parameters // max(1, layer.geometry.groups * layer.geometry.out_channels)
+
+
+def _affordable(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers whose moments fit into memory; a note about the others."""
+    sizes = {layer.key: moment_bytes(layer) for layer in layers}
+    total, taken = 0, set()
+    for key, size in sorted(sizes.items(), key=lambda item: item[1]):
+        if size <= LAYER_BYTES and total + size <= ALL_BYTES:
+            total += size
+            taken.add(key)
+    left = [layer for layer in layers if layer.key not in taken]
+    if left:
+        note(
+            f"{len(left)} layers ('{left[0].name}', ...) are judged by their weights, not by the data: the moments of "
+            f"what flows into them would take {sum(sizes[key] for key in sizes.keys() - taken) / 2**30:.1f} GB"
+        )
+    return [layer for layer in layers if layer.key in taken]
 
 
 def collect_moments(
@@ -89,19 +139,20 @@ def collect_moments(
 
     Returns:
         Moments by the layer's name; layers that share a weight share them. Layers that are not `observable` have
-        none.
+        none, nor have those for which memory does not suffice or whose inputs are not finite.
 
     Raises:
         ModelError: The model does not run on the samples.
     """
-    seen = [layer for layer in layers if observable(layer)]
+    seen = _affordable([layer for layer in layers if observable(layer)])
     flows = {layer.name: flow_of(layer) for layer in seen}
     given = model.graph.inputs[0].name or ""
-    proto = with_outputs(to_proto(model), sorted(set(flows.values()) - {given}))
-    session = open_session(proto)
+    proto = to_proto(model)
+    batching = find_batching(open_session(proto), {given: x})
+    session = open_session(with_outputs(proto, sorted(set(flows.values()) - {given})))
     sums = {layer.key: Sums() for layer in seen}
     rng = np.random.default_rng(0)
-    for batch in progress(batches_of(session, given, x)):
+    for batch in progress(_batches(session, given, x, batching)):
         values = run_session(session, {given: batch}) | {given: batch}
         for layer in seen:
             sums[layer.key].add(patches_of(layer, values[flows[layer.name]], len(x), rng))
@@ -131,25 +182,21 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return model
 
 
-def batches_of(session: object, name: str, x: np.ndarray) -> list[np.ndarray]:
+def _batches(session: Any, name: str, x: np.ndarray, batching: Batching) -> list[np.ndarray]:
     """Samples in pieces whose activations stay within bounds; a fixed batch size is kept to."""
-    declared = session.get_inputs()[0].shape  # type: ignore[attr-defined]
-    size = declared[0] if declared and isinstance(declared[0], int) else 0
-    if not size:
+    if not batching.fixed and batching.size > 1:
         one = run_session(session, {name: x[:1]})
-        size = max(1, min(32, _BATCH_BYTES // max(1, sum(np.asarray(value).nbytes for value in one.values()))))
-        return [x[start : start + size] for start in range(0, len(x), size)]
-    if len(x) < size:  # filled up with the first samples again
-        x = np.resize(x, (size, *x.shape[1:]))
-    return [x[start : start + size] for start in range(0, len(x) - size + 1, size)]
+        size = max(1, sum(np.asarray(value).nbytes for value in one.values()))
+        batching = Batching(max(1, min(batching.size, _BATCH_BYTES // size)))
+    return [batching.filled(x[piece]) for piece in batching.pieces(len(x))]
 
 
 def patches_of(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Some of the patches that a layer sees: (G, p, D) in float32."""
     assert layer.geometry is not None and layer.layout is not None
-    geometry = layer.geometry
-    size = geometry.parameters // max(1, geometry.groups * geometry.out_channels)
-    per_sample = -(-max(PATCHES, PER_ENTRY * size) // samples)
+    size = _patch_size(layer)
+    fits = _BATCH_BYTES // (4 * size * layer.geometry.groups * max(1, len(value)))
+    per_sample = max(1, min(fits, -(-max(PATCHES, PER_ENTRY * size) // samples)))
     if layer.op == "Conv":
         return _windows(layer, value, per_sample, rng)
     if value.ndim > 1 and layer.layout.on_left != bool(layer.node.attributes.get_int(_other_trans(layer), 0)):
@@ -240,6 +287,9 @@ class Sums:
     def moments(self) -> Moments:
         """What they come to."""
         first = self._first / self.count
-        covariance = self._second.astype(np.float64) / self.count - first[:, :, None] * first[:, None, :]
+        spread = self._second
+        spread /= self.count
+        for group, mean in enumerate(first):  # in place: it may have hundreds of megabytes
+            spread[group] -= np.outer(mean, mean)
         scale = float(self._scale)
-        return Moments(self._shift[:, 0].astype(np.float64) + scale * first, scale**2 * covariance, self.count)
+        return Moments(self._shift[:, 0].astype(np.float64) + scale * first, spread, self.count, scale)

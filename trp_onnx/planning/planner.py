@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from trp_onnx.errors import ModelError, TargetError
 from trp_onnx.layers import Layer, counted_layers, network_macs
+from trp_onnx.moments import observable
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import (
     LEAST_OF_AVERAGE,
@@ -214,7 +215,7 @@ class Planner:
         if not self.evidence.moments:
             return []
         judged = [layer for site in self._sites for layer in site.layers]
-        blind = [layer.name for layer in judged if layer.name not in self.evidence.moments]
+        blind = [layer.name for layer in judged if not observable(layer)]
         if not blind:
             return []
         return [
