@@ -15,6 +15,7 @@ from tests import graphs
 from tests.graphs import info, model, rng, save, weights
 from trp_onnx.batching import find_batching, run_samples
 from trp_onnx.cli import main
+from trp_onnx.feeding import take
 from trp_onnx.generating import generate
 from trp_onnx.model import open_model
 from trp_onnx.runtime import open_session
@@ -214,7 +215,10 @@ def test_generated_ids_lie_in_their_tables(tmp_path: Path) -> None:
     assert made.description == (
         "input_ids: random ids below 500; kinds: random ids below 2; at: random ids below 40; mask: ones"
     )
-    assert cli("bench", tmp_path / "net.onnx", "--rounds", 2)[0] == 0
+    report = trp_onnx.compress(tmp_path / "net.onnx", tmp_path / "out.onnx", macs=0.5, align=1, input_shapes={
+        "input_ids": (1, 9)
+    })  # fmt: skip
+    assert "input_ids: random ids below 500" in report.verified_on and "mask: ones" in report.verified_on
 
 
 def one_op(path: Path, nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], **arrays: np.ndarray) -> Path:
@@ -289,3 +293,223 @@ def test_compression_without_data_sees_what_it_does_to_a_text_encoder(tmp_path: 
     """With all ids 0 and nothing attended to there was nothing to see."""
     report = trp_onnx.compress(encoder(tmp_path / "net.onnx", seq=8), tmp_path / "out.onnx", macs=0.5, align=1)
     assert report.outputs[0].relative_error > 0.05
+
+
+def pooled(path: Path, shape: list[int | str], channels: int = 0, opset: int = 17) -> Path:
+    """Pooled over all but the first axis of a sample, then a product: the answer depends on what stands first."""
+    width = channels or int(shape[1])
+    arrays = {"w": weights(width * 2, width, 1, 1), "fc": weights(width * 2, 6, seed=5)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "fc"], ["y"], name="fc"),
+    ]
+    return save(model(nodes, [info("x", shape)], [info("y", ["N", 6])], arrays), path)
+
+
+def channels_last(path: Path, shape: list[int | str]) -> Path:
+    """The same for a model that takes its channels last."""
+    width = int(shape[-1])
+    arrays = {"w": weights(width * 2, width, 1, 1), "fc": weights(width * 2, 6, seed=5)}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["t", "w"], ["c"], name="conv"),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "fc"], ["y"], name="fc"),
+    ]
+    return save(model(nodes, [info("x", shape)], [info("y", ["N", 6])], arrays), path)
+
+
+def answered(path: Path, net: Path, sample: tuple[int, ...], turned: tuple[int, ...] | None = None,
+             dtype: type = np.float32) -> Path:  # fmt: skip
+    """40 samples with the net's own answers for labels, stored as they are or with their axes turned."""
+    spread = rng(4).uniform(0, 100, (40, *(size if axis in (0, 2) else 1 for axis, size in enumerate(sample))))
+    x = (rng(3).standard_normal((40, *sample)) * 20 + spread + 60).clip(0, 255).astype(dtype)
+    y = open_session(net).run(None, {"x": x.astype(np.float32)})[0].argmax(axis=1)
+    np.savez(path, x=x if turned is None else x.transpose(0, *turned), y=y)
+    return path
+
+
+EXACT = {
+    "sixteen channels": (["N", 16, 16, 16], 0, (16, 16, 16)),
+    "four columns": (["N", 40, 1, 4], 0, (40, 1, 4)),
+    "three columns": (["N", 8, 5, 3], 0, (8, 5, 3)),
+    "free sizes": (["N", 16, "h", "w"], 0, (16, 9, 16)),
+    "nothing declared but the weights": (["N", "c", "h", "w"], 40, (40, 2, 3)),
+    "three by three": (["N", 3, 3, 3], 0, (3, 3, 3)),
+    "one channel": (["N", 1, 28, 28], 0, (1, 28, 28)),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_arrays_of_the_inputs_shape_go_in_as_they_are(tmp_path: Path, name: str) -> None:
+    shape, channels, sample = EXACT[name]
+    net = pooled(tmp_path / "net.onnx", list(shape), channels)
+    data = answered(tmp_path / "d.npz", net, sample)
+    for options in ((), ("--layout", "nhwc"), ("--layout", "nchw")):
+        code, _ = cli("evaluate", net, "--data", data, *options)
+        assert code == 0
+    assert trp_onnx.evaluate(net, data).top1 == 1.0
+    if name in ("sixteen channels", "nothing declared but the weights"):
+        made = trp_onnx.quantize(net, tmp_path / "int8.onnx", data, test=data, max_drop=50)
+        assert made.variants[0].accuracy is not None and made.variants[0].accuracy.top1 == 1.0
+        report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.8, align=1, data=data, test=data)
+        assert report.accuracy_before is not None and report.accuracy_before.top1 == 1.0
+
+
+def test_a_model_that_takes_its_channels_last(tmp_path: Path) -> None:
+    net = channels_last(tmp_path / "net.onnx", ["N", 9, 9, 3])
+    for dtype in (np.float32, np.uint8):
+        data = answered(tmp_path / "d.npz", net, (9, 9, 3), dtype=dtype)
+        assert trp_onnx.evaluate(net, data).top1 == 1.0
+        turned = answered(tmp_path / "t.npz", net, (9, 9, 3), (3, 1, 2), dtype=dtype)
+        assert trp_onnx.evaluate(net, turned).top1 == 1.0
+    wide = channels_last(tmp_path / "wide.onnx", ["N", 5, 5, 12])
+    assert trp_onnx.evaluate(wide, answered(tmp_path / "d.npz", wide, (5, 5, 12))).top1 == 1.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+@pytest.mark.parametrize("shape", [["N", 3, 8, 10], ["N", 3, "h", "w"], ["N", "c", "h", "w"]])
+def test_images_with_their_channels_last_are_turned(tmp_path: Path, shape: list[int | str], dtype: type) -> None:
+    net = pooled(tmp_path / "net.onnx", shape, 3)
+    data = answered(tmp_path / "d.npz", net, (3, 8, 10), (2, 3, 1), dtype=dtype)
+    assert trp_onnx.evaluate(net, data).top1 == 1.0
+    message = cli("evaluate", net, "--data", data, "--scale", 1)[1]
+    assert ("are turned to channels, height, width" in message) == (dtype is np.float32)
+
+
+def test_arrays_of_another_shape(tmp_path: Path) -> None:
+    """What fits in one order only is turned, and that is said; what fits in none is refused."""
+    net = pooled(tmp_path / "net.onnx", ["N", 16, 8, 8])
+    data = answered(tmp_path / "d.npz", net, (16, 8, 8), (2, 3, 1))
+    assert trp_onnx.evaluate(net, data).top1 == 1.0
+    assert "'d.npz' are 8x8x16, read as height, width, channels" in cli("evaluate", net, "--data", data)[1]
+    for wrong in ((8, 16, 8), (8, 8, 8), (16, 8, 7), (128, 8), (1, 16, 8, 8)):
+        np.savez(tmp_path / "d.npz", x=np.zeros((40, *wrong), np.float32), y=np.arange(40) % 6)
+        code, message = cli("evaluate", net, "--data", data)
+        assert code == 1 and "takes samples of 16x8x8" in message and f"gives {'x'.join(map(str, wrong))}" in message
+
+
+def test_mean_and_std_of_arrays_that_go_in_as_they_are(tmp_path: Path) -> None:
+    """They count along the channels, wherever these stand."""
+    x = rng().standard_normal((4, 3, 7, 3)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    prep = trp_onnx.Preprocessing(mean=(1, 2, 3), std=(2, 4, 8))
+    net = pooled(tmp_path / "net.onnx", ["N", 3, 7, 3])
+    fed = take(trp_onnx.open_data(tmp_path / "d.npz", prep), open_model(net), np.arange(4))["x"]
+    assert np.allclose(fed, (x - np.array([1, 2, 3]).reshape(3, 1, 1)) / np.array([2, 4, 8]).reshape(3, 1, 1))
+
+
+def whole_numbers(path: Path, dtype: int = INT64) -> Path:
+    """A bag of words: ids -> table -> mean -> product."""
+    arrays = {"t": weights(300, 32), "w": weights(32, 24, seed=1), "v": weights(24, 6, seed=2)}
+    nodes = [
+        helper.make_node("Gather", ["t", "ids"], ["e"]),
+        helper.make_node("MatMul", ["e", "w"], ["h"], name="layer1"),
+        helper.make_node("ReduceMean", ["h"], ["m"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["m", "v"], ["y"], name="layer2"),
+    ]
+    return save(model(nodes, [info("ids", ["N", 12], dtype)], [info("y", ["N", 6])], arrays), path)
+
+
+def test_whole_numbers_for_data(tmp_path: Path) -> None:
+    net = whole_numbers(tmp_path / "net.onnx")
+    ids = rng().integers(0, 300, (60, 12))
+    y = open_session(net).run(None, {"ids": ids})[0].argmax(axis=1)
+    for dtype in (np.int64, np.int32, np.uint16, np.float32):
+        np.savez(tmp_path / "d.npz", x=ids.astype(dtype), y=y)
+        assert trp_onnx.evaluate(net, tmp_path / "d.npz").top1 == 1.0
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.7, align=1, data=tmp_path / "d.npz")
+    assert 0 < report.outputs[0].relative_error < 1
+    for wrong, complaint in ((ids + 0.5, "has fractions"), (ids.astype(np.float64) * 1e300, "has values from")):
+        np.savez(tmp_path / "d.npz", x=wrong, y=y)
+        code, message = cli("evaluate", net, "--data", tmp_path / "d.npz")
+        assert code == 1 and (complaint in message or "too large" in message)
+
+
+def test_whole_numbers_keep_their_digits(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Mod", ["ids", "ten"], ["y"])]
+    net = one_op(tmp_path / "net.onnx", nodes, [info("ids", ["N", 2], INT64)], ten=np.array(10))
+    np.savez(tmp_path / "d.npz", x=np.array([[2**40 + 1, 2**53 + 1]]))
+    assert take(trp_onnx.open_data(tmp_path / "d.npz"), open_model(net), np.arange(1))["ids"].tolist() == [
+        [2**40 + 1, 2**53 + 1]
+    ]
+
+
+GIVEN = {
+    "NaN": ({"x": np.full((1, 3, 12, 12), np.nan, np.float32)}, "NaN or infinity"),
+    "infinity": ({"x": np.full((1, 3, 12, 12), np.inf)}, "NaN or infinity"),
+    "no sample": ({"x": np.zeros((0, 3, 12, 12), np.float32)}, "holds no sample"),
+    "nothing": ({}, "holds no arrays"),
+    "another name": ({"z": np.zeros((1, 3, 12, 12))}, "no array for input 'x': the model's input is 'x' (N,3,12,12)"),
+    "one name too many": ({"x": np.zeros((1, 3, 12, 12)), "z": np.zeros(3)}, "has an array 'z', but"),
+    "another rank": ({"x": np.zeros((3, 12, 12))}, "the shape (3,12,12), but"),
+    "another shape": ({"x": np.zeros((1, 3, 13, 12))}, "the shape (1,3,13,12), but"),
+    "text": ({"x": np.full((1, 3, 12, 12), "a")}, "has type <U1"),
+    "complex": ({"x": np.zeros((1, 3, 12, 12), complex)}, "has type complex128"),
+    "too large": ({"x": np.full((1, 3, 12, 12), 1e300)}, "too large for float32"),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_given_inputs_that_make_no_sense(tmp_path: Path, name: str) -> None:
+    arrays, complaint = GIVEN[name]
+    net = graphs.conv_net(tmp_path / "net.onnx")
+    np.savez(tmp_path / "i.npz", **arrays)
+    for command in (
+        ("compress", "-o", tmp_path / "out.onnx", "--macs", 0.6, "--align", 1), ("bench", "--rounds", 2),
+        ("export", "-o", tmp_path / "shipped"),
+    ):  # fmt: skip
+        code, message = cli(command[0], net, *command[1:], "--inputs", tmp_path / "i.npz")
+        assert code == 1 and complaint in message, message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["i.npz", "net.onnx"]
+
+
+def test_given_inputs_of_another_type(tmp_path: Path) -> None:
+    """Numbers that lose nothing are taken: numpy's own float64, whole numbers for floats, other integers."""
+    net = graphs.conv_net(tmp_path / "net.onnx")
+    for dtype in (np.float64, np.float16, np.int64, np.uint8):
+        np.savez(tmp_path / "i.npz", x=np.ones((2, 3, 12, 12), dtype))
+        assert trp_onnx.bench([net], rounds=2, inputs=tmp_path / "i.npz").shapes == {"x": (2, 3, 12, 12)}
+    net = whole_numbers(tmp_path / "ids.onnx")
+    np.savez(tmp_path / "i.npz", ids=np.ones((2, 12), np.int32))
+    assert cli("bench", net, "--rounds", 2, "--inputs", tmp_path / "i.npz")[0] == 0
+    np.savez(tmp_path / "i.npz", ids=np.full((2, 12), 0.5))
+    code, message = cli("bench", net, "--rounds", 2, "--inputs", tmp_path / "i.npz")
+    assert code == 1 and "has fractions (type float64), the model takes whole numbers (int64) at 'ids'" in message
+
+
+def test_a_shape_that_contradicts_the_given_inputs(tmp_path: Path) -> None:
+    net = pooled(tmp_path / "net.onnx", ["N", 3, "h", "w"])
+    np.savez(tmp_path / "i.npz", x=np.zeros((2, 3, 8, 9), np.float32))
+    code, message = cli("bench", net, "--inputs", tmp_path / "i.npz", "--input-shape", "x:1,3,8,8")
+    assert code == 2 and "contradicts the data" in message
+    assert cli("bench", net, "--rounds", 2, "--inputs", tmp_path / "i.npz", "--input-shape", "x:1,3,8,9")[0] == 0
+
+
+def test_a_batch_that_does_not_run_is_compressed(tmp_path: Path) -> None:
+    net = batch_in_reshape(tmp_path / "net.onnx")
+    data = labelled(tmp_path / "d.npz", net, 40, 3, 8, 8)
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.7, align=1, test=data)
+    assert report.accuracy_before is not None and report.accuracy_before.top1 == 1.0
+    assert report.verified_on == "1 sample of d.npz"
+
+
+def test_sizes_come_from_the_data(tmp_path: Path) -> None:
+    """A net that declares neither height nor width costs what it costs on the samples."""
+    net, fixed = pooled(tmp_path / "net.onnx", ["N", 3, "h", "w"]), pooled(tmp_path / "f.onnx", [1, 3, 20, 30])
+    np.savez(tmp_path / "d.npz", x=rng().standard_normal((40, 3, 20, 30)).astype(np.float32))
+    np.savez(tmp_path / "i.npz", x=rng().standard_normal((5, 3, 20, 30)).astype(np.float32))
+    wanted = trp_onnx.compress(fixed, tmp_path / "out.onnx", energy=0.3, align=1).macs.before
+    assert wanted > 20 * 30 * 18
+    for given in ({"data": tmp_path / "d.npz"}, {"test": tmp_path / "d.npz"}, {"inputs": tmp_path / "i.npz"}):
+        report = trp_onnx.compress(net, tmp_path / "out.onnx", energy=0.3, align=1, **given)
+        assert report.macs.before == wanted
+    code, message = cli(
+        "compress", net, "-o", tmp_path / "o.onnx", "--macs", 0.6, "--data", tmp_path / "d.npz", "--input-shape",
+        "x:1,3,20,20",
+    )  # fmt: skip
+    assert code == 2 and "contradicts the data" in message

@@ -5,19 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from trp_onnx.batching import find_batching
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError
+from trp_onnx.feeding import as_feed, bound, interface_of
 from trp_onnx.model import open_model
 from trp_onnx.outputs import classes_of, scores_of
 from trp_onnx.progress import track
 from trp_onnx.runtime import Arrays, open_session, run_session
-from trp_onnx.sizes import real_inputs
 
 BATCH = 64
 
@@ -66,7 +64,8 @@ def evaluate(
     if dataset.labels is None:
         raise DataError(f"'{dataset.source}' has no labels: accuracy cannot be measured")
     session = open_session(Path(model))
-    opened = open_model(Path(model)) if Path(model).suffix.lower() != ".ort" else _interface(session)
+    opened = open_model(Path(model)) if Path(model).suffix.lower() != ".ort" else interface_of(session)
+    dataset = bound(dataset, opened)
     count = len(dataset) if limit is None else min(limit, len(dataset))
     batching = find_batching(session, as_feed(opened, dataset.take(np.arange(min(2, count)))[0]), most=BATCH)
     offset = dataset.preprocessing.label_offset
@@ -86,44 +85,6 @@ def evaluate(
             )
         correct += int((scores.argmax(axis=1) == y).sum())
     return Accuracy(correct, count)
-
-
-def as_feed(model: ir.Model, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Samples in the type and size of the model's one input; a short batch is filled up.
-
-    Raises:
-        DataError: The model has several inputs, or takes samples of another shape.
-    """
-    first, *others = real_inputs(model)
-    if others:
-        raise DataError(f"the model has {len(others) + 1} inputs; only models with one can take such data")
-    expected = [d if isinstance(d, int) else None for d in first.shape or ()]
-    fits = first.shape is None or (
-        len(expected) == x.ndim
-        and all(want in (None, have) for want, have in zip(expected[1:], x.shape[1:], strict=True))
-    )
-    if not fits:
-        want = "x".join("?" if d is None else str(d) for d in expected[1:])
-        have = "x".join(map(str, x.shape[1:]))
-        raise DataError(
-            f"the model takes samples of {want} at input '{first.name}', the data gives {have}: "
-            "see --crop, --resize and --layout"
-        )
-    if expected and expected[0] is not None and len(x) < expected[0]:
-        x = np.concatenate([x, np.repeat(x[-1:], expected[0] - len(x), axis=0)])
-    dtype = first.dtype.numpy() if first.dtype is not None else np.float32
-    return {first.name or "": x.astype(dtype)}
-
-
-def _interface(session: Any) -> ir.Model:
-    """The inputs of an `.ort` file, which only the runtime reads, as a model that has nothing else."""
-    types = {"tensor(float)": ir.DataType.FLOAT, "tensor(float16)": ir.DataType.FLOAT16}
-    inputs = [
-        ir.Value(name=given.name, shape=ir.Shape(given.shape), type=ir.TensorType(types[given.type]))
-        for given in session.get_inputs()
-        if given.type in types
-    ]
-    return ir.Model(ir.Graph(inputs, [], nodes=[], opset_imports={"": 17}), ir_version=8)
 
 
 def _named(outputs: Arrays, count: int, classes: int, model: str) -> str:

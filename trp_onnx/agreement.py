@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trp_onnx.accuracy import as_feed
 from trp_onnx.batching import find_batching
 from trp_onnx.data import Dataset
 from trp_onnx.divergence import AGREEMENT_NAMES, agreements
 from trp_onnx.errors import ModelError
+from trp_onnx.feeding import as_feed, bound
 from trp_onnx.model import open_model
 from trp_onnx.outputs import classes_of, joined, output_kinds
 from trp_onnx.progress import track
@@ -56,6 +56,7 @@ def measure_agreement(before: Path, after: Path, dataset: Dataset) -> Agreement:
     model = open_model(before)
     sessions = open_session(before), open_session(after)
     classes = classes_of(dataset.labels, dataset.preprocessing.label_offset)
+    dataset = bound(dataset, model)
     first = as_feed(model, dataset.take(np.arange(min(2, len(dataset))))[0])
     batching = find_batching(sessions[0], first, most=_BATCH, memory=_MEMORY // 4)
     totals: dict[str, float] = {}

@@ -15,11 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx._version import __version__
-from trp_onnx.accuracy import Accuracy, as_feed, evaluate
+from trp_onnx.accuracy import Accuracy, evaluate
 from trp_onnx.agreement import Agreement, measure_agreement
+from trp_onnx.batching import find_batching
 from trp_onnx.carrying_out import carry_out
-from trp_onnx.data import Dataset, Preprocessing, open_data, read_npz
-from trp_onnx.errors import DataError, OutputError, TargetError, UsageError
+from trp_onnx.data import Dataset, Preprocessing, open_data
+from trp_onnx.errors import OutputError, TargetError, UsageError
+from trp_onnx.feeding import as_feed, like_of, read_inputs, take
 from trp_onnx.generating import generate
 from trp_onnx.judging import by_accuracy, by_agreement, by_error
 from trp_onnx.latency.forecast import forecast
@@ -28,7 +30,7 @@ from trp_onnx.latency.realised import realise
 from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.latency.trial import Trial, Trials
 from trp_onnx.layers import find_layers
-from trp_onnx.model import count_parameters, file_bytes, open_model
+from trp_onnx.model import count_parameters, file_bytes, open_model, weight_bytes
 from trp_onnx.moments import collect_moments
 from trp_onnx.normalise import normalise
 from trp_onnx.passes import CleanUpPass, FoldBatchNormPass
@@ -52,12 +54,12 @@ from trp_onnx.planning.rules import first_match
 from trp_onnx.planning.search import LEAST, Limit
 from trp_onnx.progress import collected_notes, note, track
 from trp_onnx.report import Loss, Report, Size, alarms, check_page, render_page, spectra_of
-from trp_onnx.runtime import Arrays, feeds_for
+from trp_onnx.runtime import Arrays, feeds_for, open_session
 from trp_onnx.samples import Samples
-from trp_onnx.sizes import real_inputs, shape_options, sizes_from
+from trp_onnx.sizes import shape_options, sizes_from
 from trp_onnx.staging import Staging, files_of, write_text
 from trp_onnx.training.job import RUN_FILES
-from trp_onnx.verify import reference_outputs, verify
+from trp_onnx.verify import MAPPED_FROM, reference_outputs, verify
 
 if TYPE_CHECKING:
     from trp_onnx.training import TrainingOptions
@@ -210,10 +212,10 @@ def compress(
             session = stack.enter_context(
                 TrainingRun(
                     folder, data, preprocessing, train, source if teacher is None else Path(teacher),
-                    resume=resume, keep=run is not None,
+                    resume=resume, keep=run is not None, like=like_of(original),
                 )
             )  # fmt: skip
-        feeds, verified_on = _feeds(original, input_shapes, inputs, tested, samples, session)
+        feeds, verified_on = _feeds(source, original, input_shapes, inputs, tested, samples, session)
         if inputs is not None or tested is not None or data is not None:  # what is generated has guessed sizes
             input_shapes = sizes_from(original, feeds, input_shapes, samples=inputs is None)
         expected = reference_outputs(source, original, feeds)
@@ -463,6 +465,7 @@ class _Clock:
 
 
 def _feeds(
+    source: Path,
     model: ir.Model,
     input_shapes: Mapping[str, Sequence[int]] | None,
     inputs: str | PathLike[str] | None,
@@ -472,27 +475,24 @@ def _feeds(
 ) -> tuple[Arrays, str]:
     """Inputs for the comparison: given ones, else samples of the data, else generated."""
     if inputs is not None:
-        return _given_inputs(model, Path(inputs)), f"the inputs in {Path(inputs).name}"
+        return read_inputs(model, Path(inputs)), f"the inputs in {Path(inputs).name}"
     dataset = tested or (samples.dataset if samples is not None else None)
-    if dataset is not None:
-        first = real_inputs(model)[0]
-        batch = first.shape[0] if first.shape is not None and len(first.shape) else None
-        count = batch if isinstance(batch, int) else min(VERIFY_SAMPLES, len(dataset))
-        x, _ = next(dataset.batches(count))
-        return as_feed(model, x), f"{len(x)} samples of {Path(dataset.source).name}"
-    if session is not None:
-        x = session.samples(VERIFY_SAMPLES)
-        return as_feed(model, x), f"{len(x)} samples of the training data"
-    made = generate(model, input_shapes)
-    return made.arrays, f"generated inputs ({made.description})"
+    if dataset is None and session is None:
+        made = generate(model, input_shapes)
+        return made.arrays, f"generated inputs ({made.description})"
 
+    def first(count: int) -> Arrays:
+        if dataset is not None:
+            return take(dataset, model, np.arange(min(count, len(dataset))))
+        assert session is not None
+        return as_feed(model, session.samples(count))
 
-def _given_inputs(model: ir.Model, path: Path) -> Arrays:
-    feeds = read_npz(path)
-    missing = [value.name for value in real_inputs(model) if value.name not in feeds]
-    if missing:
-        raise DataError(f"'{path}' has no array for input '{missing[0]}'")
-    return feeds
+    opened = open_session(source, mapped=weight_bytes(model) > MAPPED_FROM)
+    batching = find_batching(opened, first(2), most=VERIFY_SAMPLES)
+    count = min(batching.size, len(dataset) if dataset is not None else batching.size)
+    fed = {name: batching.filled(x[:count]) for name, x in first(count).items()}
+    where = Path(dataset.source).name if dataset is not None else "the training data"
+    return fed, f"{count} sample{'s' * (count > 1)} of {where}"
 
 
 def _quality(

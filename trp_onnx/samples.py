@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.accuracy import as_feed
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError
+from trp_onnx.feeding import take
 from trp_onnx.outputs import classes_of
 from trp_onnx.progress import note
 
@@ -73,7 +73,7 @@ class Samples:
 
     def fitting(self, model: ir.Model) -> np.ndarray:
         """Samples to fit to, in the type that the model takes: (b, ...)."""
-        (x,) = as_feed(model, self.dataset.take(self._fitting)[0]).values()
+        (x,) = take(self.dataset, model, self._fitting).values()
         return np.ascontiguousarray(x)
 
     def unfitted(self, count: int) -> Dataset:

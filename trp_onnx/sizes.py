@@ -1,7 +1,8 @@
 """The sizes of a model's inputs: declared, given, taken from what is fed.
 
 A size that is declared by name is the same wherever the name stands. What the first axis counts is the batch, 1 where
-nothing says otherwise. Other sizes that nobody gives stay unknown.
+nothing says otherwise; channels are those of the first convolution's weight. Other sizes that nobody gives stay
+unknown.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ _PLACEHOLDER = re.compile(r"[\s?*]*|none|null|unk|unknown|-1", re.IGNORECASE)
 
 _LENGTH = re.compile(r".*(seq|len|time|frame|step|token|width|height).*|[tlswh]", re.IGNORECASE)
 """Names of a first axis that is no batch."""
+
+
+_PER_CHANNEL = {"Add", "BatchNormalization", "Cast", "Clip", "Div", "Identity", "Mul", "Sub"}
+"""What may stand between an input and its first convolution."""
 
 
 def real_inputs(model: ir.Model) -> list[ir.Value]:
@@ -70,6 +75,10 @@ def input_dims(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None
         else:
             known = tuple(named.get(size) if isinstance(size, str) else size for size in sizes)
             dims[name] = (1, *known[1:]) if sizes and sizes[0] is None else known
+    for value in real_inputs(model):
+        found = dims[value.name or ""]
+        if found is not None and len(found) > 2 and found[1] is None:
+            dims[value.name or ""] = (found[0], channels_of(value), *found[2:])
     return dims
 
 
@@ -114,6 +123,22 @@ def sizes_from(
         found.setdefault(name, tuple(shape))
     input_dims(model, found)  # refuses what does not fit
     return found
+
+
+def channels_of(value: ir.Value) -> int | None:
+    """How many channels the first convolutions behind an input have, which is its own number; None where none is."""
+    seen, front = {value}, [value]
+    while front:
+        flow = front.pop()
+        for node, index in flow.uses():
+            weight = node.inputs[1] if node.op_type == "Conv" and index == 0 else None
+            shape = None if weight is None else weight.const_value.shape if weight.const_value else weight.shape
+            if shape is not None and len(shape) == len(value.shape or ()) and isinstance(shape[1], int):
+                return int(shape[1]) * node.attributes.get_int("group", 1)
+            if node.op_type in _PER_CHANNEL and index == 0:
+                front += [output for output in node.outputs if output not in seen]
+                seen.update(node.outputs)
+    return None
 
 
 def describe_inputs(model: ir.Model) -> str:

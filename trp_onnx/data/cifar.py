@@ -18,6 +18,8 @@ import numpy as np
 from trp_onnx.errors import DataError
 
 _PIXELS = 3 * 32 * 32
+_CLASSES = 2**31
+_LARGEST = 1 << 30  # bytes of a file; the whole of CIFAR-10 has 180 MB
 _STRINGS = ("SHORT_BINSTRING", "BINSTRING", "STRING", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES")
 _INTEGERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1")
 
@@ -26,11 +28,11 @@ def cifar_files(path: Path) -> list[Path]:
     """The files to read for a path: itself, or the training batches of a folder; empty where it is no CIFAR-10."""
     if path.is_dir():
         for suffix in (".bin", ""):
-            found = sorted(path.glob(f"data_batch_[0-9]{suffix}"))
+            found = sorted(file for file in path.glob(f"data_batch_[0-9]{suffix}") if file.is_file())
             if found:
                 return found
         return []
-    name = path.name.removesuffix(".bin")
+    name = path.name.removesuffix(".bin") if path.is_file() else ""
     return [path] if name == "test_batch" or name.startswith("data_batch_") else []
 
 
@@ -65,16 +67,20 @@ def _read_python(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     key = text.decode("latin-1")
             elif opcode.name in _INTEGERS and key == "labels":
                 labels.append(int(str(argument)))
-    except (ValueError, UnicodeError) as error:
+    except Exception as error:  # of opcodes that make no sense
         raise DataError(f"'{path}' is no CIFAR-10 file, or it is damaged") from error
     count = len(data) // _PIXELS
     if not count or len(labels) != count:
         raise DataError(f"'{path}' is no CIFAR-10 file: it holds {count} images and {len(labels)} labels")
+    if max(map(abs, labels)) > _CLASSES:
+        raise DataError(f"'{path}' is no CIFAR-10 file: it holds a label of {max(labels, key=abs)}")
     return np.frombuffer(data, np.uint8).reshape(count, _PIXELS), np.array(labels, np.int64)
 
 
 def _bytes(path: Path) -> bytes:
     try:
+        if path.stat().st_size > _LARGEST:
+            raise DataError(f"'{path}' is no CIFAR-10 file: it is larger than 1 GiB")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"'{path}' cannot be read: {error.strerror}") from error

@@ -1,27 +1,29 @@
 """Data sets: an .npz file, a folder of images with one subfolder a class, or CIFAR-10's own files.
 
-npz      `x`: samples (uint8 images NHWC or NCHW, or any array the model takes), `y`: labels (optional)
+npz      `x`: samples (images NHWC or NCHW, or any array the model takes), `y`: labels (optional)
 folder   root/<class>/<image>; classes are numbered in the order of their sorted names
 CIFAR    the folder with `data_batch_1.bin` (or `data_batch_1`) ..., or one such file (see `cifar`)
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from trp_onnx.data.cifar import cifar_files, read_cifar
+from trp_onnx.data.images import images_in, read_image
+from trp_onnx.data.layout import Like, Reading, read_array, read_files
+from trp_onnx.data.npz import read_npz
 from trp_onnx.data.preprocessing import Preprocessing
 from trp_onnx.errors import DataError
 from trp_onnx.progress import note
 
-_IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_CHANNELS = (1, 3, 4)
+_ORDERS = {"nhwc": "height, width, channels", "nchw": "channels, height, width"}
+_LARGEST_LABEL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,16 @@ class Dataset:
         samples: (n, ...) array, or the paths of n image files.
         labels: (n,) int64, or None.
         preprocessing: Applied to each batch.
+        like: Shape of a sample as the model takes it, None where a size is free; None where no model is known.
+        whole: Whether the model takes integers, to which those that are stored go in as they are.
     """
 
     source: str
     samples: np.ndarray | tuple[Path, ...] = field(repr=False)
     labels: np.ndarray | None = field(repr=False)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    like: Like | None = None
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -47,6 +53,28 @@ class Dataset:
     def holds_images(self) -> bool:
         """Whether samples are 8-bit images."""
         return isinstance(self.samples, tuple) or (self.samples.ndim == 4 and self.samples.dtype == np.uint8)
+
+    def bound(self, like: Like | None, *, whole: bool = False) -> Dataset:
+        """The same samples for a model that takes such ones; see the attributes."""
+        found = replace(self, like=like, whole=whole)
+        reading = found.reading
+        if reading.turns and not found.holds_images and isinstance(found.samples, np.ndarray):
+            shape = "x".join(map(str, found.samples.shape[1:]))
+            note(
+                f"the samples of '{Path(self.source).name}' are {shape}, read as {_ORDERS[reading.stored or '']}; "
+                f"they are turned to {_ORDERS[reading.taken]}, as the model takes them"
+            )
+        return found
+
+    @property
+    def reading(self) -> Reading:
+        """Where the channels of the samples stand, and where they shall."""
+        layout = self.preprocessing.layout
+        if isinstance(self.samples, tuple):
+            return read_files(self.like, layout)
+        resized = self.preprocessing.resize is not None or self.preprocessing.crop is not None
+        integers = self.samples.dtype == np.uint8
+        return read_array(self.samples.shape[1:], self.like, layout, integers=integers, resized=resized)
 
     def subset(self, indices: np.ndarray) -> Dataset:
         """Chosen samples as a data set of their own; indices (b,)."""
@@ -70,16 +98,23 @@ class Dataset:
 
         Args:
             indices: (b,).
-            change: Applied to the stored samples, (b, H, W, C) for images, before preprocessing.
+            change: Applied to the stored images, (b, H, W, C), before preprocessing.
 
         Raises:
             DataError: See `batches`; or a sample holds NaN or infinity.
         """
-        stored = self._load(indices)
+        stored, reading = self._load(indices), self.reading
+        labels = None if self.labels is None else self.labels[indices]
         if stored.dtype.kind == "f":
             self._check_finite(stored, indices)
-        x = self.preprocessing(stored if change is None else change(stored))
-        return x, None if self.labels is None else self.labels[indices]
+        if self.whole and stored.dtype.kind in "uib" and self.preprocessing.as_stored and not reading.turns:
+            return stored, labels
+        images = reading.stored is not None
+        if reading.stored == "nchw":  # preprocessing sees NHWC
+            stored = stored.transpose(0, 2, 3, 1)
+        if change is not None and images:
+            stored = change(stored)
+        return self.preprocessing(stored, reading.taken, images=images), labels
 
     def _check_finite(self, stored: np.ndarray, indices: np.ndarray) -> None:
         finite = np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
@@ -88,24 +123,34 @@ class Dataset:
 
     def _load(self, indices: np.ndarray) -> np.ndarray:
         if isinstance(self.samples, tuple):
-            images = [_read_image(self.samples[i], self.preprocessing) for i in indices]
+            images = [self._cropped(read_image(self.samples[i])) for i in indices]
             if len({image.shape for image in images}) > 1:
                 raise DataError(f"the images of '{self.source}' differ in size: give --resize and --crop")
             return np.stack(images)
-        batch: np.ndarray = self.samples[indices]
-        # A 4-d array with the channels second is turned round; preprocessing sees NHWC.
-        if batch.ndim == 4 and batch.shape[1] in _CHANNELS and batch.shape[3] not in _CHANNELS:
-            batch = batch.transpose(0, 2, 3, 1)
-        return batch
+        chosen: np.ndarray = self.samples[indices]
+        return chosen
+
+    def _cropped(self, image: np.ndarray) -> np.ndarray:
+        """Cropped here already where nothing is resized before, so that images of different sizes fit one batch."""
+        crop, (height, width) = self.preprocessing.crop, image.shape[:2]
+        if self.preprocessing.resize is not None or crop is None or min(height, width) < crop:
+            return image
+        top, left = (height - crop) // 2, (width - crop) // 2
+        return image[top : top + crop, left : left + crop]
 
 
-def open_data(path: Path, preprocessing: Preprocessing | None = None) -> Dataset:
+def open_data(path: str | PathLike[str], preprocessing: Preprocessing | None = None) -> Dataset:
     """Open a data set.
 
     Raises:
         DataError: Not there, not readable, empty, pickled, or labels that do not match.
     """
-    opened = _open(path, preprocessing or Preprocessing())
+    path = Path(path)
+    try:
+        opened = _open(path, preprocessing or Preprocessing())
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"the data '{path}' cannot be read: {why}") from error
     if opened.preprocessing.as_stored and opened.holds_images:
         note(
             f"the images of '{path.name}' go in as they are stored, 0 to 255; if the model was trained on anything "
@@ -125,23 +170,6 @@ def _open(path: Path, preprocessing: Preprocessing) -> Dataset:
     return _open_npz(path, preprocessing)
 
 
-def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, all or those of some names; never unpickles anything.
-
-    Raises:
-        DataError: Not there, not an .npz file, damaged, or an array of objects.
-    """
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        raise DataError(f"'{path}' is not an .npz file")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive if names is None or name in names}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if "pickle" in str(error).lower() or "Object arrays" in str(error):
-            raise DataError(f"'{path}' holds pickled objects, which are never loaded: save plain arrays") from error
-        raise DataError(f"'{path}' is a damaged .npz file") from error
-
-
 def _open_npz(path: Path, preprocessing: Preprocessing) -> Dataset:
     arrays = read_npz(path, ("x", "y"))
     if "x" not in arrays:
@@ -157,38 +185,20 @@ def _open_npz(path: Path, preprocessing: Preprocessing) -> Dataset:
             raise DataError(f"'{path}': labels y have type {y.dtype}, whole numbers are needed")
         if len(y) != len(x):
             raise DataError(f"'{path}': {len(x)} samples but {len(y)} labels")
+        if y.max() > _LARGEST_LABEL:
+            raise DataError(f"'{path}': label {y.max()} is no class, which are numbered from 0")
         y = y.astype(np.int64)
     return Dataset(str(path), x, y, preprocessing)
 
 
 def _open_folder(path: Path, preprocessing: Preprocessing) -> Dataset:
     classes = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    files: list[Path] = []
-    labels: list[int] = []
-    for index, folder in enumerate(classes):
-        found = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGES)
-        files += found
-        labels += [index] * len(found)
+    found = [images_in(folder) for folder in classes]
+    files = [file for images in found for file in images]
+    labels = [index for index, images in enumerate(found) for _ in images]
     if files:
         return Dataset(str(path), tuple(files), np.array(labels, dtype=np.int64), preprocessing)
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
+    files = images_in(path)
     if not files:
         raise DataError(f"the folder '{path}' holds no images, neither in it nor in class subfolders")
     return Dataset(str(path), tuple(files), None, preprocessing)
-
-
-def _read_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            image = np.asarray(picture.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"'{path}' cannot be read as an image") from error
-    if preprocessing.resize is None and preprocessing.crop is not None:
-        # Crop here, so that images of different sizes fit one batch.
-        height, width = image.shape[:2]
-        if min(height, width) >= preprocessing.crop:
-            top, left = (height - preprocessing.crop) // 2, (width - preprocessing.crop) // 2
-            image = image[top : top + preprocessing.crop, left : left + preprocessing.crop]
-    return image

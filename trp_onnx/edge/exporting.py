@@ -23,11 +23,11 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx._version import __version__
-from trp_onnx.data import read_npz
 from trp_onnx.edge.advice import Advice, advise
 from trp_onnx.edge.ort_format import STYLES, TARGETS, convert_to_ort, is_plain, names_of
 from trp_onnx.edge.usability import Usability, check_usability
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
+from trp_onnx.feeding import read_inputs
 from trp_onnx.interrupts import held_back
 from trp_onnx.layers import find_layers
 from trp_onnx.model import has_external_data, open_model
@@ -35,7 +35,7 @@ from trp_onnx.paths import cannot_write, guard
 from trp_onnx.progress import watch
 from trp_onnx.runners import open_runner
 from trp_onnx.runtime import Arrays, feeds_for, relative_error
-from trp_onnx.sizes import real_inputs
+from trp_onnx.sizes import real_inputs, sizes_from
 from trp_onnx.staging import hidden_beside, remove_dead
 
 FORMAT = "trp-onnx export 1"
@@ -117,6 +117,9 @@ def export(
     try:
         fixed = _fix_inputs(source, opened, input_shapes, staging)
         opened = open_model(fixed)
+        feeds = _feeds(opened, input_shapes) if inputs is None else read_inputs(opened, Path(inputs))
+        if inputs is not None:
+            input_shapes = sizes_from(opened, feeds, input_shapes)
         dynamic = [value.name for value in real_inputs(opened) if not _is_fixed(value)]
         if dynamic:
             notes.append(
@@ -126,7 +129,6 @@ def export(
             show(0, 3, "converting")
             ort_file, config = convert_to_ort(fixed, staging, target, style)
             show(1, 3, "comparing")
-            feeds = read_npz(Path(inputs)) if inputs is not None else _feeds(opened, input_shapes)
             tolerance, errors = _compare(fixed, ort_file, opened, feeds)
             show(2, 3, "asking what phones take")
             try:

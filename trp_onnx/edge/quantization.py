@@ -17,13 +17,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trp_onnx.accuracy import Accuracy, as_feed, evaluate
+from trp_onnx.accuracy import Accuracy, evaluate
 from trp_onnx.batching import Batching, find_batching, run_samples
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.edge.calibrated import Calibrated, in_int8
 from trp_onnx.edge.ort_format import TARGETS
 from trp_onnx.edge.sensitivity import InFloat, keep_what_is_hurt
 from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
+from trp_onnx.feeding import only_input, take
 from trp_onnx.latency.benchmark import bench
 from trp_onnx.latency.timing import Ratio
 from trp_onnx.layers import Layer, find_layers
@@ -35,7 +36,9 @@ from trp_onnx.outputs import classes_of
 from trp_onnx.passes import CleanUpPass, FoldWeightsPass
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
 from trp_onnx.paths import cannot_write, guard
+from trp_onnx.progress import collected_notes
 from trp_onnx.runtime import open_session, run_session
+from trp_onnx.sizes import sizes_from
 from trp_onnx.staging import Staging
 
 CALIBRATION, JUDGING, LEAST = 256, 256, 32
@@ -43,6 +46,8 @@ CALIBRATION, JUDGING, LEAST = 256, 256, 32
 
 _STORED_TWICE = 1024
 """Bytes of a tensor from which a second copy is worth a note."""
+
+_OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 _VERIFIED = 32
 """Samples that the written file is run on."""
@@ -145,27 +150,30 @@ def quantize(
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
     source, out = Path(model), Path(out)
     guard(writes=[out], reads=[model, data, original, test])
-    dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
-    tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
-    if len(dataset) < LEAST:
-        raise DataError(
-            f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
-        )
-    opened = open_model(source)
-    with _space_for(out), Staging(out, opened) as staging:
-        made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes)
-        onnx.save(made.proto, staging.path)
-        _verify(staging.path, opened, dataset)
-        files = {"float": source, "int8": staging.path}
-        notes = list(made.notes)
-        if original is not None:
-            dense, path = Path(original), staging.folder / f"original-of-{out.name}"
-            other = _quantise(open_model(dense), dataset, max_drop, keep_ends, target == "arm", input_shapes)
-            onnx.save(other.proto, path)
-            notes += [f"original: {note}" for note in other.notes]
-            files = {"original": dense, "original, int8": path} | files
-        variants = _side_by_side(files, tested, input_shapes, threads)
-        staging.publish()
+    with collected_notes() as heard:
+        dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
+        tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
+        if len(dataset) < LEAST:
+            raise DataError(
+                f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
+            )
+        opened = open_model(source)
+        if only_input(opened).dtype not in _OTHER_FLOATS:  # refused further down
+            input_shapes = sizes_from(opened, take(dataset, opened, np.arange(2)), input_shapes, samples=True)
+        with _space_for(out), Staging(out, opened) as staging:
+            made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes)
+            onnx.save(made.proto, staging.path)
+            _verify(staging.path, opened, dataset)
+            files = {"float": source, "int8": staging.path}
+            notes = [*heard, *made.notes]
+            if original is not None:
+                dense, path = Path(original), staging.folder / f"original-of-{out.name}"
+                other = _quantise(open_model(dense), dataset, max_drop, keep_ends, target == "arm", input_shapes)
+                onnx.save(other.proto, path)
+                notes += [f"original: {note}" for note in other.notes]
+                files = {"original": dense, "original, int8": path} | files
+            variants = _side_by_side(files, tested, input_shapes, threads)
+            staging.publish()
     return Quantized(
         str(source), str(out), made.layers, tuple(made.in_float), made.lost, made.measure, tuple(variants),
         tuple(notes),
@@ -212,7 +220,7 @@ def _quantise(
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"
     order = np.random.default_rng(0).permutation(len(dataset))
-    batching = find_batching(open_session(to_proto(normal)), as_feed(normal, dataset.take(order[:2])[0]))
+    batching = find_batching(open_session(to_proto(normal)), take(dataset, normal, order[:2]))
     calibration = _batches(normal, batching, dataset, order[: min(CALIBRATION, len(order) // 2)])
     judging = _batches(normal, batching, dataset, order[len(order) // 2 :][:JUDGING])
     pairs = pairs_of(layers)
@@ -263,7 +271,7 @@ def _batches(
     model: ir.Model, batching: Batching, dataset: Dataset, indices: np.ndarray
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
     """Samples as the model takes them."""
-    pieces = [as_feed(model, dataset.take(indices[piece])[0]) for piece in batching.pieces(len(indices))]
+    pieces = [take(dataset, model, indices[piece]) for piece in batching.pieces(len(indices))]
     return [{name: batching.filled(x) for name, x in feeds.items()} for feeds in pieces]
 
 
@@ -290,7 +298,7 @@ def _verify(path: Path, original: ir.Model, dataset: Dataset) -> None:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise VerificationError(f"the int8 file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
-    samples = as_feed(original, dataset.take(np.arange(min(len(dataset), _VERIFIED)))[0])
+    samples = take(dataset, original, np.arange(min(len(dataset), _VERIFIED)))
     for name, array in run_samples(open_session(path), samples).items():
         if isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all():
             raise VerificationError(f"output '{name}' of the int8 file is NaN or infinite; it was not kept")

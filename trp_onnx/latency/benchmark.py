@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.data import read_npz
 from trp_onnx.errors import DataError, ModelError, UsageError
+from trp_onnx.feeding import interface_of, read_inputs
 from trp_onnx.latency.timing import Ratio, measure
 from trp_onnx.layers import FACTORISABLE
 from trp_onnx.model import open_model
@@ -21,7 +21,8 @@ from trp_onnx.progress import watch
 from trp_onnx.provenance import origins_of
 from trp_onnx.runners import PROVIDERS, NodeTime, Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
-from trp_onnx.runtime import feeds_for
+from trp_onnx.runtime import feeds_for, open_session
+from trp_onnx.sizes import sizes_from
 
 _BLOCKED = "_nchwc"
 _PROFILED_RUNS = 15
@@ -112,10 +113,12 @@ def bench(
         if not path.is_file():
             raise ModelError(f"the model '{path}' does not exist")
     onnx_files = [path for path in paths if path.suffix.lower() != ".ort"]
+    first = open_model(onnx_files[0]) if onnx_files else interface_of(open_session(paths[0]))
     if inputs is not None:
-        feeds = read_npz(Path(inputs))
+        feeds = read_inputs(first, Path(inputs))
+        sizes_from(first, feeds, input_shapes)  # refuses shapes that contradict them
     elif onnx_files:
-        feeds = feeds_for(open_model(onnx_files[0]), input_shapes)
+        feeds = feeds_for(first, input_shapes)
     else:
         raise DataError("an .ort file does not say enough about its inputs: give --inputs")
     with open_runner(runtime, timeout) as runner:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,11 +34,13 @@ class DataSource:
         name: Path of a file or folder, or "pkg.module:function".
         digest: To notice other contents: of a file's bytes, of a folder's names and sizes; empty for a function.
         preprocessing: How its samples become inputs.
+        like: Shape of a sample as the model takes it, see `Dataset`.
     """
 
     name: str
     digest: str
     preprocessing: Preprocessing
+    like: tuple[int | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,9 @@ def open_batches(source: DataSource, options: TrainingOptions) -> Batches | Call
     if is_function(source.name):
         return CallableBatches(source.name, micro_batch=options.micro_batch)
     return Batches(
-        open_data(Path(source.name), source.preprocessing), batch=options.batch, micro_batch=options.micro_batch,
-        validation=options.validation, seed=options.seed, augmentation=Augmentation(options.augment),
+        open_data(source.name, source.preprocessing).bound(source.like), batch=options.batch,
+        micro_batch=options.micro_batch, validation=options.validation, seed=options.seed,
+        augmentation=Augmentation(options.augment),
     )  # fmt: skip
 
 

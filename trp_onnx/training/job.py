@@ -82,7 +82,8 @@ class Job:
         values["outputs"] = tuple(OutputLoss(**output) for output in values["outputs"])
         values["projection"] = Projection.from_dict(values["projection"])
         data = values["data"]
-        values["data"] = DataSource(data["name"], data["digest"], Preprocessing(**data["preprocessing"]))
+        like = None if data["like"] is None else tuple(data["like"])
+        values["data"] = DataSource(data["name"], data["digest"], Preprocessing(**data["preprocessing"]), like)
         for name in ("parameters", "no_decay", "statistics"):
             values[name] = tuple(values[name])
         return cls(**values)

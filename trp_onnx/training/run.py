@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trp_onnx.accuracy import as_feed
 from trp_onnx.data import Dataset, Preprocessing
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
+from trp_onnx.feeding import as_feed
 from trp_onnx.layers import Layer, find_layers, network_macs
 from trp_onnx.model import open_model
 from trp_onnx.normalise import normalise
@@ -171,6 +171,7 @@ class TrainingRun:
         *,
         resume: bool,
         keep: bool,
+        like: tuple[int | None, ...] | None = None,
     ) -> None:
         """Open the data and the run directory, and start the workers.
 
@@ -182,6 +183,7 @@ class TrainingRun:
             teacher: The model whose outputs the loss may hold to.
             resume: Whether a run may be there already.
             keep: Whether the directory stays after success.
+            like: Shape of a sample as the model takes it, see `feeding.like_of`.
 
         Raises:
             TrainingError: There is a run already, or no training runtime.
@@ -203,7 +205,7 @@ class TrainingRun:
         ensure_runtime()
         self._own.make()
         try:
-            self._source = self._data_source(data, preprocessing)
+            self._source = replace(self._data_source(data, preprocessing), like=like)
             self._batches = open_batches(self._source, options)
             first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
             self._x, self._labelled = first.x[:_SAMPLES], first.y is not None
