@@ -23,8 +23,8 @@ _NO_SIGNAL = (
 _SIZES = ("Shape", "Size")
 _BY_INDEX = ("Gather", "GatherElements", "GatherND")
 
-_Event = tuple[ir.Node, bool]
-"""A node whose subgraphs come next (True), or a node itself, its subgraphs done (False)."""
+_Event = tuple[ir.Node, bool, list[ir.Graph]]
+"""A node whose subgraphs come next (True), or a node itself, its subgraphs done (False); and those subgraphs."""
 
 
 def ends_of(model: ir.Model, layers: Collection[ir.Node]) -> tuple[set[ir.Node], set[ir.Node]]:
@@ -42,16 +42,13 @@ def bodies_of(node: ir.Node) -> list[ir.Graph]:
 
 def _events(graph: ir.Graph) -> list[_Event]:
     found: list[_Event] = []
-    stack: list[_Event] = [(node, True) for node in reversed(graph)]
+    stack: list[_Event] = [(node, True, bodies_of(node)) for node in reversed(graph)]
     while stack:
-        node, entering = stack.pop()
-        bodies = bodies_of(node) if entering else []
-        if not bodies:
-            found.append((node, False))
-            continue
-        found.append((node, True))
-        stack.append((node, False))
-        stack += [(inner, True) for body in reversed(bodies) for inner in reversed(body)]
+        node, entering, bodies = stack.pop()
+        found.append((node, entering and bool(bodies), bodies))
+        if entering and bodies:
+            stack.append((node, False, bodies))
+            stack += [(inner, True, bodies_of(inner)) for body in reversed(bodies) for inner in reversed(body)]
     return found
 
 
@@ -68,11 +65,11 @@ def _stems(model: ir.Model, layers: Collection[ir.Node], events: list[_Event]) -
         return any(found) if found else None
 
     stems = set()
-    for node, entering in events:
+    for node, entering, bodies in events:
         if node.op_type in _SIZES:
             continue
         carried = signal(node.inputs[:1] if node.op_type in _BY_INDEX else node.inputs)
-        reached = [value for body in bodies_of(node) for value in (body.inputs if entering else body.outputs)]
+        reached = [value for body in bodies for value in (body.inputs if entering else body.outputs)]
         if not entering:
             carried = signal((*node.inputs, *reached)) if reached else carried
             reached = list(node.outputs)
@@ -89,10 +86,9 @@ def _stems(model: ir.Model, layers: Collection[ir.Node], events: list[_Event]) -
 def _lasts(layers: Collection[ir.Node], events: list[_Event]) -> set[ir.Node]:
     before_layer: set[ir.Value] = set()
     lasts = set()
-    for node, entering in reversed(events):
+    for node, entering, bodies in reversed(events):
         if node.op_type in _SIZES:
             continue
-        bodies = bodies_of(node)
         leads_on = any(value in before_layer for value in node.outputs)
         if entering:
             leads_on |= any(value in before_layer for body in bodies for value in body.inputs)

@@ -172,5 +172,6 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def _dims(info: onnx.ValueInfoProto) -> Shape:
     return tuple(
-        d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in info.type.tensor_type.shape.dim
+        d.dim_value if d.dim_value > 0 or (d.HasField("dim_value") and d.dim_value == 0) else None
+        for d in info.type.tensor_type.shape.dim
     )
