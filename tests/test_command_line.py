@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -110,6 +111,26 @@ def test_inspect_shows_layers_spectra_and_roles(net: Path) -> None:
     assert sum(view["share"] for view in views) == pytest.approx(1)
     assert views[1]["rank_at_energy"].keys() == {"0.90", "0.95", "0.99"}
     assert views[1]["candidates"] == ["spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2"]
+
+
+def test_inspect_takes_one_row_a_layer_at_80_columns(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    built = onnx.load(net)
+    for node in built.graph.node:
+        node.name = f"/backbone/stage/of/a/long/network/{node.name}"
+    deep = graphs.save(built, net.with_name("deep.onnx"))
+    lines = run("inspect", deep).splitlines()
+    rows = [line for line in lines if "Conv" in line or "Gemm" in line]
+    assert len(rows) == 3 and max(map(len, lines)) <= 80
+    assert all(name in row for name, row in zip(("conv1 (stem)", "conv2", "fc (last)"), rows, strict=True))
+
+
+def test_inspect_prints_its_notes(net: Path) -> None:
+    built = onnx.load(net)
+    for axis in (2, 3):
+        built.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+    text = run("inspect", graphs.save(built, net.with_name("dynamic.onnx")))
+    assert "note: the MACs of 2 nodes are unknown" in text
 
 
 def labelled(net: Path, images: np.ndarray, **options: object) -> np.ndarray:

@@ -523,9 +523,9 @@ def inspect(
         result = run(model, input_shapes=dict(input_shapes), simplify=not no_simplify)
         _write_json(result.to_dict(), json_to)
     if json_to != "-":
-        from trp_onnx.report import inspection_table
+        from trp_onnx.report import show_inspection
 
-        _consoles()[0].print(inspection_table(result))
+        show_inspection(_consoles()[0], result)
 
 
 @main.command()

@@ -5,7 +5,7 @@ from trp_onnx.report.document import Loss, Report, Size
 from trp_onnx.report.edge import export_tables, quantized_tables
 from trp_onnx.report.page import check_page, render_page
 from trp_onnx.report.spectra import spectra_of
-from trp_onnx.report.tables import bench_tables, inspection_table, latency_tables, show_report
+from trp_onnx.report.tables import bench_tables, latency_tables, show_inspection, show_report
 
 __all__ = [
     "Loss",
@@ -15,10 +15,10 @@ __all__ = [
     "bench_tables",
     "check_page",
     "export_tables",
-    "inspection_table",
     "latency_tables",
     "quantized_tables",
     "render_page",
+    "show_inspection",
     "show_report",
     "spectra_of",
 ]

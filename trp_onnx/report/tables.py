@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from trp_onnx.inspection import ENERGIES, Inspection
 from trp_onnx.latency import Bench, LatencyTable
@@ -32,7 +36,17 @@ def show_report(console: Console, report: Report, *, layers: bool = True) -> Non
     console.print(_summary_table(report))
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="bold red", highlight=False, markup=False)
-    for note in report.notes:
+    _show_notes(console, report.notes)
+
+
+def show_inspection(console: Console, inspection: Inspection) -> None:
+    """Print the layers of a model."""
+    console.print(inspection_table(inspection))
+    _show_notes(console, inspection.notes)
+
+
+def _show_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
         console.print(f"note: {message(note)}", style="yellow", highlight=False, markup=False)
 
 
@@ -101,40 +115,71 @@ def _summary_table(report: Report) -> Table:
     return table
 
 
+class _Name:
+    """A name on one line; where there is no room for it its beginning goes, because layers differ in their ends."""
+
+    def __init__(self, name: str, role: str) -> None:
+        self._name, self._role = printable(name), f" ({role})" if role else ""
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        whole = cell_len(self._name + self._role)
+        return Measurement(min(whole, _SHORTEST + len(self._role)), whole)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        name, room = self._name, max(1, options.max_width - len(self._role))
+        if cell_len(name) > room:
+            while cell_len(name) > room - 1:
+                name = name[1:]
+            name = f"\u2026{name}"
+        yield Text(name + self._role, no_wrap=True)
+
+
+_SHORTEST = 12
+"""Cells that a name keeps."""
+
+
 def inspection_table(inspection: Inspection) -> Table:
-    """The layers of a model: cost, spectrum, schemes."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("layer", overflow="fold")
+    """The layers of a model: cost, spectrum, schemes; a row for each."""
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer")
     table.add_column("op", no_wrap=True)
-    for heading in ("in>out", "kernel", "MACs", "share"):
+    for heading in ("in>out", "MACs", "share"):
         table.add_column(heading, justify="right", no_wrap=True)
     for energy in ENERGIES:
         table.add_column(f"{energy:.0%}", justify="right", no_wrap=True)
     table.add_column("full", justify="right", no_wrap=True)
-    table.add_column("spectrum of, or why not", overflow="fold")
+    table.add_column("spectrum of", no_wrap=True)
+    reasons: dict[str, int] = {}
     for view in inspection.layers:
-        name = f"{view.name} ({view.role})" if view.role else view.name
         channels = f"{view.channels[0]}>{view.channels[1]}" if view.channels else "-"
         if view.groups > 1:
             channels += f"/{view.groups}"
         ranks = [f"{rank}" if pays else f"[dim]{rank}[/]" for rank, pays in zip(view.ranks, view.pays, strict=True)]
+        number = reasons.setdefault(view.reason, min(len(reasons), _REASONS) + 1) if view.reason else 0
         table.add_row(
-            plain(name),
-            view.op,
+            _Name(view.name, view.role),
+            plain(f"{view.op} {'x'.join(map(str, view.kernel))}".rstrip()),
             channels,
-            "x".join(map(str, view.kernel)) or "-",
             si(view.macs),
             f"{view.share:.1%}" if view.share is not None else "-",
             *(ranks or ["", "", ""]),
             str(view.full_rank or ""),
-            plain(view.reason or view.scheme or ""),
+            f"- ({number})" if number else view.scheme or "",
         )
-    table.caption = (
+    notes = [f"({number}) {reason}" for reason, number in reasons.items()]
+    if len(notes) > _REASONS:
+        notes[_REASONS:] = [f"({_REASONS + 1}) other reasons: --json has that of every layer"]
+    notes.append(
         f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers{_others(inspection)}; 90 %, 95 %, 99 %: the "
         "rank that keeps so much of the energy, dim where that rank costs more than the dense layer; /g: groups"
     )
+    table.caption = "\n".join(map(plain, notes))
     table.caption_justify = "left"
     return table
+
+
+_REASONS = 8
+"""Reasons that are shown below the table."""
 
 
 def _others(inspection: Inspection) -> str:
