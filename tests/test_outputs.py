@@ -400,6 +400,41 @@ def test_sequences(axis: int, samples: Path, tmp_path: Path) -> None:
         assert output.name == "y" and output.relative_error == pytest.approx(distance(before, after), rel=0.3)
     result = trp_onnx.quantize(net, tmp_path / "q.onnx", samples, max_drop=5)
     assert result.layers == 3 and 0 < result.lost <= 0.05
+    if axis == 1:
+        assert max(trp_onnx.export(net, tmp_path / "out").manifest["comparison"]["relative_errors"].values()) < 1e-5
+
+
+TENSOR = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+ODD = {
+    "scalar": ([helper.make_node("ReduceMean", ["z"], ["y"], keepdims=0)], info("y", [])),
+    "one_a_sample": ([helper.make_node("ReduceMax", ["z"], ["y"], axes=[1, 2, 3], keepdims=0)], info("y", ["N"])),
+    "optional": (
+        [helper.make_node("Optional", ["z"], ["y"])],
+        helper.make_value_info("y", helper.make_optional_type_proto(TENSOR)),
+    ),
+    "names": (
+        [helper.make_node("ArgMax", ["z"], ["best"], axis=1), helper.make_node("Cast", ["best"], ["y"], to=8)],
+        info("y", ["N", 1, 8, 8], TensorProto.STRING),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_outputs(kind: str, samples: Path, tmp_path: Path) -> None:
+    last, output = ODD[kind]
+    net = decides(tmp_path / "net.onnx", last, [output])
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
+    assert 0.5 < report.macs.ratio <= 0.6 and 0 < report.outputs[0].relative_error < 0.9
+    if kind == "scalar":
+        assert trp_onnx.quantize(net, tmp_path / "q.onnx", samples, max_drop=5).layers == 3
+
+
+def test_outputs_that_say_nothing_are_not_planned_by(samples: Path, tmp_path: Path) -> None:
+    shape = helper.make_node("Shape", ["z"], ["y"])
+    net = decides(tmp_path / "net.onnx", [shape], [info("y", [4], WHOLE)])
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
+    assert 0.5 < report.macs.ratio <= 0.6
+    assert any("nothing to plan by but the weights" in note for note in report.notes)
 
 
 def test_boxes_in_pixels_do_not_drown_scores_in_the_report(samples: Path, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def _one_axis(value: Value) -> int:
 
 
 def _kind(name: str, value: Value, graph: _Graph | None) -> Output:
-    first = runs_of(value)[0]
+    first = np.atleast_1d(runs_of(value)[0])
     items = graph.items_axis(name) if graph is not None else -1
     if isinstance(value, list) or items >= 0:
         return Output(OutputKind.ITEMS, items if items >= 0 else _varying(runs_of(value)))
@@ -199,6 +199,8 @@ def channel_axis(values: np.ndarray) -> int:
     if values.ndim < 2:
         return -1
     few, usual = floats(values[:_LOOKED_AT]), 1 if values.ndim >= 4 else values.ndim - 1
+    if not few.size or not np.isfinite(few).all():
+        return usual
 
     def unevenness(axis: int) -> float:
         """Decades by which the energies of its entries differ."""
@@ -206,9 +208,9 @@ def channel_axis(values: np.ndarray) -> int:
         energy = few.var(axis=others, dtype=np.float64)
         return float(np.log10(np.maximum(energy, 1e-6 * energy.max() + 1e-300)).std())
 
-    found = {axis: unevenness(axis) for axis in range(1, values.ndim) if few.size}
-    most = max(found, key=lambda axis: found[axis], default=usual)
-    return most if found and found[most] > found[usual] + _DECADES else usual
+    found = {axis: unevenness(axis) for axis in range(1, values.ndim)}
+    most = max(found, key=lambda axis: found[axis])
+    return most if found[most] > found[usual] + _DECADES else usual
 
 
 # --- what stands behind them ------------------------------------------------------------------------------------------

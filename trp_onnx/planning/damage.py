@@ -40,6 +40,7 @@ from trp_onnx.outputs import joined, measurable, output_kinds
 from trp_onnx.passes.factorise import corrects_bias, mean_error
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import Evidence, sites_of
+from trp_onnx.progress import note
 from trp_onnx.runtime import open_session
 from trp_onnx.schemes import candidates
 from trp_onnx.segments import Walk
@@ -86,6 +87,9 @@ def measure_damage(
 
     Raises:
         ModelError: The model does not run on the samples, or has no output that can be measured.
+
+    Returns:
+        The curves; none where no output moves whatever is done to the layers, which a note says.
     """
     evidence = Evidence(moments or {})
     proto = to_proto(model)
@@ -102,6 +106,9 @@ def measure_damage(
         if len(known) > 1:
             errors, damages = np.array(known).T
             curves[group[0].name] = DamageCurve(errors, np.maximum.accumulate(damages))
+    if curves and all(curve.damages[-1] <= 0 for curve in curves.values()):
+        note("no output moves when the layers do: there is nothing to plan by but the weights")
+        return {}
     return curves
 
 

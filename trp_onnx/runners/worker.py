@@ -174,13 +174,13 @@ class Worker:
         return {"seconds": seconds, "disturbed": disturbed}
 
     def outputs(self) -> list[dict[str, np.ndarray]]:
-        """Outputs of each model, by name."""
+        """Outputs of each model, by name; the elements of a sequence are "name[0]", "name[1]", ..."""
         found = []
         for session in self._sessions:
             names = [value.name for value in session.get_outputs()]
             wanted = {value.name for value in session.get_inputs()}
             values = session.run(names, {n: a for n, a in self._feeds.items() if n in wanted})
-            found.append(dict(zip(names, values)))
+            found.append({key: array for name, value in zip(names, values) for key, array in _arrays(name, value)})
             self._on_turn()
         return found
 
@@ -293,6 +293,16 @@ def machine_name() -> str:
     return " ".join([platform.processor() or platform.machine(), *codes])
 
 
+def _arrays(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
+    """An output as arrays: itself, the elements of a sequence or a map, nothing for an optional that is absent."""
+    if value is None:
+        return []
+    if not isinstance(value, (list, dict)):
+        return [(name, np.asarray(value))]
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    return [found for key, entry in entries for found in _arrays(f"{name}[{key}]", entry)]
+
+
 def _bound_call(session: Any, feeds: dict[str, np.ndarray]) -> Call:
     """A function that runs the session once on memory that is bound for good."""
     names = [value.name for value in session.get_inputs()]
@@ -303,7 +313,8 @@ def _bound_call(session: Any, feeds: dict[str, np.ndarray]) -> Call:
         outputs = session.run(None, {name: feeds[name] for name in names})
     except Exception as error:
         raise Refusal("model", f"the model does not run: {_reason(error)}") from error
-    if any(feeds[name].dtype.kind in "OSU" for name in names):  # strings are not bound
+    optional = any(value.type.startswith("optional") for value in session.get_outputs())
+    if optional or any(feeds[name].dtype.kind in "OSU" for name in names):  # neither they nor strings are bound
         return lambda: session.run(None, {name: feeds[name] for name in names})
     binding = session.io_binding()
     for name in names:
