@@ -53,6 +53,20 @@ def test_a_tied_weight_is_charged_to_its_layer(tmp_path: Path) -> None:
     assert "'emb'" in note and "Gather 'tok'" in note and f"{factors:,} parameters" in note
 
 
+def test_a_file_that_grows_is_said(tmp_path: Path) -> None:
+    report = factorise(tmp_path, tied(turned=True))
+    assert report.file_bytes.after > report.file_bytes.before
+    assert any("larger than the input" in note and "'head'" in note for note in report.notes)
+    assert not any("larger" in note for note in factorise(tmp_path, tied(turned=False)).notes)
+
+
+def test_a_tied_layer_is_factorised_for_its_macs(tmp_path: Path) -> None:
+    source = save(tied(turned=True), tmp_path / "net.onnx")
+    sizes = {"ids": (1, 4)}
+    report = trp_onnx.compress(source, tmp_path / "small.onnx", energy=1e-6, align=1, input_shapes=sizes)
+    assert next(layer for layer in report.layers if layer.name == "head").scheme == "svd"
+
+
 def test_a_weight_of_its_own_goes(tmp_path: Path) -> None:
     report = factorise(tmp_path, tied(turned=False))
     head = next(layer for layer in report.layers if layer.name == "head")

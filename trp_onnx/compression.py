@@ -50,6 +50,7 @@ from trp_onnx.planning import (
     read_rules,
     resolve_alignment,
 )
+from trp_onnx.planning.plan import notes_on_growth
 from trp_onnx.planning.rules import first_match
 from trp_onnx.planning.search import LEAST, Limit
 from trp_onnx.progress import collected_notes, note, track
@@ -330,12 +331,13 @@ def compress(
             )
         clock.lap("bench")
         trained = session.summary(staging.path) if session is not None else None
+        sizes = Size(file_bytes(source), file_bytes(staging.path))
         report = Report(
             model=str(source),
             output=str(out),
             macs=Size(plan.macs_before, plan.macs_after, plan.unknown),
             parameters=Size(count_parameters(original), count_parameters(written)),
-            file_bytes=Size(file_bytes(source), file_bytes(staging.path)),
+            file_bytes=sizes,
             outputs=tuple(errors),
             verified_on=verified_on,
             layers=plan.decisions,
@@ -353,6 +355,7 @@ def compress(
                 *(e.note for e in errors if e.note),
                 *(trained.notes() if trained is not None else ()),
                 *plan.notes,
+                *notes_on_growth(plan, sizes.before, sizes.after),
                 *_notes_on_ends(plan),
             ),
             seconds=clock.laps,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trp_onnx.layers import Layer
+from trp_onnx.layers import FACTORISABLE, Layer
 from trp_onnx.provenance import origin_of
 
 _BLOCK, _WHOLE = 16, 4
@@ -33,6 +33,8 @@ def advise(layers: Sequence[Layer]) -> list[Advice]:
     """What is worth knowing of the layers of a model."""
     found: list[Advice] = []
     for layer in layers:
+        if layer.op not in FACTORISABLE:
+            continue
         geometry, origin = layer.geometry, origin_of(layer.node)
         name = origin or layer.name
         if geometry is None or layer.constant is None:

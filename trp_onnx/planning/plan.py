@@ -168,3 +168,16 @@ def _notes_on_ties(decisions: Sequence[Decision], ties: Mapping[str, Tie]) -> li
         f"the weight '{tie.weight}' of '{first.name}' stays in the file, because {tie.reader} reads it too{more}: "
         f"factors beside it make the file larger by {added:,} parameters"
     ]
+
+
+def notes_on_growth(plan: Plan, before: int, after: int) -> list[str]:
+    """Why a written file is larger than the input, where it is; sizes in bytes."""
+    if after <= before:
+        return []
+    grown = [d.name for d in plan.decisions if d.scheme and (d.parameters_after or 0) > (d.parameters_before or 0)]
+    why = (
+        f"{len(grown)} of its layers hold more parameters than before ('{grown[0]}', ...)"
+        if grown
+        else "factors are stored as floats where weights were in fewer bits, and more nodes take more room"
+    )
+    return [f"the written file is larger than the input, {after:,} bytes against {before:,}: {why}"]

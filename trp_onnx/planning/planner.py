@@ -36,6 +36,7 @@ from trp_onnx.planning.options import (
 )
 from trp_onnx.planning.plan import Plan, make_plan
 from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
+from trp_onnx.planning.ties import ties_of
 from trp_onnx.planning.verdicts import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class Planner:
             raise ModelError(nothing_to_do(layers))
         self.layers, self.evidence = layers, evidence or Evidence()
         self._align, self._ask = align, ask
+        self._macs = network_macs((layer, layer.macs) for layer in layers)
+        self._parameters = sum(layer.parameters or 0 for layer in layers)
         self._rules = [site_match(rules, [layer.name for layer in group]) for group in groups]
         self._choices = [rule.scheme if rule is not None and rule.scheme else scheme for rule in self._rules]
         self._sites = [
@@ -101,9 +104,10 @@ class Planner:
         """The site without options that save next to nothing of the network; `by_size` parameters count as well."""
         part = min(LEAST_SAVED, LEAST_OF_AVERAGE / len(self._sites))
         timed = site.dense.time is not None
-        least = part * (1.0 if timed else network_macs((layer, layer.macs) for layer in self.layers))
-        parameters = part * sum(layer.parameters or 0 for layer in self.layers) if by_size else inf
-        dense = site.dense.parameters
+        least = part * (1.0 if timed else self._macs)
+        parameters = part * self._parameters if by_size else inf
+        ties = ties_of([site.layers]).values() if by_size else ()
+        dense = site.dense.parameters - max((tie.entries for tie in ties), default=0)  # what stays is not saved
         worth = [o for o in site.options if site.saves(o) >= least or dense - o.parameters >= parameters]
         return replace(site, options=tuple(worth))
 
@@ -171,7 +175,7 @@ class Planner:
     def _within_macs(
         self, fixed: Mapping[int, tuple[Option, str]], free: Sequence[tuple[int, Site]], macs: float
     ) -> dict[int, tuple[Option, str]]:
-        total = network_macs((layer, layer.macs) for layer in self.layers)
+        total = self._macs
         if total == 0:
             raise ModelError(f"no layer's MACs are known: the input size is dynamic, give {self._ask}")
         counted = counted_layers(self.layers)
