@@ -16,7 +16,7 @@ from trp_onnx.errors import DataError, UsageError
 from trp_onnx.layers import find_layers
 from trp_onnx.model import open_model
 from trp_onnx.moments import collect_moments
-from trp_onnx.planning import measure_damage
+from trp_onnx.planning import Evidence, measure_damage
 from trp_onnx.schemes import SCHEMES, Geometry
 
 
@@ -149,8 +149,8 @@ def test_the_bias_takes_up_the_mean(tmp_path: Path) -> None:
     assert any(name.endswith("/bias") for name in initializers(out))
 
 
-def test_damage_of_the_last_layer_is_its_own_error(tmp_path: Path) -> None:
-    """Behind the last MatMul nothing bends errors: a relative squared error of e is a damage of e."""
+def test_damage_of_the_last_layer_is_in_proportion_to_its_error(tmp_path: Path) -> None:
+    """Behind the last MatMul nothing bends errors: each is as much of the damage as of the outputs' energy."""
     w = {"a": weights(16, 16, seed=1), "b": weights(16, 16, seed=2)}
     nodes = [
         helper.make_node("MatMul", ["x", "a"], ["p"], name="first"),
@@ -161,11 +161,12 @@ def test_damage_of_the_last_layer_is_its_own_error(tmp_path: Path) -> None:
     x = rng().standard_normal((64, 4, 16)).astype(np.float32)
     opened = open_model(net)
     layers = find_layers(opened)
-    curves = measure_damage(opened, layers, x, moments=collect_moments(opened, layers, x))
+    curves = measure_damage(opened, layers, x, evidence=Evidence(collect_moments(opened, layers, x)))
     for error in (0.01, 0.1, 0.5):
-        assert curves["last"](error) == pytest.approx(error, rel=0.02)
-        assert 0.1 * error < curves["first"](error) < 2 * error
-    again = measure_damage(opened, layers, x, moments=collect_moments(opened, layers, x))
+        assert curves["last"](error) == pytest.approx(curves["last"](0.1) * error / 0.1, rel=0.02)
+        assert error < curves["last"](error) < 3 * error  # of each channel's spread, which is less than its energy
+        assert 0.1 * error < curves["first"](error) < 3 * error
+    again = measure_damage(opened, layers, x, evidence=Evidence(collect_moments(opened, layers, x)))
     assert again["first"](0.1) == curves["first"](0.1)  # from the cache
 
 
@@ -195,7 +196,7 @@ def test_damage_is_the_same_from_a_gate_as_from_the_start(tmp_path: Path) -> Non
         opened = open_model(save(proto, tmp_path / f"{name}.onnx"))
         layers = find_layers(opened)
         moments = collect_moments(opened, layers, x)
-        found.append(measure_damage(opened, layers, x, "spatial", moments))
+        found.append(measure_damage(opened, layers, x, "spatial", Evidence(moments)))
     for layer in ("one", "two", "three"):
         np.testing.assert_allclose(found[0][layer].damages, found[1][layer].damages, rtol=1e-3)
 

@@ -256,7 +256,7 @@ def compress(
                 layers,
                 seen[:DAMAGE_SAMPLES],
                 scheme,
-                evidence.moments,
+                evidence,
                 classes=samples.classes if samples is not None else 0,
                 progress=lambda groups: track(groups, "damage"),
             )

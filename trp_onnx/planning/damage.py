@@ -69,7 +69,7 @@ def measure_damage(
     layers: Sequence[Layer],
     x: np.ndarray,
     scheme: str = "auto",
-    moments: Mapping[str, Moments] | None = None,
+    evidence: Evidence | None = None,
     *,
     classes: int = 0,
     progress: Callable[[Sequence[tuple[Layer, ...]]], Iterable[tuple[Layer, ...]]] = lambda groups: groups,
@@ -81,7 +81,7 @@ def measure_damage(
         layers: Its layers.
         x: (b, ...) samples, as the model takes them.
         scheme: In whose direction the weights move; "auto" takes the first that fits.
-        moments: Of what flows into the layers, see `Evidence`.
+        evidence: With the moments of what flows into the layers.
         classes: How many the labels of the data name, see `output_kinds`.
         progress: Wraps the list of weights.
 
@@ -91,9 +91,9 @@ def measure_damage(
     Returns:
         The curves; none where no output moves whatever is done to the layers, which a note says.
     """
-    evidence = Evidence(moments or {})
+    evidence = evidence or Evidence()
     proto = to_proto(model)
-    cache = Cache("damage", _fingerprint(proto, x, scheme, moments, classes))
+    cache = Cache("damage", _fingerprint(proto, x, scheme, evidence.moments, classes))
     network: _Network | None = None
     curves: dict[str, DamageCurve] = {}
     for group in progress(sites_of(layers)):
@@ -113,12 +113,12 @@ def measure_damage(
 
 
 def _fingerprint(
-    model: onnx.ModelProto, x: np.ndarray, scheme: str, moments: Mapping[str, Moments] | None, classes: int
+    model: onnx.ModelProto, x: np.ndarray, scheme: str, moments: Mapping[str, Moments], classes: int
 ) -> str:  # fmt: skip
     """All that a curve depends on."""
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
     digest.update(np.ascontiguousarray(x).data)
-    for found in (moments or {}).values():
+    for found in moments.values():
         digest.update(np.ascontiguousarray(found.mean).data)
     return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {CLEAR} {SURE} {classes}"
 

@@ -43,12 +43,13 @@ class Evidence:
         moments: Of what flows into its layers, by name: errors are those of the outputs then.
         damage: What errors of each layer do to the network's outputs, by its name.
         table: What its layers and their factors take in time.
+        curves: What `errors` has found; goes along where more becomes known.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
     damage: Mapping[str, DamageCurve] = field(default_factory=dict)
     table: LatencyTable | None = None
-    _curves: dict[object, dict[str, Array]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    curves: dict[object, dict[str, Array]] = field(default_factory=dict, repr=False, compare=False)
 
     def errors(self, layer: Layer, schemes: Sequence[Scheme]) -> dict[str, Array]:
         """Relative squared errors at every rank, by scheme; each is computed once.
@@ -56,7 +57,7 @@ class Evidence:
         Raises:
             ModelError: The weight holds NaN or infinity.
         """
-        known = self._curves.setdefault(layer.key, {})
+        known = self.curves.setdefault((layer.key, id(self.moments.get(layer.name))), {})
         missing = [scheme for scheme in schemes if scheme.name not in known]
         if missing:
             known |= error_curves(missing, layer.weight(), self.moment(layer))
