@@ -1,4 +1,7 @@
-"""ResNet-18 and ResNet-50 (He et al. 2015, table 1) with random weights: shapes to be timed, not accuracies."""
+"""ResNet-18 and ResNet-50 (He et al. 2015, table 1) with random weights: shapes to be timed, not accuracies.
+
+`face` is a residual network as face recognition has them: 29 3x3 convolutions, 112x112 in, 512 numbers out.
+"""
 
 from __future__ import annotations
 
@@ -78,15 +81,32 @@ def resnet50(folder: Path) -> Path:
     return _finish(net, x, channels, folder / "resnet50.onnx")
 
 
-def _finish(net: _Network, x: str, channels: int, path: Path) -> Path:
+def face(folder: Path) -> Path:
+    """28 layers in residual blocks of two behind a stem, 22 MB."""
+    net, channels = _Network(), 64
+    x = net.conv("x", "stem", 64, 3, 3, stride=2)
+    for stage, (width, blocks) in enumerate(((64, 3), (128, 5), (192, 5), (256, 1)), 1):
+        for block in range(blocks):
+            stride = 2 if block == 0 else 1
+            name = f"layer{stage}.{block}"
+            y = net.conv(x, f"{name}.conv1", width, channels, 3, stride)
+            y = net.conv(y, f"{name}.conv2", width, width, 3, relu=False)
+            if stride > 1:
+                x = net.conv(x, f"{name}.down", width, channels, 1, stride, relu=False)
+            channels = width
+            x = net.node("Relu", [net.node("Add", [x, y])])
+    return _finish(net, x, channels, folder / "face.onnx", size=112, outputs=512)
+
+
+def _finish(net: _Network, x: str, channels: int, path: Path, size: int = 224, outputs: int = 1000) -> Path:
     x = net.node("Flatten", [net.node("GlobalAveragePool", [x])])
-    head = net.weight("fc.weight", net.rng.standard_normal((1000, channels)) / 50)
+    head = net.weight("fc.weight", net.rng.standard_normal((outputs, channels)) / 50)
     net.nodes.append(helper.make_node("Gemm", [x, head], ["logits"], name="fc", transB=1))
     graph = helper.make_graph(
         net.nodes,
         path.stem,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 224, 224])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1000])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, size, size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", outputs])],
         net.weights,
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
