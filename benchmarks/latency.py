@@ -5,14 +5,21 @@ predicted    the planner's network time against the measured one, at three speed
 realised     measured speed-up over the MACs ratio on a ResNet-18-shaped network, in both layouts
 by-macs      ranks planned by time against ranks planned by MACs, at the same total weight error
 cost         seconds to plan for a ResNet-50-shaped network, with an empty cache and with a full one
+asked        compress --speedup 1.2, 1.3 and 1.5, and what bench says of the file, in a process of its own
+asked-burn   the same, planned beside a process that burns one core, with a cache of its own; it is stopped before bench
 
-python benchmarks/latency.py --models DIR [--only KIND ...]
+python benchmarks/latency.py --models DIR [--lines DIR] [--only KIND ...] [--with-data]
+
+DIR of --lines holds crnn.onnx and ppocr_rec.onnx, and crnn_cal.npz and ppocr_rec_cal.npz for --with-data.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,13 +49,19 @@ PARTS = (0.3, 0.6, 0.9)
 """Speed-ups that are asked for, as parts of the way to the fastest plan."""
 
 RATIOS = (0.7, 0.5, 0.35)
-KINDS = ("aa", "predicted", "realised", "by-macs", "cost")
+ASKED = (1.2, 1.3, 1.5)
+LINES = {"crnn": "image:1,1,64,320", "ppocr_rec": "x:1,3,48,320"}
+"""Text line readers, and the sizes of their inputs."""
+
+KINDS = ("aa", "predicted", "realised", "by-macs", "cost", "asked", "asked-burn")
 
 
 def main() -> None:
     """Measure the rows that are missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--lines", type=Path)
+    parser.add_argument("--with-data", action="store_true")
     parser.add_argument("--only", nargs="*", choices=KINDS, default=KINDS)
     arguments = parser.parse_args()
     results = Results("latency", key=("kind", "net", "case"))
@@ -60,14 +73,16 @@ def main() -> None:
         for kind in arguments.only:
             if kind == "cost":
                 cost(results, place)
+            elif kind.startswith("asked"):
+                asked(results, kind, arguments, place)
             else:
                 for name, model in models.items():
                     measure[kind](results, name, model, place)
     for kind in KINDS:
         rows = [row for row in results.rows if row["kind"] == kind]
         if rows:
-            columns = list(rows[0])
-            print(markdown(columns, [[row[column] for column in columns] for row in rows]), end="\n\n")
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            print(markdown(columns, [[row.get(column, "") for column in columns] for row in rows]), end="\n\n")
 
 
 def add(results: Results, **row: Any) -> None:
@@ -103,11 +118,11 @@ def predicted(results: Results, name: str, model: Path, place: Path) -> None:
         if results.has(kind="predicted", net=name, case=case):
             continue
         report = trp_onnx.compress(model, place / "out.onnx", speedup=1 + part * (fastest - 1))
-        latency = report.latency
-        assert latency is not None and latency.predicted is not None and latency.measured is not None
-        add(results, kind="predicted", net=name, case=case, predicted=round(latency.predicted, 4),
-            measured=round(latency.measured.median, 4), low=round(latency.measured.low, 4),
-            high=round(latency.measured.high, 4), time_error=round(latency.measured.median / latency.predicted - 1, 4),
+        assert report.latency is not None
+        first = report.latency.trials[0]  # before the plan is made again by what was measured
+        add(results, kind="predicted", net=name, case=case, predicted=round(first.predicted, 4),
+            measured=round(first.measured.median, 4), low=round(first.measured.low, 4),
+            high=round(first.measured.high, 4), time_error=round(first.measured.median / first.predicted - 1, 4),
             macs_ratio=round(report.macs.ratio, 4))  # fmt: skip
 
 
@@ -217,6 +232,52 @@ def cost(results: Results, place: Path) -> None:
         del os.environ["TRP_ONNX_CACHE"]
         if before is not None:
             os.environ["TRP_ONNX_CACHE"] = before
+
+
+def asked(results: Results, kind: str, arguments: argparse.Namespace, place: Path) -> None:
+    """Each network at each speed-up, by the command line."""
+    nets = {name: (arguments.models / FILES[name], None) for name in FILES}
+    if arguments.lines is not None:
+        nets |= {name: (arguments.lines / f"{name}.onnx", shape) for name, shape in LINES.items()}
+    for name, (model, shape) in nets.items():
+        sizes = [] if shape is None else ["--input-shape", shape]
+        data = ["--data", str(arguments.lines / f"{name}_cal.npz")] if shape and arguments.with_data else []
+        for speedup in ASKED:
+            case = f"{speedup:g}{', with data' if data else ''}"
+            if results.has(kind=kind, net=name, case=case):
+                continue
+            out, burner = place / "asked.onnx", None
+            environment = dict(os.environ)
+            if kind == "asked-burn":
+                environment["TRP_ONNX_CACHE"] = str(place / "burnt-cache")
+                burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            start = time.perf_counter()
+            try:
+                command = ["compress", str(model), "-o", str(out), "--speedup", str(speedup), *sizes, *data]
+                done = trp(*command, "--json", "-", environment=environment)
+            finally:
+                if burner is not None:
+                    burner.kill()
+                    burner.wait()
+            seconds = round(time.perf_counter() - start, 1)
+            if done.returncode:
+                add(results, kind=kind, net=name, case=case, seconds=seconds, exit=done.returncode,
+                    said=done.stderr.strip().splitlines()[-1])  # fmt: skip
+                continue
+            report = json.loads(done.stdout)
+            bench = json.loads(trp("bench", str(model), str(out), *sizes, "--json", "-").stdout)
+            ratio, trials = bench["contenders"][1]["ratio"], report["latency"]["trials"]
+            add(results, kind=kind, net=name, case=case, seconds=seconds, exit=0,
+                predicted=round(trials[0]["predicted"], 4), trials=len(trials),
+                measured=round(ratio["median"], 4), low=round(ratio["low"], 4), high=round(ratio["high"], 4),
+                within=abs(ratio["median"] / speedup - 1) <= 0.03, block=report["align"],
+                kernels=report["latency"]["target"], macs_ratio=round(report["macs"]["ratio"], 4))  # fmt: skip
+
+
+def trp(*words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A command, in a process of its own."""
+    command = [sys.executable, "-m", "trp_onnx", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds
 from trp_onnx.latency.timing import LEAST_ROUNDS, Timing, measure
 from trp_onnx.layers import Layer
-from trp_onnx.runners import NodeTime, Runner
+from trp_onnx.runners import NodeTime, Profile, Runner
 from trp_onnx.runtime import Arrays
 from trp_onnx.schemes import Rank, Scheme
 
@@ -34,6 +34,12 @@ ROUNDS, SECONDS = 30, 0.6
 
 ATTEMPTS = 3
 """What is in doubt is timed so often at most, each time twice as long."""
+
+STEADY = 0.03
+"""A profile is in doubt when more than this part of its time may belong to other nodes."""
+
+_QUIET = 0.2
+"""The quieter runs of a node: this part of them takes no longer."""
 
 _REPEATS = 2
 """Timed calls in a turn."""
@@ -84,33 +90,50 @@ def _chain(length: int) -> bytes:
 
 @dataclass(frozen=True)
 class Dissected:
-    """A model's time and that of its nodes, in running order, as they are without a profile."""
+    """A model's time and that of its nodes, in running order, as they are without a profile.
+
+    Attributes:
+        seconds: One run.
+        nodes: Its nodes.
+        doubt: What the nodes' parts of it may be off by, together.
+    """
 
     seconds: float
     nodes: list[NodeTime]
+    doubt: float
 
 
 def dissect(place: Place, proto: bytes, feeds: Arrays) -> Dissected:
-    """Run it plainly and profiled in turns.
+    """Run it plainly and profiled in turns; again and longer while its parts are in doubt.
 
-    On a busy machine a run is interrupted at some node: the median of a node is that of a run undisturbed, the
-    median of whole runs is not. So a plain run is measured against the profiled one beside it, both without the time
-    that another process had the core, and their median ratio taken times the sum of the nodes' medians.
+    On a busy machine a run is interrupted at some node, and the longer it is, the more often: what counts of a node is
+    its time in its quieter runs. The whole is measured by plain runs against the profiled ones beside them, both
+    without the time that another process had the core.
     """
     clock = place.clock
     place.prepare([proto], feeds)
     once = place.runner.run(1, [1]).seconds[0][0]
-    rounds = _WARM_UP + max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / once)))
-    found = place.runner.profile([0], rounds)
-    plain, noted = found.plain[_WARM_UP:, 0], found.seconds[0][_WARM_UP:]
-    medians = np.median(noted, axis=0)
-    kept = np.maximum(noted.sum(axis=1) - found.lost[_WARM_UP:, 0], noted.min(axis=0).sum())
-    whole = float(np.median(plain / kept) * medians.sum())
+    found: list[Dissected] = []
+    for attempt in range(ATTEMPTS):
+        rounds = max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / once))) * 2**attempt
+        found.append(_dissected(place.runner.profile([0], _WARM_UP + rounds), clock))
+        if found[-1].doubt <= STEADY:
+            break
+    return min(found, key=lambda dissected: dissected.doubt)
+
+
+def _dissected(profile: Profile, clock: float) -> Dissected:
+    plain, noted, lost = profile.plain[_WARM_UP:, 0], profile.seconds[0][_WARM_UP:], profile.lost[_WARM_UP:, 0]
+    kept = np.maximum(noted.sum(axis=1) - lost, noted.min(axis=0).sum())
+    times, first, second = (np.quantile(part, _QUIET, axis=0) for part in (noted, noted[::2], noted[1::2]))
+    whole = float(np.median(plain / kept) * times.sum())
+    apart = float(np.abs(first / first.sum() - second / second.sum()).sum()) / 2
+    interrupted = float(times.sum() / np.quantile(kept, _QUIET)) - 1
     nodes = [
         dataclasses.replace(node, seconds=max(0.0, float(seconds) - clock))
-        for node, seconds in zip(found.nodes[0], medians, strict=True)
+        for node, seconds in zip(profile.nodes[0], times, strict=True)
     ]
-    return Dissected(whole, nodes)
+    return Dissected(whole, nodes, max(apart, interrupted))
 
 
 @dataclass(frozen=True)

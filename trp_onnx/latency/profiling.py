@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from trp_onnx.cache import Cache
 from trp_onnx.errors import ModelError
 from trp_onnx.latency.benchmark import check_ran, layer_milliseconds
 from trp_onnx.latency.entry import NOTHING, Entry, allowed_doubt
-from trp_onnx.latency.parts import Place, dissect, time_parts
+from trp_onnx.latency.parts import STEADY, Place, dissect, time_parts
 from trp_onnx.latency.probe import signature
-from trp_onnx.latency.table import LatencyTable, target_of
+from trp_onnx.latency.table import NETWORK, LatencyTable, target_of
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.model import open_model, to_proto
 from trp_onnx.progress import track
@@ -36,7 +37,7 @@ from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates
 KNOTS = 3
 """Ranks at which a pair is timed, and its full rank; Tucker-2 at twice as many pairs of ranks."""
 
-_METHOD = 4
+_METHOD = 5
 """Raised when what is measured changes: older measurements in the cache are then left alone."""
 
 _SAME_STEP = 0.92
@@ -118,7 +119,8 @@ def measure_table(
         store.put("step", step)
     network = _network(place, store, model, feeds, free)
     signatures = {layer.name: signature(layer) for layer in free}
-    table = LatencyTable(target, step, network["milliseconds"], signatures, network["shares"], {})
+    doubts = {NETWORK: network["doubt"]}
+    table = LatencyTable(target, step, network["milliseconds"], signatures, network["shares"], {}, doubts=doubts)
     wanted: dict[str, list[tuple[Scheme, Rank]]] = {}
     for layer in free:
         key = signatures[layer.name]
@@ -222,14 +224,16 @@ def _network(place: Place, store: Cache, model: ir.Model, feeds: Arrays, layers:
     proto = to_proto(model).SerializeToString()
     shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
     mark = f"network {hashlib.sha256(proto).hexdigest()} {shape}"
-    known: dict[str, Any] | None = store.get(mark)
-    if known is not None:
-        return known
+    known: dict[str, Any] = store.get(mark)
+    with suppress(KeyError, TypeError):  # not there, or damaged
+        if known["doubt"] <= STEADY and known["shares"].keys() == {layer.name for layer in layers}:
+            return known
     network = dissect(place, proto, feeds)
     check_ran("the network", network.nodes, place.provider)
     found = layer_milliseconds(model.graph, network.nodes)
-    shares = {layer.name: found.get(layer.name, 0.0) * 1e-3 / network.seconds for layer in layers}
-    known = {"milliseconds": network.seconds * 1e3, "shares": shares}
+    whole = max(network.seconds * 1e3, sum(found.values()))  # noise must not make the parts more than the whole
+    shares = {layer.name: found.get(layer.name, 0.0) / whole for layer in layers}
+    known = {"milliseconds": network.seconds * 1e3, "shares": shares, "doubt": network.doubt}
     store.put(mark, known)
     return known
 

@@ -36,6 +36,7 @@ import numpy as np
 from trp_onnx.documents import read_json
 from trp_onnx.errors import DataError, UsageError
 from trp_onnx.latency.entry import Entry, allowed_doubt
+from trp_onnx.latency.parts import STEADY
 from trp_onnx.latency.probe import signature
 from trp_onnx.layers import Layer
 from trp_onnx.paths import guard
@@ -44,6 +45,9 @@ from trp_onnx.schemes import SCHEMES, Rank, Scheme
 from trp_onnx.staging import write_text
 
 FORMAT = "trp-onnx latency table 1"
+
+NETWORK = "network"
+"""The key of the doubt in the shares."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class LatencyTable:
         parts: For each geometry and scheme the ranks that were timed and their time over the dense layer's.
         paces: MACs a second of each geometry's dense layer over those of a convolution at full speed; empty in a table
             of an older version.
-        doubts: What the parts of each geometry may be off by.
+        doubts: What the parts of each geometry may be off by, and what the shares may be, together, under "network".
     """
 
     target: Target
@@ -158,13 +162,22 @@ class LatencyTable:
         share = dict.fromkeys(self.signatures.values(), 0.0)
         for name, key in self.signatures.items():
             share[key] += self.shares.get(name, 0.0)
-        doubtful = {key: doubt for key, doubt in self.doubts.items() if doubt > allowed_doubt(share.get(key, 0.0))}
-        if not doubtful:
-            return ()
-        return (
-            f"the times of {len(doubtful)} of {len(self.doubts)} kinds of layers stayed unsteady, however often they "
-            f"were taken, and may be off by {max(doubtful.values()):.0%} of a layer: this machine is busy",
-        )
+        doubtful = [
+            doubt for key, doubt in self.doubts.items()
+            if key != NETWORK and doubt > allowed_doubt(share.get(key, 0.0))
+        ]  # fmt: skip
+        notes = []
+        if doubtful:
+            notes.append(
+                f"the times of {len(doubtful)} of {len(self.parts)} kinds of layers stayed unsteady, however often "
+                f"they were taken, and may be off by {max(doubtful):.0%} of a layer: this machine is busy"
+            )
+        if self.doubts.get(NETWORK, 0.0) > STEADY:
+            notes.append(
+                f"what part of the network's time each layer takes stayed unsteady, and {self.doubts[NETWORK]:.0%} of "
+                "the time may belong to other layers: this machine is busy"
+            )
+        return tuple(notes)
 
     @cached_property
     def _curves(self) -> dict[tuple[str, str], _Curve]:
