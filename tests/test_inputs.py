@@ -29,10 +29,12 @@ def cli(*arguments: object) -> tuple[int, str]:
     return result.exit_code, " ".join(result.stderr.split())
 
 
-def batch_in_reshape(path: Path, rows: int = 1, declared: str | int = "N", answers: str | int = "N") -> Path:
+def batch_in_reshape(
+    path: Path, rows: int = 1, declared: str | int = "N", answers: str | int = "N", channels: int = 3
+) -> Path:  # fmt: skip
     """A batch that is dynamic by name, and a Reshape that holds it fast."""
     arrays = {
-        "w": weights(24, 3, 3, 3), "v": weights(24, 24, 3, 3, seed=1), "fc": weights(1536, 10, seed=2) / 10,
+        "w": weights(24, channels, 3, 3), "v": weights(24, 24, 3, 3, seed=1), "fc": weights(1536, 10, seed=2) / 10,
         "shape": np.array([rows, 1536]),
     }  # fmt: skip
     nodes = [
@@ -42,7 +44,7 @@ def batch_in_reshape(path: Path, rows: int = 1, declared: str | int = "N", answe
         helper.make_node("Reshape", ["b", "shape"], ["f"]),
         helper.make_node("MatMul", ["f", "fc"], ["y"], name="fc"),
     ]
-    return save(model(nodes, [info("x", [declared, 3, 8, 8])], [info("y", [answers, 10])], arrays), path)
+    return save(model(nodes, [info("x", [declared, channels, 8, 8])], [info("y", [answers, 10])], arrays), path)
 
 
 def labelled(path: Path, net: Path, count: int, *shape: int) -> Path:
@@ -513,3 +515,16 @@ def test_sizes_come_from_the_data(tmp_path: Path) -> None:
         "x:1,3,20,20",
     )  # fmt: skip
     assert code == 2 and "contradicts the data" in message
+
+
+@pytest.mark.usefixtures("training_runtime")
+def test_a_batch_that_does_not_run_is_trained(tmp_path: Path) -> None:
+    """And the samples go in as they are there too, though they could be read as 16 rows of 8 by 8."""
+    net = batch_in_reshape(tmp_path / "net.onnx", channels=16)
+    data = labelled(tmp_path / "d.npz", net, 80, 16, 8, 8)
+    report = trp_onnx.compress(
+        net, tmp_path / "out.onnx", macs=0.7, align=1, data=data, test=data,
+        train=trp_onnx.TrainingOptions(epochs=1, batch=16, validation=0.2, augment=()),
+    )  # fmt: skip
+    assert report.accuracy_before is not None and report.accuracy_before.top1 == 1.0
+    assert report.trained is not None and report.trained.written_correct == report.trained.correct

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from trp_onnx.batching import find_batching
 from trp_onnx.data import Dataset, Preprocessing
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
 from trp_onnx.feeding import as_feed
@@ -263,7 +264,7 @@ class TrainingRun:
         strategy = _strategy(self._options, energy, budget)
         if not self._options.epochs:
             return list(layers), plan_at_ranks(layers, chosen, "planned", kept, table)
-        as_feed(model, self._x[: _fixed_batch(model)])  # refuses samples that do not fit
+        as_feed(model, self._x)  # refuses samples that do not fit
         materialise(model, layers, chosen)
         layers = find_layers(model, self._shapes(model))
         targets = targets_of(layers, chosen)
@@ -374,12 +375,14 @@ class TrainingRun:
         session, model = open_session(path), open_model(path)
         offset = self._source.preprocessing.label_offset
         correct = 0
-        size = _fixed_batch(model) or 64
-        for micro in self._batches.validation(size, 0, 1):
+        batching = find_batching(session, as_feed(model, self._x[:2]), most=64)
+        for micro in self._batches.validation(batching.size, 0, 1):
             assert micro.y is not None
-            for start in range(0, len(micro.x), size):  # a function of the user's has batches of its own size
-                x, y = micro.x[start : start + size], micro.y[start : start + size]
-                scores = run_session(session, as_feed(model, x))[self._named]
+            for piece in batching.pieces(len(micro.x)):  # a function of the user's has batches of its own size
+                x, y = micro.x[piece], micro.y[piece]
+                scores = run_session(session, {n: batching.filled(a) for n, a in as_feed(model, x).items()})[
+                    self._named
+                ]
                 scores = scores.reshape(len(scores), -1)[: len(x), offset:]
                 correct += int((scores.argmax(axis=1) == y).sum())
         return replace(self._trained, written_correct=correct)
@@ -411,8 +414,3 @@ class TrainingRun:
         """The result is written: the directory has done its work, unless it is to stay."""
         if not self._keep:
             self._own.remove()
-
-
-def _fixed_batch(model: ir.Model) -> int | None:
-    shape = model.graph.inputs[0].shape
-    return shape[0] if shape is not None and len(shape) and isinstance(shape[0], int) else None

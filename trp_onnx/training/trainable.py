@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from trp_onnx.batching import find_batching
 from trp_onnx.errors import ModelError
 from trp_onnx.layers import Layer
 from trp_onnx.model import to_proto
@@ -114,7 +115,8 @@ def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
     original = to_proto(model)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
-    freed = _free_batch(proto)
+    freed = _fixed_batch(original, x)
+    _free_batch(proto, freed)
     proto = _convert(proto)
     _rewrite_operators(proto)
     outputs = _check_same(original, proto, x, freed)
@@ -125,16 +127,27 @@ def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
     return Trainable(proto, parameters, no_decay, statistics, outputs)
 
 
-def _free_batch(model: onnx.ModelProto) -> int | None:
-    """Make the batch size free; returns the size where it was fixed."""
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    size = int(batch.dim_value) if batch.HasField("dim_value") else None
+def _fixed_batch(model: onnx.ModelProto, x: np.ndarray) -> int | None:
+    """The only batch size that a model runs on, declared or not; None where it is free."""
+    session, feeds = open_session(model), {model.graph.input[0].name: x}
+    batching = find_batching(session, feeds)
+    if batching.fixed or batching.size > 1:
+        return batching.size if batching.fixed else None
+    try:
+        run_session(session, feeds)
+    except ModelError:
+        return 1
+    return None  # samples that are seen together answer differently, but they are
+
+
+def _free_batch(model: onnx.ModelProto, size: int | None) -> None:
+    """Make the batch size free where it was fixed, by declaration or by Reshapes inside."""
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.graph.value_info[:]
     if size is None:
-        return None
+        return
     shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
     for tensor in model.graph.initializer:
         if tensor.name in shapes and tensor.data_type == TensorProto.INT64:
@@ -142,7 +155,6 @@ def _free_batch(model: onnx.ModelProto) -> int | None:
             if values.size > 1 and values[0] == size:
                 values[0] = 0  # the size that comes in
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    return size
 
 
 def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -165,7 +177,15 @@ def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
 def _check_same(original: onnx.ModelProto, rewritten: onnx.ModelProto, x: np.ndarray, fixed: int | None) -> Arrays:
     """Compare outputs, and fill in the shapes that the loss needs; returns the outputs."""
     name = rewritten.graph.input[0].name
-    outputs = run_session(open_session(rewritten), {name: x})
+    try:
+        outputs = run_session(open_session(rewritten), {name: x})
+    except ModelError as error:
+        if fixed is None:
+            raise
+        raise ModelError(
+            f"the model takes {fixed} sample{'s' * (fixed > 1)} at once, and nothing that is known frees it: export it "
+            "with a dynamic batch"
+        ) from error
     size = fixed or len(x)
     few = x[:size] if len(x) >= size else np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
     expected = run_session(open_session(original), {name: few})
