@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.errors import ModelError
+from trp_onnx.memory import check_room
 from trp_onnx.sizes import Shape, declared_sizes, input_dims, real_inputs
 
 _SAME_VALUES = {
@@ -57,6 +59,10 @@ class Generated:
         return "; ".join(f"{name}: {kind}" for name, kind in self.kinds.items())
 
 
+_WHILE_MADE = 16
+"""Bytes of an element while it is made: float64 noise, and itself."""
+
+
 def generate(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0) -> Generated:
     """Inputs on which the model does something sensible.
 
@@ -73,6 +79,8 @@ def generate(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None =
     """
     rng = np.random.default_rng(seed)
     shapes = _sizes(model, input_shapes)
+    for name, shape in shapes.items():
+        check_room(_WHILE_MADE * prod(shape), f"a generated input '{name}' of shape {list(shape)}")
     arrays: dict[str, np.ndarray] = {}
     kinds: dict[str, str] = {}
     for value in real_inputs(model):
