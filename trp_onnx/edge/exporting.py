@@ -30,13 +30,13 @@ from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationErr
 from trp_onnx.feeding import read_inputs
 from trp_onnx.interrupts import held_back
 from trp_onnx.layers import find_layers
-from trp_onnx.model import has_external_data, open_model
+from trp_onnx.model import open_model, to_proto, weight_bytes
 from trp_onnx.paths import cannot_write, guard
 from trp_onnx.progress import watch
 from trp_onnx.runners import open_runner
 from trp_onnx.runtime import Arrays, feeds_for, relative_error
 from trp_onnx.sizes import real_inputs, sizes_from
-from trp_onnx.staging import hidden_beside, remove_dead
+from trp_onnx.staging import EXTERNAL_FROM, hidden_beside, remove_dead
 
 FORMAT = "trp-onnx export 1"
 
@@ -188,14 +188,20 @@ def _fix_inputs(source: Path, model: ir.Model, input_shapes: Mapping[str, Sequen
     if not input_shapes and is_plain(source):
         return source
     path = staging / f"{source.stem}.onnx"
-    ir.save(model, path, external_data=f"{path.name}.data" if has_external_data(model) else None)
+    large = weight_bytes(model) > EXTERNAL_FROM
+    if large and input_shapes:
+        raise ModelError(f"'{source}' keeps its weights in another file: fix its sizes when it is exported to ONNX")
+    if large:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        path.write_bytes(to_proto(model).SerializeToString())
     if not input_shapes:
         return path
     import onnx
     from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
 
     known = [value.name for value in real_inputs(model)]
-    proto = onnx.load(path, load_external_data=False)
+    proto = onnx.load(path)
     for name, shape in input_shapes.items():
         if name not in known:
             raise ModelError(f"--input-shape names '{name}', but the model's inputs are {', '.join(map(repr, known))}")

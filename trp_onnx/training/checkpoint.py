@@ -61,7 +61,7 @@ def load_checkpoint(path: Path, job: str) -> tuple[dict[str, np.ndarray], dict[s
     """
     damaged = f"the checkpoint '{path}' is damaged: remove its folder and start again"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive}
         state = json.loads(arrays.pop("state").tobytes())
         version, digest = state.pop("format"), state.pop("digest", None)

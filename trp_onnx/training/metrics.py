@@ -78,5 +78,6 @@ def _points(path: Path) -> list[dict[str, Any]]:
 
 def _is_whole(point: dict[str, Any]) -> bool:
     values = [point.get(name) for name in ("step", "epoch", "loss", "macs")]
-    values += [point["accuracy"]] if point.get("accuracy", "missing") is not None else []
+    if point.get("accuracy", "missing") is not None:  # without labels there is none
+        values.append(point.get("accuracy"))
     return all(isinstance(value, (int, float)) for value in values)
