@@ -36,6 +36,7 @@ ADDRESS_SPACE = 6 * 2**30
 FOREIGN = re.compile(
     r"^\[[EWF]:|onnxruntime::|^WARNING|^E0|Warning: |libprotobuf|^\[ONNX|terminate called|Simplif.*fail", re.M
 )
+PYTHON = re.compile(r"Error calling|' object |NoneType|<class|<built-in|\b0x[0-9a-f]{6}|\w+Error\(|numpy\.|traceback")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -165,6 +166,8 @@ def _broken(code: int, seconds: float, wall: float, said: str, errors: str, made
         return "sentences", f"{len(sentences)} with exit code {code}"
     if code and (sentences[0].rstrip().endswith(":") or len(sentences[0]) > 1000):
         return "sentences", f"an odd one: {sentences[0][:200]}"
+    if code and (found := PYTHON.search(sentences[0])):
+        return "sentences", f"{found.group()!r} is for programmers: {sentences[0][:200]}"
     if found := CONTROL.search(said + errors):
         return "escapes", repr(found.group())
     if found := FOREIGN.search(errors):
