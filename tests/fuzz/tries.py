@@ -98,7 +98,7 @@ def _a_command(made: Try, rng: Rng, built: onnx.ModelProto, folder: Path) -> Non
     """Any command on the model at hand, with good data beside it."""
     kind = str(rng.choice(
         ["inspect", "compress", "data", "bare", "quantize", "export", "evaluate", "bench", "profile", "speedup"],
-        p=[0.2, 0.29, 0.15, 0.05, 0.1, 0.08, 0.05, 0.04, 0.02, 0.02],
+        p=[0.2, 0.33, 0.16, 0.03, 0.1, 0.08, 0.05, 0.03, 0.01, 0.01],
     ))  # fmt: skip
     if kind in ("data", "quantize", "evaluate"):
         _data(folder, built)
