@@ -370,7 +370,6 @@ def test_data_that_is_no_archive(tmp_path: Path, net: Path) -> None:
 @pytest.mark.parametrize(
     "options,complaint",
     [
-        ((), "say how far to go"),
         (("--macs", 0.5, "--energy", 0.1), "only one of"),
         (("--macs", 0), "between 0 and 1"),
         (("--macs", 1.5), "between 0 and 1"),

@@ -182,7 +182,7 @@ def compress(
     clock = _Clock()
     rules = () if config is None else read_rules(Path(config)) if isinstance(config, (str, PathLike)) else config
     rule: dict[str, Any] = {"energy": energy, "macs": macs, "vbmf": vbmf, "speedup": speedup}
-    asked = bool(rules) or max_drop is not None or any(value not in (None, False) for value in rule.values())
+    asked = bool(rules) or max_drop is not None or any(not (value is None or value is False) for value in rule.values())
     searched = max_drop is not None or (train is None and not asked)
     if train is None and asked:
         check_rule(**rule, max_drop=max_drop, mapped=bool(rules), scheme=scheme)
