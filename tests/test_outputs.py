@@ -429,6 +429,15 @@ def test_odd_outputs(kind: str, samples: Path, tmp_path: Path) -> None:
         assert trp_onnx.quantize(net, tmp_path / "q.onnx", samples, max_drop=5).layers == 3
 
 
+def test_maps_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    """ZipMap, as converters of scikit-learn put it behind the probabilities."""
+    last = [helper.make_node("ZipMap", ["z"], ["y"], domain="ai.onnx.ml", classlabels_int64s=list(range(8)))]
+    one = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    net = decides(tmp_path / "net.onnx", last, [helper.make_value_info("y", helper.make_sequence_type_proto(one))])
+    with pytest.raises(ModelError, match="zipmap=False"):
+        trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6)
+
+
 def test_outputs_that_say_nothing_are_not_planned_by(samples: Path, tmp_path: Path) -> None:
     shape = helper.make_node("Shape", ["z"], ["y"])
     net = decides(tmp_path / "net.onnx", [shape], [info("y", [4], WHOLE)])

@@ -29,6 +29,7 @@ def open_model(path: Path) -> ir.Model:
     proto = _parse(path)
     if not proto.graph.node or not proto.opset_import:
         raise ModelError(f"'{path}' is not an ONNX model: it holds no graph")
+    _refuse_maps(path, proto)
     try:
         for told in soundness.check(proto):
             note(told)
@@ -46,6 +47,19 @@ def open_model(path: Path) -> ir.Model:
     except ValueError as error:
         raise ModelError(f"'{path}' is not a valid ONNX model: its nodes depend on one another in a circle") from error
     return model
+
+
+def _refuse_maps(path: Path, model: onnx.ModelProto) -> None:
+    """ZipMap's outputs: onnx_ir has no type for them."""
+    for value in (*model.graph.input, *model.graph.output):
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = getattr(kind, str(kind.WhichOneof("value"))).elem_type
+        if kind.WhichOneof("value") == "map_type":
+            raise ModelError(
+                f"'{path}' has the map '{value.name}' among its inputs and outputs, which cannot be read: export it "
+                "with arrays (skl2onnx: zipmap=False)"
+            )
 
 
 def _parse(path: Path) -> onnx.ModelProto:
