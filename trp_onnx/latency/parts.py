@@ -115,7 +115,7 @@ def dissect(place: Place, proto: bytes, feeds: Arrays) -> Dissected:
     once = place.runner.run(1, [1]).seconds[0][0]
     found: list[Dissected] = []
     for attempt in range(ATTEMPTS):
-        rounds = max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / once))) * 2**attempt
+        rounds = max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / 2 / once))) * 2**attempt
         found.append(_dissected(place.runner.profile([0], _WARM_UP + rounds), clock))
         if found[-1].doubt <= STEADY:
             break
