@@ -81,7 +81,7 @@ def one_round(
         process = subprocess.Popen(
             command(out.name), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        victim, until = chance.choice(VICTIMS), time.monotonic() + chance.uniform(0.1, 1.0) * seconds
+        victim, until = chance.choice(VICTIMS), time.monotonic() + chance.uniform(0.05, 0.7) * seconds
         while time.monotonic() < until and process.poll() is None:
             time.sleep(0.01)
         if process.poll() is None:
