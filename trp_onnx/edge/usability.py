@@ -87,6 +87,7 @@ def check_usability(model: Path, style: str = "fixed") -> list[Usability]:
     from onnxruntime.tools.mobile_helpers import usability_checker as checker
     from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
 
+    ModelProtoWithShapeInfo._tmp_model_path = None  # its destructor reads it, also where its constructor failed
     with tempfile.TemporaryDirectory() as folder, quietly():
         basic, fused = Path(folder) / "basic.onnx", Path(folder) / "fused.onnx"
         optimize_model(model, basic, use_external_initializers=True)
