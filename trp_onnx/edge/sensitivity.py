@@ -118,7 +118,7 @@ class _Judge:
         return outputs_of(with_outputs(copy, self._shown), batches)
 
     def _measured(self) -> dict[str, Output]:
-        return {name: kind for name, kind in self._kinds.items() if name.partition("[")[0] in self._shown}
+        return {name: kind for name, kind in self._kinds.items() if {name, name.rpartition("[")[0]} & set(self._shown)}
 
     def lost(self, model: onnx.ModelProto) -> tuple[float, str]:
         """What another model loses, and that in words."""
