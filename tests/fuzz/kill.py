@@ -96,8 +96,7 @@ def one_round(
             return kills, f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}"
     wrong = "" if digest(out) == right else "other bits"
     out.unlink()
-    run = folder / "out.onnx.trp-run"
-    if run.exists():  # killed between the last two steps: the result stood, its run folder was not removed yet
+    if {path.name for path in folder.iterdir()} != inputs.keys():  # killed after the result stood: the next run clears up
         subprocess.run(command(out.name), cwd=folder, check=True, capture_output=True)
         out.unlink()
     left = {path.name for path in folder.iterdir()} - inputs.keys()
