@@ -96,7 +96,7 @@ def one_round(
             return kills, f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}"
     wrong = "" if digest(out) == right else "other bits"
     out.unlink()
-    if {path.name for path in folder.iterdir()} != inputs.keys():  # killed after the result stood: the next run clears up
+    if {path.name for path in folder.iterdir()} != inputs.keys():  # the result stood: the next run clears up
         subprocess.run(command(out.name), cwd=folder, check=True, capture_output=True)
         out.unlink()
     left = {path.name for path in folder.iterdir()} - inputs.keys()
