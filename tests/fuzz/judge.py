@@ -36,7 +36,7 @@ ADDRESS_SPACE = 6 * 2**30
 FOREIGN = re.compile(
     r"^\[[EWF]:|onnxruntime::|^WARNING|^E0|Warning: |libprotobuf|^\[ONNX|terminate called|Simplif.*fail", re.M
 )
-PYTHON = re.compile(r"Error calling|' object |NoneType|<class|<built-in|\b0x[0-9a-f]{6}|\w+Error\(|numpy\.|traceback")
+PYTHON = re.compile(r"Error calling|' object |NoneType|<class|<built-in|\b0x[0-9a-f]{6}|\w+Error\(|numpy\._|traceback")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -179,7 +179,7 @@ def _broken(code: int, seconds: float, wall: float, said: str, errors: str, made
 
 def _where(errors: str) -> str:
     """The error and the innermost line of ours."""
-    places = re.findall(r'File "[^"]*/((?:trp_onnx|passes)/[^"]*)", line (\d+), in (\S+)', errors)
+    places = re.findall(r'File "(?:(?!site-packages)[^"])*/((?:trp_onnx|passes)/[^"]*)", line (\d+), in (\S+)', errors)
     last = [line for line in errors.splitlines() if line and not line.startswith((" ", "\t"))][-1:]
     place = "{}:{} {}".format(*places[-1]) if places else "?"
     return f"{place}: {''.join(last)}"
