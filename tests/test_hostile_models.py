@@ -170,6 +170,14 @@ BROKEN: dict[str, tuple[Change, str]] = {
         lambda m: calling(m, *(function(f"F{i}", [f"F{i + 1}"]) for i in range(2000)), function("F2000", ["Relu"])),
         "2001 deep",
     ),
+    "a function of another opset": (
+        lambda m: (calling(m, function("F", ["Relu"])), setattr(m.functions[0].opset_import[0], "version", 13)),
+        "cannot be inlined: Opset mismatch",
+    ),
+    "a sequence of nothing": (
+        lambda m: (m.graph.output[0].ClearField("type"), m.graph.output[0].type.sequence_type.SetInParent()),
+        "model: SequenceTypeProto must have elem_type set",
+    ),
     "a function twice": (lambda m: calling(m, function("F", ["Relu"]), function("F", ["Relu"])), "is there twice"),
 }
 
@@ -188,6 +196,27 @@ def test_a_broken_model_is_one_sentence(tmp_path: Path, what: str) -> None:
         assert complaint in message, message
         assert len(message.strip().splitlines()) == 1, message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "m.onnx"]
+
+
+def test_a_call_that_gives_a_function_too_much(tmp_path: Path) -> None:
+    model = small()
+    calling(model, function("F", ["Relu"]))
+    node(model, "relu1").input.append("x")
+    code, message = cli("inspect", graphs.save(model, tmp_path / "m.onnx"))
+    assert code == 1 and "functions cannot be inlined: Input mismatch" in message
+
+
+def test_functions_whose_nodes_are_in_any_order(tmp_path: Path) -> None:
+    model = small()
+    called = function("F", ["Relu"])
+    nodes = list(reversed(called.node))
+    del called.node[:]
+    called.node.extend(nodes)
+    model.functions.append(called)  # nobody calls it, and it stays
+    path = graphs.save(model, tmp_path / "m.onnx")
+    for options in ((), ("--no-simplify",)):
+        code, message = cli("compress", path, "-o", tmp_path / "o.onnx", "--macs", 0.6, "--align", 1, *options)
+        assert code == 0, message
 
 
 def nested(depth: int) -> bytes:

@@ -37,13 +37,13 @@ def open_model(path: Path) -> ir.Model:
     except ModelError as error:
         raise ModelError(f"'{path}' is not a valid ONNX model: {error}") from error
     except Exception as error:  # onnx_ir wraps whatever a malformed graph trips over
-        cause = error.__cause__ or error
-        raise ModelError(f"'{path}' is not a valid ONNX model: {_first_line(cause)}") from error
+        raise ModelError(f"'{path}' is not a valid ONNX model: {_cause(error)}") from error
     _find_external_data(path, model)
     _one_name_for_the_standard_domain(model)
     free_sizes(model)
     try:
-        model.graph.sort()  # onnxruntime takes nodes in any order, and quantisers write them so
+        for graph in (model.graph, *model.functions.values()):
+            graph.sort()  # onnxruntime takes nodes in any order, and quantisers write them so
     except ValueError as error:
         raise ModelError(f"'{path}' is not a valid ONNX model: its nodes depend on one another in a circle") from error
     return model
@@ -199,5 +199,8 @@ def file_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *external_files(path)))
 
 
-def _first_line(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
+    """What the innermost of nested errors says, in its first line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

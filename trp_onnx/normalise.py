@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from trp_onnx.errors import ModelError
 from trp_onnx.passes import CleanUpPass, FoldBatchNormPass, LiftConstantsPass, SimplifyPass
 from trp_onnx.passes.simplify import MOST_NODES
 
@@ -31,9 +32,15 @@ def normalise(
 
     Returns:
         The normalised model, and notes that its owner should see.
+
+    Raises:
+        ModelError: A call does not fit its function.
     """
     notes: list[str] = []
-    LiftConstantsPass()(model)
+    try:
+        LiftConstantsPass()(model)
+    except ValueError as error:  # of a call that does not fit its function
+        raise ModelError(f"the model's functions cannot be inlined: {error}") from error
     if simplify and len(model.graph) > MOST_NODES:
         notes.append(f"not simplified: onnx-simplifier takes too long for {len(model.graph)} nodes")
     elif simplify:

@@ -64,13 +64,15 @@ def collected_notes() -> Iterator[list[str]]:
 
 
 def note(text: str) -> None:
-    """Tell the user something at once and, where notes are collected, in the result; else the log has it."""
-    say(f"note: {text}")
+    """Tell the user something, once and at once, and in the result where notes are collected; else the log has it."""
     notes = _notes.get()
-    if notes is None:
-        logger.warning(text)
-    elif text not in notes:
+    if notes is not None and text in notes:
+        return
+    say(f"note: {text}")
+    if notes is not None:
         notes.append(text)
+    elif _current.get() is None:
+        logger.warning(text)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, *, weight: int = 1) -> Iterator[T]:

@@ -289,8 +289,9 @@ def read_table(path: Path) -> LatencyTable:
         raise DataError(f"'{path}' is no latency table that this version reads: {what}")
     try:
         return _from_document(document)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DataError(f"the latency table '{path}' is damaged ({error}): measure it again") from error
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        where = f" ({error})" if isinstance(error, ValueError) else ""  # the others speak of Python
+        raise DataError(f"the latency table '{path}' is damaged{where}: measure it again") from error
 
 
 def _from_document(document: Mapping[str, Any]) -> LatencyTable:

@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import queue
+import re
 import shutil
 import sys
 import tempfile
@@ -353,7 +354,15 @@ def _read_profile(path: str) -> tuple[list[list[str]], list[list[float]]]:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """The first line, without the runtime's prefixes, source lines and function signatures."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    for noise in (
+        r"\[ONNXRuntimeError\] : \d+ : ",
+        r"Load model from .*? failed: ?",
+        r"/\S+\.(?:cc|h):\d+ [^()]*\(.*?\)(?: const)? ",
+    ):
+        line = re.sub(noise, "", line)
+    return line[:300]
 
 
 def pack(array: np.ndarray) -> dict[str, Any]:
