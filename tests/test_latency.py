@@ -13,7 +13,7 @@ import pytest
 
 import trp_onnx
 from tests.graphs import conv_net, model, save, weights
-from trp_onnx.errors import ModelError, UsageError
+from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.latency import compare
 
 
@@ -101,7 +101,7 @@ def test_inputs_that_are_given(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 3, 12, 12), np.float32))
     assert trp_onnx.bench([net], rounds=2, inputs=tmp_path / "x.npz").shapes == {"x": (3, 3, 12, 12)}
     np.savez(tmp_path / "y.npz", y=np.zeros(3))
-    with pytest.raises(ModelError, match="no value for input 'x'"):
+    with pytest.raises(DataError, match="no array for input 'x'"):
         trp_onnx.bench([net], rounds=2, inputs=tmp_path / "y.npz")
 
 
