@@ -174,6 +174,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         lambda m: (calling(m, function("F", ["Relu"])), setattr(m.functions[0].opset_import[0], "version", 13)),
         "cannot be inlined: Opset mismatch",
     ),
+    "a device configuration of nothing": (lambda m: node(m).device_configurations.add(), "that names none"),
     "a sequence of nothing": (
         lambda m: (m.graph.output[0].ClearField("type"), m.graph.output[0].type.sequence_type.SetInParent()),
         "model: SequenceTypeProto must have elem_type set",

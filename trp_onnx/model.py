@@ -42,8 +42,9 @@ def open_model(path: Path) -> ir.Model:
     _one_name_for_the_standard_domain(model)
     free_sizes(model)
     try:
-        for graph in (model.graph, *model.functions.values()):
-            graph.sort()  # onnxruntime takes nodes in any order, and quantisers write them so
+        model.graph.sort()
+        for function in model.functions.values():
+            function.sort()  # onnxruntime takes nodes in any order, and quantisers write them so
     except ValueError as error:
         raise ModelError(f"'{path}' is not a valid ONNX model: its nodes depend on one another in a circle") from error
     return model

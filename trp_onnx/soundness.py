@@ -233,6 +233,8 @@ def _check_node(node: NodeProto, scope: _Scope) -> int:
         raise ModelError(f"node '{node.name}' has no operator")
     if not any(node.output):
         raise ModelError(f"{_shown(node)} makes nothing")
+    if not all(placed.configuration_id for placed in node.device_configurations):
+        raise ModelError(f"{_shown(node)} has a device configuration that names none")
     own = scope.names[-1]
     for name in node.input:
         if name not in own and not scope.knows(name):

@@ -164,7 +164,7 @@ def _broken(code: int, seconds: float, wall: float, said: str, errors: str, made
     sentences = [line for line in errors.splitlines() if re.match(r"trp-onnx: error: |Error: ", line)]
     if len(sentences) != (0 if code == 0 else 1):
         return "sentences", f"{len(sentences)} with exit code {code}"
-    if code and (sentences[0].rstrip().endswith(":") or len(sentences[0]) > 1000):
+    if code and (sentences[0].rstrip().endswith(":") or len(sentences[0]) > 4200):
         return "sentences", f"an odd one: {sentences[0][:200]}"
     if code and (found := PYTHON.search(sentences[0])):
         return "sentences", f"{found.group()!r} is for programmers: {sentences[0][:200]}"
