@@ -175,6 +175,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
         "cannot be inlined: Opset mismatch",
     ),
     "a device configuration of nothing": (lambda m: node(m).device_configurations.add(), "that names none"),
+    "a constant of nothing": (
+        lambda m: m.graph.node.add(op_type="Constant", output=["k"]).attribute.add(name="value", type=4),
+        "attribute 'value' of Constant 'k' holds nothing",
+    ),
     "a sequence of nothing": (
         lambda m: (m.graph.output[0].ClearField("type"), m.graph.output[0].type.sequence_type.SetInParent()),
         "model: SequenceTypeProto must have elem_type set",

@@ -79,6 +79,17 @@ def test_names_reach_the_terminal_as_escapes(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NASTY)
+def test_names_in_warnings(tmp_path: Path, kind: str) -> None:
+    """A network that is ruined is said with the names of its inputs and outputs."""
+    model, config = named(tmp_path / "m.onnx", NASTY[kind]), tmp_path / "least.toml"
+    config.write_text('[[layer]]\nname = "*"\nscheme = "channel"\nrank = 1\n[[layer]]\nname = "fc*"\nrank = 1\n')
+    out = str(tmp_path / "o.onnx")
+    done = CliRunner().invoke(main, ["compress", str(model), "-o", out, "--config", str(config), "-q"])
+    clean(done)
+    assert done.exit_code == 0 and "may be ruined" in done.stdout
+
+
+@pytest.mark.parametrize("kind", NASTY)
 def test_names_in_errors(tmp_path: Path, kind: str) -> None:
     model = onnx.load(named(tmp_path / "m.onnx", NASTY[kind]))
     model.graph.node[3].input[0] = "nobody" + NASTY[kind]

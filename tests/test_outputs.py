@@ -91,6 +91,13 @@ def test_a_constant_channel_counts_by_its_own_square() -> None:
     assert np.isfinite(channel_errors(before, after)).all() and channel_errors(before, after)[11] > 0.001
 
 
+def test_squares_beyond_float32() -> None:
+    """Nothing is warned of: they are far from unit length, and their spread is infinite."""
+    large = np.full((10, 3), 1e25, np.float32) * np.arange(3, dtype=np.float32)
+    found = output_kinds(None, {"y": large})["y"]
+    assert found.kind is OutputKind.VALUES and divergence({"y": large}, {"y": large}) == 0
+
+
 def test_outputs_agree() -> None:
     turned = np.roll(LOGITS, 1, axis=1)
     turned[:30] = 2 * LOGITS[:30]

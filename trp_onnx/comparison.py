@@ -111,6 +111,7 @@ def _sized(before: np.ndarray, after: np.ndarray, output: Output) -> bool:
     return output.kind is OutputKind.ITEMS or before.shape != after.shape
 
 
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
 def _paired(before: np.ndarray, after: np.ndarray, output: Output) -> tuple[np.ndarray, np.ndarray]:
     """What is held against each other: the arrays, or each item and, of another size, what it is nearest to."""
     rows = items(before, after, item_axis(before, after, output)) if _sized(before, after, output) else None
@@ -122,6 +123,7 @@ def _paired(before: np.ndarray, after: np.ndarray, output: Output) -> tuple[np.n
     return a, a - np.sqrt(np.concatenate(apart))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
 def _by_channel(output: Output, before: np.ndarray, after: np.ndarray) -> tuple[int | None, float | None, float | None]:
     """The worst channel, its error, and that of the channels that larger ones hide."""
     channels = before.shape[output.axis] if before.ndim > 1 else 1

@@ -134,6 +134,7 @@ def _channels(value: np.ndarray, axis: int) -> np.ndarray:
     return z.reshape(-1, 1) if axis < 0 or z.ndim <= axis else np.moveaxis(z, axis, -1).reshape(-1, z.shape[axis])
 
 
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
 def squared_spreads(channels: np.ndarray) -> np.ndarray:
     """s_c^2 of (places, channels), see the module: (C,), none of them 0."""
     square = np.square(channels).mean(axis=0, dtype=np.float64) if len(channels) else np.zeros(channels.shape[1])
@@ -265,6 +266,7 @@ def items(before: np.ndarray, after: np.ndarray, axis: int) -> tuple[np.ndarray,
     return a, b if len(b) else np.zeros((0, a.shape[1]), b.dtype)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
 def squared_distances(a: np.ndarray, b: np.ndarray, missing: float | np.ndarray) -> np.ndarray:
     """Of each row of a from the nearest row of b, `missing` where b has none."""
     if not len(b) or not len(a):

@@ -149,6 +149,7 @@ def _one_axis(value: Value) -> int:
     return longer[0] if len(longer) == 1 else -1
 
 
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
 def _kind(name: str, value: Value, graph: _Graph | None) -> Output:
     first = np.atleast_1d(runs_of(value)[0])
     items = graph.items_axis(name) if graph is not None else -1

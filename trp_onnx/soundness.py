@@ -28,6 +28,7 @@ DEEPEST_CALL = 100
 _NEWEST_OPSET = 10_000  # far above any; the runtime says which ones it knows
 _LARGEST_SIZE = 2**31 - 1  # of a kernel, a stride, a padding
 _STANDARD = ("", "ai.onnx")
+_HELD = {AttributeProto.TENSOR: "t", AttributeProto.GRAPH: "g", AttributeProto.TYPE_PROTO: "tp"}
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -251,6 +252,9 @@ def _check_attribute(attribute: AttributeProto, node: NodeProto, scope: _Scope) 
         tensor = dense(attribute.sparse_tensor)
         attribute.CopyFrom(AttributeProto(name="value", type=AttributeProto.TENSOR, t=tensor))
         return 1
+    held = _HELD.get(attribute.type)
+    if held is not None and not attribute.ref_attr_name and not attribute.HasField(held):
+        raise ModelError(f"attribute '{attribute.name}' of {_shown(node)} holds nothing")
     if attribute.HasField("t"):
         check_tensor(attribute.t)
     for tensor in attribute.tensors:

@@ -35,7 +35,7 @@ def show_report(console: Console, report: Report, *, layers: bool = True) -> Non
         console.print(_layer_table(report.layers))
     console.print(_summary_table(report))
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="bold red", highlight=False, markup=False)
+        console.print(f"warning: {message(warning)}", style="bold red", highlight=False, markup=False)
     _show_notes(console, report.notes)
 
 
