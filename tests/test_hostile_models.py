@@ -145,7 +145,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "a negative group": (lambda m: attribute(m, "group", -4), "-4 groups"),
     "a group that does not divide": (lambda m: attribute(m, "group", 3), "do not divide its 16 channels"),
     "an attribute twice": (lambda m: node(m).attribute.append(node(m).attribute[0]), "twice"),
-    "an attribute of no type": (lambda m: node(m).attribute[0].ClearField("type"), "is of type UNDEFINED"),
+    "an attribute of no type": (lambda m: node(m).attribute[0].ClearField("type"), "is of no type"),
     "a vector as a kernel": (
         lambda m: weight(m).CopyFrom(graphs.tensor("w2", np.ones(16, np.float32))),
         "three sizes at least",
@@ -175,6 +175,10 @@ BROKEN: dict[str, tuple[Change, str]] = {
         "cannot be inlined: Opset mismatch",
     ),
     "a device configuration of nothing": (lambda m: node(m).device_configurations.add(), "that names none"),
+    "an attribute of nothing": (
+        lambda m: m.graph.node.add(op_type="Own", domain="own", output=["k"]).attribute.add(),
+        "attribute '' of Own 'k' is of no type",
+    ),
     "a constant of nothing": (
         lambda m: m.graph.node.add(op_type="Constant", output=["k"]).attribute.add(name="value", type=4),
         "attribute 'value' of Constant 'k' holds nothing",

@@ -109,6 +109,13 @@ def declared(path: Path, *sizes: int) -> Path:
     return save(net, path)
 
 
+def test_a_fixed_batch_beyond_memory(tmp_path: Path) -> None:
+    net = declared(tmp_path / "net.onnx", 2**40, 3, 12, 12)
+    np.savez(tmp_path / "d.npz", x=np.zeros((10, 3, 12, 12), np.float32), y=np.zeros(10, np.int64))
+    with pytest.raises(trp_onnx.DataError, match=r"a batch of 1099511627776 samples.* of memory"):
+        trp_onnx.evaluate(net, tmp_path / "d.npz")
+
+
 def test_sizes_of_minus_one_are_free(tmp_path: Path) -> None:
     net = declared(tmp_path / "net.onnx", -1, 3, -1, -1)
     report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, input_shapes={"x": (1, 3, 12, 12)})

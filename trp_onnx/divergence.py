@@ -202,6 +202,7 @@ def _logits(value: np.ndarray, output: Output) -> np.ndarray:
     return np.log(np.maximum(z, _TINY)) if output.kind is OutputKind.PROBABILITIES else z
 
 
+@np.errstate(invalid="ignore")  # of infinite scores nothing is told
 def _log_softmax(z: np.ndarray) -> np.ndarray:
     """In place."""
     z -= z.max(axis=1, keepdims=True)

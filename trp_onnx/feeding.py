@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from trp_onnx.data import Dataset, read_npz
 from trp_onnx.errors import DataError
+from trp_onnx.memory import check_room
 from trp_onnx.runtime import Arrays
 from trp_onnx.sizes import channels_of, declared_sizes, describe_inputs, real_inputs
 
@@ -66,7 +67,7 @@ def as_feed(model: ir.Model, x: np.ndarray) -> Arrays:
     """Samples in the type and size of the model's one input; a short batch is filled up.
 
     Raises:
-        DataError: The model has several inputs, or takes samples of another shape or type.
+        DataError: The model has several inputs, takes samples of another shape or type, or more of them than fit.
     """
     value = only_input(model)
     expected = [d if isinstance(d, int) else None for d in value.shape or ()]
@@ -82,6 +83,7 @@ def as_feed(model: ir.Model, x: np.ndarray) -> Arrays:
             f"{have or 'single numbers'}: see --crop, --resize and --layout"
         )
     if expected and expected[0] is not None and len(x) < expected[0]:
+        check_room(expected[0] * x[0].nbytes, f"a batch of {expected[0]} samples, as the model declares it,", DataError)
         x = np.concatenate([x, np.repeat(x[-1:], expected[0] - len(x), axis=0)])
     return {value.name or "": _as_type(x, value, "the data")}
 

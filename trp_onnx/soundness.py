@@ -252,6 +252,8 @@ def _check_attribute(attribute: AttributeProto, node: NodeProto, scope: _Scope) 
         tensor = dense(attribute.sparse_tensor)
         attribute.CopyFrom(AttributeProto(name="value", type=AttributeProto.TENSOR, t=tensor))
         return 1
+    if not attribute.type:
+        raise ModelError(f"attribute '{attribute.name}' of {_shown(node)} is of no type")
     held = _HELD.get(attribute.type)
     if held is not None and not attribute.ref_attr_name and not attribute.HasField(held):
         raise ModelError(f"attribute '{attribute.name}' of {_shown(node)} holds nothing")

@@ -512,7 +512,7 @@ def growth(model: onnx.ModelProto, rng: Rng) -> str | None:
         model.graph.node.append(helper.make_node("Sum", [value] * 3000, ["grown"]))
     else:
         name = value
-        for i in range(500 if how == "chain" else 40):
+        for i in range(150 if how == "chain" else 40):
             inputs, op = ([name], "Abs") if how == "chain" else ([name, name], "Max")
             model.graph.node.append(helper.make_node(op, inputs, [f"grown{i}"]))
             name = f"grown{i}"
