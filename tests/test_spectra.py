@@ -43,3 +43,23 @@ def test_the_scale_of_a_weight_changes_nothing(scale: float) -> None:
         factors = SCHEMES[name].split(weight * scale, rank)
         near = SCHEMES[name].merge(factors) / scale
         assert np.square(near - weight).sum() / np.square(weight).sum() == pytest.approx(plain[name][rank], abs=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["spatial", "spatial-mirror", "channel", "channel-mirror"])
+def test_rounded_curves_of_outputs_are_what_their_factors_lose(scheme: str) -> None:
+    n, c, kernel = 100, 96, (3, 3)
+    weight, size = decaying(n, c, kernel), c * 9
+    patches = rng(2).standard_normal((2 * size, size)) * np.arange(1, size + 1) ** -0.3
+    moment = (patches.T @ patches / len(patches))[None]
+    claimed = error_curves([SCHEMES[scheme]], weight, moment.astype(np.float32))[scheme]
+
+    def energy(change: np.ndarray) -> float:
+        flat = change.reshape(n, size)
+        return float(((flat @ moment[0]) * flat).sum())
+
+    for rank in (8, 70):
+        factors = SCHEMES[scheme].split(weight, (rank,), moment, exact=False)
+        lost = energy(SCHEMES[scheme].merge(factors) - weight) / energy(weight)
+        assert claimed[rank] == pytest.approx(lost, abs=2e-5)
+        fitted = SCHEMES[scheme].merge(SCHEMES[scheme].split(weight, (rank,), moment))
+        assert energy(fitted - weight) / energy(weight) <= lost + 1e-6

@@ -64,26 +64,30 @@ class Moments:
         """(G, D, D)."""
         return self.scale**2 * self.spread.astype(np.float64)
 
-    def second(self, *, centred: bool) -> Array:
-        """Second moments about the mean or about zero, over the square of `scale`: (G, D, D)."""
-        found = self.spread.astype(np.float64)
+    def second(self, *, centred: bool, exact: bool = True) -> NDArray[Any]:
+        """Second moments about the mean or about zero, over the square of `scale`: (G, D, D).
+
+        Without `exact` they are in float32.
+        """
+        found: NDArray[Any] = self.spread.astype(np.float64 if exact else np.float32)
         if not centred:
-            mean = self.mean / self.scale
+            mean = (self.mean / self.scale).astype(found.dtype)
             found += mean[:, :, None] * mean[:, None, :]
         return found
 
-    def moment(self, *, centred: bool) -> Array:
+    def moment(self, *, centred: bool, exact: bool = True) -> Array:
         """What an error of the weight is weighed with, whose scale means nothing: (G, D, D).
 
         Args:
             centred: Whether the layer's bias takes up the error of the mean.
+            exact: False where float32 will do.
         """
-        found = self.second(centred=centred)
-        power = np.trace(found, axis1=1, axis2=2) / found.shape[1]
+        found = self.second(centred=centred, exact=exact)
+        power = np.trace(found, axis1=1, axis2=2, dtype=np.float64) / found.shape[1]
         # Where nothing flows, the weights' own errors count.
         floor = np.where(power > np.finfo(np.float64).tiny, SHRINKAGE * power, 1.0)
-        np.einsum("gdd->gd", found)[:] += floor[:, None]
-        return found
+        np.einsum("gdd->gd", found)[:] += floor[:, None].astype(found.dtype)
+        return np.asarray(found)
 
 
 def observable(layer: Layer) -> bool:

@@ -19,7 +19,11 @@ first given the second by conjugate gradients on its normal equations.
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from trp_onnx.linalg import Array, scaled
 
@@ -27,7 +31,10 @@ ALTERNATIONS = 2
 """Each lowers the error, the first ones most, and costs a few products with the whole moment."""
 
 _ROUND_FROM = 256
-"""From this rank on errors are told from products in float32, to less than 1e-6 of the whole, in half of the time."""
+"""From this rank on errors are told in float32, to 2e-5 of the whole, in half of the time."""
+
+_FLOOR = {"float32": 1e-4, "float64": 1e-12}
+"""Directions in which outputs are smaller than this part of the largest ones are lost in rounding."""
 
 _CG_STEPS = 8
 _RIDGE = 1e-10
@@ -45,37 +52,42 @@ def pair_errors(weight: Array, moment: Array) -> Array:
     """
     total: Array | float = 0.0
     for w, s in zip(scaled(weight)[0], scaled(moment)[0], strict=True):
-        first, second = _truncation(w, s)
-        if len(first) >= _ROUND_FROM:
-            first, second, s = (np.asarray(array, np.float32) for array in (first, second, s))  # type: ignore[assignment]
-        by_taps = np.tensordot(first, np.tensordot(s, first, (2, 1)), (1, 0))  # (r, t, t', r')
-        if w.shape[-1] == 1:
-            gram = by_taps[:, 0, 0] * (second[:, 0].T @ second[:, 0])
-        else:
-            overlap = np.einsum("ntr,nus->rtus", second, second, optimize=True)
-            gram = np.einsum("rtus,rtus->rs", by_taps, overlap, optimize=True)
-        # The error at rank r is the sum over all pairs of components from r on.
-        tail = np.diagonal(gram[::-1, ::-1].cumsum(axis=0, dtype=np.float64).cumsum(axis=1))[::-1]
-        total = total + np.append(tail, 0.0)
+        total = total + _tail(w, s)
     found = np.asarray(total)
     if found[0] <= 0:
         return np.zeros_like(found)
     return np.minimum.accumulate(np.clip(found / found[0], 0.0, 1.0))
 
 
-def fit_pair(weight: Array, moment: Array, rank: int) -> tuple[Array, Array]:
+def _tail(weight: Array, moment: Array) -> Array:
+    """Squared error of one group at every rank: of all pairs of components from there on, (R + 1,)."""
+    first, second, energy = _start(weight, moment)
+    if weight.shape[-1] == 1:
+        gram = np.diag(energy)
+    else:
+        first = first.astype(second.dtype, copy=False)
+        gram = np.zeros((len(first), len(first)), second.dtype)
+        for t, u in itertools.combinations_with_replacement(range(weight.shape[-1]), 2):
+            across = first @ moment[:, t, :, u].astype(second.dtype, copy=False) @ first.T
+            across *= second[:, t].T @ second[:, u]
+            gram += across if t == u else across + across.T
+    return np.append(np.diagonal(gram[::-1, ::-1].cumsum(axis=0, dtype=np.float64).cumsum(axis=1))[::-1], 0.0)
+
+
+def fit_pair(weight: Array, moment: Array, rank: int, *, exact: bool = True) -> tuple[Array, Array]:
     """Factors of least output error.
 
     Args:
         weight: (G, A, N, T).
         moment: (G, A, T, A, T).
         rank: From 1; above min(A, N T) the rest of the factors is zero.
+        exact: False where the start of the alternation will do.
 
     Returns:
         `first` (G, rank, A) and `second` (G, N, rank, T), of the same norm at each rank.
     """
     near_one, peak = scaled(weight)
-    pairs = [_fit(w, s, rank) for w, s in zip(near_one, scaled(moment)[0], strict=True)]
+    pairs = [_fit(w, s, rank, exact) for w, s in zip(near_one, scaled(moment)[0], strict=True)]
     root = np.sqrt(peak)
     return root * np.stack([first for first, _ in pairs]), root * np.stack([second for _, second in pairs])
 
@@ -86,12 +98,12 @@ def regress_outputs(weight: Array, moment: Array, inner: Array) -> Array:
     return np.stack([_solve(w @ c, p @ c) for w, c, p in zip(weight, across, inner, strict=True)])
 
 
-def _fit(weight: Array, moment: Array, rank: int) -> tuple[Array, Array]:
-    first, right = _truncation(weight, moment)
+def _fit(weight: Array, moment: Array, rank: int, exact: bool) -> tuple[Array, Array]:
+    first, right, _ = _truncation(weight, moment) if exact else _start(weight, moment)
     spare = max(0, rank - len(first))  # a rank above the full one, as one side of Tucker-2 may ask for
     first = np.pad(first[:rank], ((0, spare), (0, 0)))
     second = np.moveaxis(np.pad(right[..., :rank], ((0, 0), (0, 0), (0, spare))), 1, 2)  # (n, r, t)
-    if weight.shape[-1] > 1:
+    if exact and weight.shape[-1] > 1:
         second = _second(first, weight, moment)
         for _ in range(ALTERNATIONS):
             first = _first(first, second, weight, moment)
@@ -102,27 +114,43 @@ def _fit(weight: Array, moment: Array, rank: int) -> tuple[Array, Array]:
     return first * scale[:, None], second / scale[:, None]
 
 
-def _truncation(weight: Array, moment: Array) -> tuple[Array, Array]:
-    """Components of `M V V^T`, strongest first: (R, A) and (N, T, R)."""
+def _start(weight: Array, moment: Array) -> tuple[NDArray[Any], NDArray[Any], Array]:
+    """`_truncation`, in float32 where it takes long."""
+    rounds = min(weight.shape[0], weight.shape[1] * weight.shape[2]) >= _ROUND_FROM
+    dtype = np.dtype(np.float32 if rounds else np.float64)
+    return _truncation(weight.astype(dtype, copy=False), moment.astype(dtype, copy=False))
+
+
+def _truncation(weight: NDArray[Any], moment: NDArray[Any]) -> tuple[Any, Any, Array]:
+    """Components of `M V V^T`, strongest first, (R, A) and (N, T, R), and their energies under the marginal, (R,)."""
     size, n, taps = weight.shape
     matrix = weight.reshape(size, n * taps)
     marginal = np.einsum("atbt->ab", moment)
     if n * taps <= size:
-        _, vectors = np.linalg.eigh(matrix.T @ marginal @ matrix)
+        values, vectors = _eigh(matrix.T @ marginal @ matrix)
         right = vectors[:, ::-1]
     else:
         root = _root(marginal)
-        values, vectors = np.linalg.eigh(root @ (matrix @ matrix.T) @ root)
-        singular = np.sqrt(np.maximum(values[::-1], 0.0))
-        floor = 1e-12 * singular[0] if singular[0] > 0 else 1.0
+        values, vectors = _eigh(root @ (matrix @ matrix.T) @ root)
         right = matrix.T @ (root @ vectors[:, ::-1])
-        right = np.where(singular > floor, right / np.maximum(singular, floor), 0.0)
-    return (matrix @ right).T, right.reshape(n, taps, -1)
+        norms = np.linalg.norm(right, axis=0)
+        floor = _FLOOR[norms.dtype.name] * norms.max(initial=0.0)
+        right = right * np.where(norms > floor, 1 / np.where(norms > floor, norms, 1), 0).astype(norms.dtype)
+    return (matrix @ right).T, right.reshape(n, taps, -1), np.maximum(values[::-1], 0.0).astype(np.float64)
 
 
-def _root(moment: Array) -> Array:
-    values, vectors = np.linalg.eigh(moment)
+def _root(moment: NDArray[Any]) -> NDArray[Any]:
+    values, vectors = _eigh(moment)
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
+
+
+def _eigh(symmetric: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    if symmetric.dtype == np.float64:
+        return np.linalg.eigh(symmetric)
+    from scipy.linalg import eigh  # numpy's is as slow in float32 as in float64
+
+    values, vectors = eigh(symmetric, driver="evd", overwrite_a=True, check_finite=False)
+    return values, vectors
 
 
 def _second(first: Array, weight: Array, moment: Array) -> Array:

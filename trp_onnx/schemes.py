@@ -134,8 +134,11 @@ class Scheme(ABC):
         """
 
     @abstractmethod
-    def split(self, weight: Array, rank: Rank, moment: Array | None = None) -> tuple[Array, ...]:
-        """W (G, N, C, *k) -> the factors' weights, each (G, out, in, *its kernel), in running order."""
+    def split(self, weight: Array, rank: Rank, moment: Array | None = None, *, exact: bool = True) -> tuple[Array, ...]:
+        """W (G, N, C, *k) -> the factors' weights, each (G, out, in, *its kernel), in running order.
+
+        Without `exact` those of a moment need not be the best, see `regression`.
+        """
 
     def merge(self, factors: Sequence[Array]) -> Array:
         """The one weight (G, N, C, *k) that the factors stand for."""
@@ -233,12 +236,14 @@ class PairScheme(Scheme):
     def curves(self, weight: Array, *, exact: bool = True) -> dict[str, Array]:  # noqa: D102
         return {self.name: linalg.relative_errors(linalg.energies(self.unfold(weight)[0], exact=exact))}
 
-    def split(self, weight: Array, rank: Rank, moment: Array | None = None) -> tuple[Array, ...]:  # noqa: D102
+    def split(  # noqa: D102
+        self, weight: Array, rank: Rank, moment: Array | None = None, *, exact: bool = True
+    ) -> tuple[Array, ...]:
         groups, out_channels, in_channels, *kernel = weight.shape
         place = self.place(kernel)
         shapes = (in_channels, *_unit(kernel, place, 0)), _unit(kernel, place, 1)
         if moment is not None:
-            inner, outer = regression.fit_pair(*self._arranged(weight, moment), rank[0])
+            inner, outer = regression.fit_pair(*self._arranged(weight, moment), rank[0], exact=exact)
             return inner.reshape(groups, rank[0], *shapes[0]), outer.reshape(groups, out_channels, rank[0], *shapes[1])
         left, right = linalg.factor_pair(self.unfold(weight)[0], rank[0])
         first = np.swapaxes(left, 1, 2).reshape(groups, rank[0], *shapes[0])
@@ -251,13 +256,14 @@ class PairScheme(Scheme):
         place = self.place(kernel)
         first = [1 + axis for axis, p in enumerate(place) if p == 0]
         second = [1 + axis for axis, p in enumerate(place) if p == 1]
-        places = np.arange(c * prod(kernel)).reshape(c, *kernel).transpose(0, *first, *second)
-        taps = prod(places.shape[1 + len(first) :])
-        places = places.reshape(-1)
-        flat = weight.reshape(groups, n, -1)[:, :, places].reshape(groups, n, -1, taps)
-        size = flat.shape[2]
-        arranged = moment[:, places[:, None], places].reshape(groups, size, taps, size, taps)
-        return flat.transpose(0, 2, 1, 3), arranged
+        order = [0, *first, *second]
+        taps = prod(kernel[axis - 1] for axis in second)
+        size = c * prod(kernel) // taps
+        flat = weight.transpose(0, 1, *(2 + axis for axis in order)).reshape(groups, n, size, taps)
+        rows = [1 + axis for axis in order]
+        patches = moment.reshape(groups, c, *kernel, c, *kernel)
+        arranged = patches.transpose(0, *rows, *(len(order) + axis for axis in rows))
+        return flat.transpose(0, 2, 1, 3), arranged.reshape(groups, size, taps, size, taps)
 
 
 class Tucker2Scheme(Scheme):
@@ -318,9 +324,11 @@ class Tucker2Scheme(Scheme):
         lost = np.maximum(0.0, 1.0 - kept / total) if total > 0 else np.zeros_like(kept)
         return {self.name: lost, **dict(zip(_TUCKER_SIDES, sides, strict=True))}
 
-    def split(self, weight: Array, rank: Rank, moment: Array | None = None) -> tuple[Array, ...]:  # noqa: D102
+    def split(  # noqa: D102
+        self, weight: Array, rank: Rank, moment: Array | None = None, *, exact: bool = True
+    ) -> tuple[Array, ...]:
         if moment is not None:
-            return self._split_by_outputs(weight, rank, moment)
+            return self._split_by_outputs(weight, rank, moment, exact)
         groups, n, c, *kernel = weight.shape
         basis_in, basis_out, core = self._bases(weight, rank)
         # Share the core's scale with its neighbours, mode by mode: one range for all three factors.
@@ -335,12 +343,12 @@ class Tucker2Scheme(Scheme):
             (basis_out * scale_out[:, None, :]).reshape(groups, n, rank[1], *ones),
         )
 
-    def _split_by_outputs(self, weight: Array, rank: Rank, moment: Array) -> tuple[Array, ...]:
+    def _split_by_outputs(self, weight: Array, rank: Rank, moment: Array, exact: bool) -> tuple[Array, ...]:
         """Outputs first, exactly; then the inputs of what is left; then the last factor by regression."""
         groups, n = weight.shape[:2]
         by_input, by_output = (SCHEMES[name] for name in _TUCKER_SIDES)
-        reduced, _ = by_output.split(weight, (rank[1],), moment)
-        first, core = by_input.split(reduced, (rank[0],), moment)
+        reduced, _ = by_output.split(weight, (rank[1],), moment, exact=exact)
+        first, core = by_input.split(reduced, (rank[0],), moment, exact=exact)
         inner = by_input.merge((first, core)).reshape(groups, rank[1], -1)
         last = regression.regress_outputs(weight.reshape(groups, n, -1), moment, inner)
         return first, core, last.reshape(groups, n, rank[1], *(1,) * (weight.ndim - 3))

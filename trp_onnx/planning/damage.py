@@ -60,7 +60,7 @@ _MIDDLE = 1
 _AMOUNT = "trp_onnx/amount"
 """The input that says how far a layer is moved."""
 
-_VERSION = 3
+_VERSION = 4
 """Changes with what the curves mean: older ones in a cache are measured again."""
 
 
@@ -156,7 +156,7 @@ def _direction(group: tuple[Layer, ...], scheme: str, evidence: Evidence) -> _Di
     fitting = candidates(scheme, owner.geometry.kernel)
     if not fitting:
         return None
-    weight, moment, moments = owner.weight(), evidence.moment(owner), evidence.moments.get(owner.name)
+    weight, moment, moments = owner.weight(), evidence.moment(owner, exact=False), evidence.moments.get(owner.name)
     errors = evidence.errors(owner, fitting[:1])[fitting[0].name]
     full = tuple(size - 1 for size in errors.shape)
     # The smallest rank that loses no more than the middle one of the errors to be tried.
@@ -170,7 +170,7 @@ def _direction(group: tuple[Layer, ...], scheme: str, evidence: Evidence) -> _Di
         rank = (1,) * len(full)
     if errors[rank] <= 0:
         return None  # the weight is of rank 1: nothing is lost at any rank
-    step = fitting[0].merge(fitting[0].split(weight, rank, moment)) - weight
+    step = fitting[0].merge(fitting[0].split(weight, rank, moment, exact=False)) - weight
     reached = _relative(step, weight, moment)
     if reached <= 0:
         return None
@@ -182,8 +182,13 @@ def _relative(step: Array, weight: Array, moment: Array | None) -> float:
     """Relative squared error of a change: of the outputs where the moment is known, else of the weight."""
 
     def energy(w: Array) -> float:
-        flat = w.reshape(*w.shape[:2], -1)
-        return float(np.square(flat).sum() if moment is None else ((flat @ moment) * flat).sum())
+        flat = w.reshape(*w.shape[:2], -1) / peak
+        if moment is None:
+            return float(np.square(flat).sum())
+        flat = flat.astype(moment.dtype, copy=False)
+        return float(((flat @ moment) * flat).sum(dtype=np.float64))
+
+    peak = float(np.abs(weight).max(initial=0.0)) or 1.0
 
     whole = energy(weight)
     return energy(step) / whole if whole > 0 else 0.0

@@ -60,13 +60,16 @@ class Evidence:
         known = self.curves.setdefault((layer.key, id(self.moments.get(layer.name))), {})
         missing = [scheme for scheme in schemes if scheme.name not in known]
         if missing:
-            known |= error_curves(missing, layer.weight(), self.moment(layer))
+            known |= error_curves(missing, layer.weight(), self.moment(layer, exact=False))
         return {scheme.name: known[scheme.name] for scheme in schemes}
 
-    def moment(self, layer: Layer) -> Array | None:
-        """What errors of a layer's weight are weighed with: (G, D, D); None for the weight itself."""
+    def moment(self, layer: Layer, *, exact: bool = True) -> Array | None:
+        """What errors of a layer's weight are weighed with: (G, D, D); None for the weight itself.
+
+        Without `exact` it is in float32.
+        """
         moments = self.moments.get(layer.name)
-        return None if moments is None else moments.moment(centred=corrects_bias(layer))
+        return None if moments is None else moments.moment(centred=corrects_bias(layer), exact=exact)
 
 
 @dataclass(frozen=True)
