@@ -30,7 +30,7 @@ import onnxruntime as ort
 from tests.fuzz import corpus
 from tests.fuzz.tries import Material, Try, make
 
-CPU_SECONDS = 20
+CPU_SECONDS = 40
 WALL_SECONDS = 150
 ADDRESS_SPACE = 6 * 2**30
 FOREIGN = re.compile(
