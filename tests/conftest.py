@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores test at once; before NumPy is there
+
 from trp_onnx.training import quarantine
 
 REPO = Path(__file__).resolve().parent.parent

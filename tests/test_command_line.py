@@ -227,6 +227,7 @@ def test_a_fixed_batch_is_filled_up(tmp_path: Path) -> None:
     assert "(11 of 11)" in run("evaluate", net, "--data", tmp_path / "d.npz")
 
 
+@pytest.mark.slow
 def test_demo_trains_compresses_and_measures(training_runtime: None, tmp_path: Path) -> None:
     text = run("demo", "-o", tmp_path / "demo")
     report = json.loads((tmp_path / "demo" / "report.json").read_text())

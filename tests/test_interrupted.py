@@ -186,6 +186,7 @@ def train(net: Path, data: Path, **more: object) -> trp_onnx.Report:
     return trp_onnx.compress(net, "out.onnx", **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(net: Path, data: Path, runtime: None) -> None:
     train(net, data, run="r")
     for name in ("result.npz", "checkpoint.npz"):

@@ -299,6 +299,7 @@ class Once(Worker):
         }
 
 
+@pytest.mark.slow
 def test_layers_of_every_kind_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind of layer that can be factorised can be timed: products, groups, transposed, 1-d and 3-d."""
     from tests.hard_cases import CASES

@@ -73,6 +73,7 @@ def test_the_budget_is_spent_optimally(lists: list[list[tuple[int, float]]], bud
     assert sum(o.error for o in found) == pytest.approx(min(feasible), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_large_budget_is_allocated_within_a_ten_thousandth_of_the_lp_bound() -> None:
     """Sixty layers of up to 500 ranks with coprime costs, against the linear relaxation by HiGHS."""
     from scipy.optimize import linprog

@@ -62,6 +62,7 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
     assert "<script>alert(1)</script>" in page.text and "{{ 7 * 7 }}" in page.text
 
 
+@pytest.mark.slow
 def test_candidates_and_times_are_drawn(tmp_path: Path) -> None:
     from tests.test_latency_table import labelled, on_a_phone
     from trp_onnx.latency import save_table

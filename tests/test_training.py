@@ -605,7 +605,7 @@ def test_options_from_a_file(tmp_path: Path) -> None:
     )
     for text, message in (
         ("epoch = 3", "unknown key 'epoch'"), ("epochs = 'three'", "epochs takes int"),
-        ("rate = -1.0", "rate is positive"), ("epochs = 0", "there are no epochs"), ("epochs", "cannot be read"),
+        ("rate = -1.0", "rate is positive"), ("epochs = 0", "there are no epochs"), ("epochs", "is not TOML"),
         ("strategy = 'best'", "strategy is one of"), ("labels = 0.0\ndistill = 0.0", "nothing else to learn from"),
     ):  # fmt: skip
         path.write_text(text)

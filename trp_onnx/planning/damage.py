@@ -57,6 +57,9 @@ CLEAR = 0.2
 _MIDDLE = 1
 """Which of `ERRORS` the further pieces are run at."""
 
+_SLOPE = 0.01
+"""Part of the last damage that a curve rises by at least: of errors that do as much damage the smallest is best."""
+
 _AMOUNT = "trp_onnx/amount"
 """The input that says how far a layer is moved."""
 
@@ -105,7 +108,8 @@ def measure_damage(
             cache.put(group[0].name, known)
         if len(known) > 1:
             errors, damages = np.array(known).T
-            curves[group[0].name] = DamageCurve(errors, np.maximum.accumulate(damages))
+            rising = np.maximum.accumulate(damages)
+            curves[group[0].name] = DamageCurve(errors, rising + _SLOPE * rising[-1] * errors)
     if curves and all(curve.damages[-1] <= 0 for curve in curves.values()):
         note("no output moves when the layers do: there is nothing to plan by but the weights")
         return {}
