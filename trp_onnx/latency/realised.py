@@ -21,7 +21,7 @@ ROUNDS = 100
 SHORT = 0.03
 """A file that is slower than asked by more than this part of it is a note."""
 
-BRIEF_ROUNDS, BRIEF_SECONDS = 30, 3.0
+BRIEF_ROUNDS, BRIEF_SECONDS = 16, 1.0
 """Where nothing was planned by time: enough to say what the file came to."""
 
 
