@@ -17,7 +17,7 @@ from tests import graphs
 from trp_onnx.schemes import SCHEMES, Geometry
 
 SLOW = settings(
-    max_examples=20,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
