@@ -4,7 +4,7 @@
     external    180 MatMul layers, 3.0 GB of external data, opset 17
     resnet18    a ResNet-18-shaped one, 47 MB
     face        a face network's shape, 29 3x3 convolutions, --speedup 1.2 on random images, latency table included
-    ppocr       the PP-OCRv4 text line reader, --speedup 1.2 on its calibration lines, latency table included
+    ppocr       the PP-OCRv4 text line reader, --speedup 1.3 on its calibration lines, latency table included
     data        MobileNetV2, ranks and factors fitted to 512 images, nothing cached
     in-turn     the same with --asymmetric
 
