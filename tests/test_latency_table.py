@@ -1,5 +1,6 @@
 """Plans by time: what a table says, what a plan makes of it, and tables that are wrong."""
 
+import itertools
 import json
 import tomllib
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ import onnx
 import pytest
 
 import trp_onnx
-from tests.clockwork import runs_on
-from tests.graphs import conv_net, rng, run
+from tests.clockwork import Clockwork, runs_on
+from tests.graphs import conv_net, info, model, rng, run, save, weights
 from tests.test_command_line import run as cli
 from trp_onnx.errors import DataError, ModelError, TargetError, UsageError
 from trp_onnx.latency import read_table, save_table
+from trp_onnx.latency.parts import Place
 from trp_onnx.layers import find_layers
 from trp_onnx.model import open_model
 from trp_onnx.runners import transport
@@ -281,6 +283,42 @@ def test_what_reading_the_clock_adds_does_not_reach_a_plan(net: Path, tmp_path: 
             for (rank, part), (_, other) in zip(knots, off.parts[off.signatures[layer.name]][scheme], strict=True):
                 saved = exact.shares[layer.name] * (1 - part), off.shares[layer.name] * (1 - other)
                 assert saved[1] == pytest.approx(saved[0], abs=1e-3), (layer.name, scheme, rank)
+
+
+def test_a_profile_of_many_nodes_takes_fewer_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a profile notes is bounded, whatever the network has of nodes."""
+    noted = []
+    machine = runs_on(monkeypatch, tmp_path)
+
+    def profile(self: Clockwork, models: Sequence[int], rounds: int) -> dict[str, Any]:
+        noted.append(rounds * sum(len(self._models[i].graph.node) for i in models))
+        return Clockwork.profile(self, models, rounds)
+
+    monkeypatch.setattr(machine, "profile", profile)
+    names = ["x", *(f"v{i}" for i in range(1500)), "y"]
+    nodes = [onnx.helper.make_node("Sin", [a], [b]) for a, b in itertools.pairwise(names[:-1])]
+    nodes.append(onnx.helper.make_node("MatMul", [names[-2], "w"], ["y"]))
+    io = [info("x", [1, 32])], [info("y", [1, 32])]
+    path = save(model(nodes, *io, {"w": weights(32, 32)}), tmp_path / "long.onnx")
+    assert len(trp_onnx.profile(path, simplify=False).shares) == 1
+    assert sum(noted) < 100_000
+
+
+def test_a_loop_of_many_runs_is_refused_in_a_sentence(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime's profile ends after a million times of nodes."""
+    machine = runs_on(monkeypatch, tmp_path)
+
+    def profile(self: Clockwork, models: Sequence[int], rounds: int) -> dict[str, Any]:
+        found = Clockwork.profile(self, models, rounds)
+        seconds = [[row * 40_000 for row in rows] for rows in found["seconds"]]
+        return found | {"seconds": seconds, "nodes": [nodes * 40_000 for nodes in found["nodes"]]}
+
+    monkeypatch.setattr(Place, "clock", 0.0)
+    monkeypatch.setattr(machine, "profile", profile)
+    with pytest.raises(ModelError, match="120000 nodes, again and again"):
+        trp_onnx.profile(net)
 
 
 class Once(Worker):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 import trp_onnx
 from tests import graphs
 from trp_onnx import linalg
+from trp_onnx.errors import TargetError
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import Option
 from trp_onnx.schemes import SCHEMES, Geometry
@@ -71,6 +74,35 @@ def test_the_budget_is_spent_optimally(lists: list[list[tuple[int, float]]], bud
         return
     assert found is not None and sum(o.macs for o in found) <= budget
     assert sum(o.error for o in found) == pytest.approx(min(feasible), abs=1e-9)
+
+
+def test_a_budget_is_of_the_macs_that_are_known(tmp_path: Path) -> None:
+    """A convolution on images of any size has no known MACs: what the product behind it may keep is its own part."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w1"], ["h1"], name="conv"),
+        onnx.helper.make_node("GlobalAveragePool", ["h1"], ["h2"]),
+        onnx.helper.make_node("Flatten", ["h2"], ["h3"]),
+        onnx.helper.make_node("MatMul", ["h3", "w2"], ["y"], name="fc"),
+    ]
+    constants = {"w1": graphs.weights(32, 3, 3, 3), "w2": graphs.weights(32, 40, seed=1)}
+    io = [graphs.info("x", ["n", 3, None, None])], [graphs.info("y", ["n", 40])]
+    report = compress(graphs.save(graphs.model(nodes, *io, constants), tmp_path / "net.onnx"), macs=0.7)
+    assert report.macs.before == 32 * 40 and report.macs.after == 12 * (32 + 40)
+    with pytest.raises(TargetError, match=r"at its cheapest 0\.0[0-9]+ of the MACs"):
+        compress(tmp_path / "net.onnx", macs=0.01)
+
+
+def test_thousands_of_layers_are_allocated_in_little_memory() -> None:
+    """Of equal layers the dual settles none: dynamic programming takes coarser steps, and loses little by them."""
+    ranks = np.arange(1, 6)
+    choices = [[Option("svd", (int(r),), int(1_000_003 * r), 0, float(1 / r)) for r in ranks] for _ in range(500)]
+    tracemalloc.start()
+    found = allocate(choices, 1_250_000_000)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None and sum(option.macs for option in found) <= 1_250_000_000
+    assert sum(option.error for option in found) <= 1.001 * 500 * (1 / 2 + 1 / 3) / 2
+    assert taken < 250e6
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.errors import ModelError
 from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds
 from trp_onnx.latency.timing import LEAST_ROUNDS, Timing, measure
 from trp_onnx.layers import Layer
@@ -35,6 +36,10 @@ ROUNDS, SECONDS = 30, 0.6
 ATTEMPTS = 3
 """What is in doubt is timed so often at most, each time twice as long."""
 
+MOST_NOTED = 40_000
+"""Times of nodes that profiles of one model note, in all its rounds and attempts: to write and read each costs more
+than a small node takes."""
+
 STEADY = 0.03
 """A profile is in doubt when more than this part of its time may belong to other nodes."""
 
@@ -45,7 +50,7 @@ _REPEATS = 2
 """Timed calls in a turn."""
 
 _CHAINS, _CLOCK_ROUNDS = (50, 150), 100
-_WARM_UP = 3
+_WARM_UP, _FEWEST, _MOST_NODES = 3, 4, 100_000
 _REFERENCE = (64, 28)
 """Channels, and pixels along each side, of a 3x3 convolution that the kernels do at full speed."""
 
@@ -109,15 +114,24 @@ def dissect(place: Place, proto: bytes, feeds: Arrays) -> Dissected:
     On a busy machine a run is interrupted at some node, and the longer it is, the more often: what counts of a node is
     its time in its quieter runs. The whole is measured by plain runs against the profiled ones beside them, both
     without the time that another process had the core.
+
+    Raises:
+        ModelError: It runs so many nodes that the runtime's profile, which ends after a million, does not hold them.
     """
     clock = place.clock
     place.prepare([proto], feeds)
-    once = place.runner.run(1, [1]).seconds[0][0]
+    first = place.runner.profile([0], 1)
+    count = len(first.nodes[0])
+    if count > _MOST_NODES:
+        raise ModelError(f"one run of it is {count} nodes, again and again in a loop maybe: too many to time each")
+    left = MOST_NOTED // max(1, count)  # rounds
+    wanted = max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / 2 / float(first.plain[0, 0]))))
     found: list[Dissected] = []
     for attempt in range(ATTEMPTS):
-        rounds = max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / 2 / once))) * 2**attempt
+        rounds = max(_FEWEST, min(wanted * 2**attempt, left))
+        left -= rounds
         found.append(_dissected(place.runner.profile([0], _WARM_UP + rounds), clock))
-        if found[-1].doubt <= STEADY:
+        if found[-1].doubt <= STEADY or left < LEAST_ROUNDS:
             break
     return min(found, key=lambda dissected: dissected.doubt)
 

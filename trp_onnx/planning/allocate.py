@@ -8,10 +8,11 @@ a multiple-choice knapsack. The Lagrangian dual
 
 is maximised by bisection; its last feasible minimiser is a solution whose distance to the optimum is at
 most the gap to `g`. Every option whose reduced cost exceeds that gap is in no better solution and is
-dropped (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, ch. 11). What is left goes through
-dynamic programming over the budget, in the greatest common unit of the costs: coarsely first, which narrows
-the gap and drops more options, then in up to a million steps. That is exact where the costs' common unit is
-no finer; otherwise costs are rounded up to it, and the result is within the gap all the same.
+dropped (Kellerer, Pferschy and Pisinger, "Knapsack Problems", 2004, ch. 11). Layers that have several left go
+through dynamic programming over the budget, in the greatest common unit of the costs: coarsely first, which narrows
+the gap and drops more options, then in up to a million steps, fewer where layers are hundreds and the gap is small
+beside their sum. That is exact where the costs' common unit is no finer; otherwise costs are rounded up to it, and the
+result is within the gap all the same.
 
 (HiGHS solves the same problem, but took over a minute for some budgets of a 56-layer network and prints to
 stdout; this takes a few hundredths of a second.)
@@ -29,6 +30,9 @@ from trp_onnx.planning.options import Cost, Option, in_macs, pareto
 
 STEPS = (20_000, 1_000_000)
 """At most so many steps of the budget are told apart, in the first and in the second pass."""
+
+MOST_CELLS = 60_000_000
+"""Steps times layers that dynamic programming goes through: two bytes each, and nanoseconds."""
 
 
 def allocate(choices: Sequence[Sequence[Option]], budget: int, cost: Cost = in_macs) -> list[Option] | None:
@@ -105,30 +109,34 @@ def _dynamic_program(
     fronts: Sequence[Sequence[Option]], kept: Sequence[NDArray[np.intp]], budget: int, steps: int, cost: Cost
 ) -> list[Option] | None:
     """The best choice among the kept options; None when rounding the costs up leaves none."""
-    unit = math.gcd(*(cost(fronts[layer][i]) for layer, indices in enumerate(kept) for i in indices)) or 1
-    unit *= math.ceil(budget / unit / steps) or 1
+    plan = [front[int(indices[0])] for front, indices in zip(fronts, kept, strict=True)]
+    undecided = [layer for layer, indices in enumerate(kept) if len(indices) > 1]
+    budget -= sum(cost(option) for layer, option in enumerate(plan) if len(kept[layer]) == 1)
+    if budget < 0 or not undecided:
+        return plan if budget >= 0 else None
+    unit = math.gcd(*(cost(fronts[layer][i]) for layer in undecided for i in kept[layer])) or 1
+    unit *= math.ceil(budget / unit / min(steps, max(1, MOST_CELLS // len(undecided)))) or 1
     size = budget // unit + 1
     best = np.zeros(size)  # least error with at most so many units spent
-    came_from: list[NDArray[np.int32]] = []
-    for front, indices in zip(fronts, kept, strict=True):
+    came_from: list[NDArray[np.int16]] = []
+    for layer in undecided:
         improved = np.full(size, np.inf)
-        choice = np.full(size, -1, dtype=np.int32)
-        for i in indices:
-            step = -(-cost(front[i]) // unit)
+        choice = np.full(size, -1, dtype=np.int16)  # its place among the kept
+        for place, i in enumerate(kept[layer]):
+            option = fronts[layer][i]
+            step = -(-cost(option) // unit)
             if step >= size:
                 continue
-            candidate = best[: size - step] + front[i].damage
+            candidate = best[: size - step] + option.damage
             better = candidate < improved[step:]
             improved[step:][better] = candidate[better]
-            choice[step:][better] = i
+            choice[step:][better] = place
         best = improved
         came_from.append(choice)
     if not np.isfinite(best[-1]):
         return None
     left = size - 1
-    plan: list[Option] = []
-    for front, choice in zip(reversed(fronts), reversed(came_from), strict=True):
-        option = front[int(choice[left])]
-        plan.append(option)
-        left -= -(-cost(option) // unit)
-    return plan[::-1]
+    for layer, choice in zip(reversed(undecided), reversed(came_from), strict=True):
+        plan[layer] = fronts[layer][int(kept[layer][int(choice[left])])]
+        left -= -(-cost(plan[layer]) // unit)
+    return plan

@@ -38,6 +38,7 @@ from trp_onnx.planning.plan import Plan, make_plan
 from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
 from trp_onnx.planning.ties import ties_of
 from trp_onnx.planning.verdicts import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
+from trp_onnx.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
@@ -188,8 +189,9 @@ class Planner:
             for layer in self.layers
             if layer.name in counted and layer.reason is not None
         ]
-        # Of layers that share a weight some may have a known size and others not; the total has the former.
-        settled = sum(known) + sum(option.macs for i, (option, _) in fixed.items() if counts(self._sites[i]))
+        settled = sum(known) + sum(
+            _known_macs(self._sites[i], option) for i, (option, _) in fixed.items() if counts(self._sites[i])
+        )
         inside = [(index, site) for index, site in free if counts(site)]
         choices = [(site.dense, *site.options) for _, site in inside]
         chosen = allocate(choices, int(macs * total) - settled)
@@ -226,6 +228,13 @@ class Planner:
             f"{len(blind)} layers ('{blind[0]}', ...) are judged by their weights, not by the data: what flows into "
             "transposed convolutions, batched products and loop bodies is not observed"
         ]
+
+
+def _known_macs(site: Site, option: Option) -> int:
+    """MACs of an option over those of a site's layers whose size is known: no others are in the network's total."""
+    geometries = [(layer.times, layer.geometry) for layer in site.layers if layer.sized and layer.geometry is not None]
+    scheme = None if option.scheme is None else SCHEMES[option.scheme]
+    return sum(times * int(g.macs if scheme is None else scheme.macs(g, option.rank)) for times, g in geometries)
 
 
 def _other_branches(free: Sequence[tuple[int, Site]], macs: float) -> dict[int, tuple[Option, str]]:
