@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from trp_onnx.latency import pace as latency_pace
 from trp_onnx.runners import transport
 
 PACE = 1e9
@@ -91,5 +92,7 @@ def runs_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, **changes: Any) -> t
         clock = changes.get("clock", 0.0)
 
     monkeypatch.setattr(transport, "Worker", Machine)
+    for pause in ("APART", "PAUSE"):
+        monkeypatch.setattr(latency_pace, pause, 0.0)
     monkeypatch.setenv("TRP_ONNX_CACHE", str(tmp_path / "cache"))
     return Machine

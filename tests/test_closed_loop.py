@@ -208,6 +208,38 @@ def test_rounds_in_which_one_is_slowed_down_are_left_out() -> None:
     assert ratio.median == pytest.approx(1.25, rel=0.005) and ratio.width < 0.01
 
 
+def test_a_slow_spell_is_waited_out(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole machine slows down for a while, and small nodes suffer more: the ratio is another then."""
+    runs_on(monkeypatch, tmp_path)
+    found = [trp_onnx.bench([net, net], rounds=12).contenders[1].ratio.median]
+    assert found == [1.0]
+    spell = itertools.chain([(1.25, 1.5)] * 8, itertools.repeat((1.0, 1.0)))
+
+    def slowed(index: int, model: onnx.ModelProto) -> float:
+        if index == 0:
+            state.append(next(spell))
+        return state[-1][index]
+
+    state: list[tuple[float, float]] = []
+    runs_on(monkeypatch, tmp_path, slowed=slowed)
+    bench = trp_onnx.bench([net, net], rounds=12)
+    assert bench.contenders[1].ratio.median == 1.0 and not bench.notes
+    spell = itertools.repeat((1.25, 1.5))
+    bench = trp_onnx.bench([net, net], rounds=12)
+    assert bench.contenders[1].ratio.median == pytest.approx(1.25 / 1.5)
+    assert any("slower than before" in note for note in bench.notes)
+
+
+def test_what_others_do_meanwhile_is_told(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = runs_on(monkeypatch, tmp_path)
+    alone = machine.run
+    monkeypatch.setattr(machine, "run", lambda self, *a, **more: alone(self, *a, **more) | {"others": 0.5})
+    notes = trp_onnx.bench([net, net], rounds=8).notes
+    assert any("other processes kept 50% of this machine busy" in note for note in notes)
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.4)
+    assert any("other processes kept 50% of this machine busy" in note for note in report.notes)
+
+
 def test_by_a_table_of_another_machine_it_is_predicted(
     net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

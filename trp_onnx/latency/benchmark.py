@@ -14,7 +14,9 @@ import onnx_ir as ir
 
 from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.feeding import interface_of, read_inputs
-from trp_onnx.latency.timing import Ratio, measure
+from trp_onnx.latency.pace import Pace, measure_at
+from trp_onnx.latency.table import target_of
+from trp_onnx.latency.timing import Ratio
 from trp_onnx.layers import FACTORISABLE
 from trp_onnx.model import open_model
 from trp_onnx.progress import watch
@@ -124,10 +126,9 @@ def bench(
     with open_runner(runtime, timeout) as runner:
         here = runner.describe()
         runner.prepare(paths, feeds, provider, threads)
-        with watch(f"timing {len(paths)} models") as show:
-            timing = measure(
-                runner.run, len(paths), rounds, on_round=lambda done: show(done, rounds, f"timing {len(paths)} models")
-            )
+        pace, what = Pace(paths[0], feeds, target_of(runner, provider, threads)), f"timing {len(paths)} models"
+        with watch(what) as show:
+            timing = measure_at(pace, runner.run, len(paths), rounds, on_round=lambda done: show(done, rounds, what))
         found = [_nodes(runner, i, path, provider) for i, path in enumerate(paths)]
     contenders = []
     for path, seconds, ratio, nodes in zip(paths, timing.seconds, timing.ratios, found, strict=True):
@@ -137,7 +138,7 @@ def bench(
         graph = open_model(path).graph if path.suffix.lower() != ".ort" else ()
         origins = origins_of(ir.traversal.RecursiveGraphIterator(graph)) if isinstance(graph, ir.Graph) else {}
         contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(graph, nodes, origins)))
-    notes = []
+    notes = [*timing.notes()]
     if len(onnx_files) not in (0, len(paths)):
         notes.append(
             "an .ort file stands beside an .onnx: on x86 the .onnx runs in blocked layout and the .ort does not, so "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trp_onnx.errors import ModelError
+from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.table import LatencyTable, target_of
 from trp_onnx.latency.timing import Ratio, measure
 from trp_onnx.latency.trial import Trial
@@ -37,6 +37,7 @@ class Latency:
         milliseconds: Median run of the original and of the written file; they drift, for orientation.
         asked: The speed-up that was asked for; None where it was something else.
         trials: The plans that were timed on the way to it.
+        doubts: Why the measured speed-up may not be that of a quiet machine.
     """
 
     target: str
@@ -45,16 +46,18 @@ class Latency:
     milliseconds: tuple[float, float] | None
     asked: float | None = None
     trials: tuple[Trial, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def on_the_way(self, asked: float | None, trials: tuple[Trial, ...]) -> Latency:
         """The same, with what was asked for and tried."""
         return replace(self, asked=asked, trials=trials)
 
     def notes(self) -> tuple[str, ...]:
-        """Where the written file is not as fast as was asked."""
+        """Where the written file is not as fast as was asked, or where that is in doubt."""
         if self.asked is None or self.measured is None or self.measured.median >= (1 - SHORT) * self.asked:
-            return ()
+            return self.doubts
         return (
+            *self.doubts,
             f"the written file was measured {self.measured.median:.2f}x as fast, short of --speedup {self.asked:g}, "
             "though a candidate of its shapes was not: time both again with trp-onnx bench, when the machine is quiet",
         )
@@ -84,7 +87,7 @@ def realise(
     Raises:
         ModelError: A file does not run, and was planned by time.
     """
-    rounds, seconds = (ROUNDS, math.inf) if table is not None else (BRIEF_ROUNDS, BRIEF_SECONDS)
+    rounds = ROUNDS if table is not None else BRIEF_ROUNDS
     with open_runner() as runner:
         target = table.target if table is not None else target_of(runner, "cpu", threads)
         if target != target_of(runner, target.provider, target.threads):
@@ -97,9 +100,14 @@ def realise(
                 raise
             return Latency(str(target), predicted, None, None)
         with watch("timing both files") as show:
-            timing = measure(
-                runner.run, 2, rounds, limit_seconds=seconds,
-                on_round=lambda done: show(done, rounds, "timing both files"),
-            )  # fmt: skip
+
+            def shown(done: int) -> None:
+                show(done, rounds, "timing both files")
+
+            if table is None:
+                timing = measure(runner.run, 2, rounds, limit_seconds=BRIEF_SECONDS, on_round=shown)
+            else:
+                timing = measure_at(Pace(before, feeds, target), runner.run, 2, rounds, on_round=shown)
     first, second = timing.seconds
-    return Latency(str(target), predicted, timing.ratios[1], (first * 1e3, second * 1e3))
+    doubts = timing.notes()
+    return Latency(str(target), predicted, timing.ratios[1], (first * 1e3, second * 1e3), doubts=doubts)

@@ -7,10 +7,13 @@ each sample is at least 3 ms long; and what counts is the median over rounds of
     ratio_i(round) = time_0(round) / time_i(round)
 
 the speed-up of contender i over the first. A round in which another process took the core counts by processor time
-(see `take_turns`), and is left out where enough are left; so is one in which either of the two was slowed down, by what
-runs on the other thread of the same core, say. The confidence interval is that of a median, from order statistics: with
-n rounds, ranks n/2 -+ 0.98 sqrt(n) enclose it with 95 % probability whatever the noise is (Conover, "Practical
-Nonparametric Statistics", 1999, section 3.2).
+(see `take_turns`), and is left out where enough are left; so is one in which either of the two was slowed down. What
+runs on the other thread of the same core, of a neighbour of a virtual machine too, does that in spells of seconds, and
+a network of many small nodes suffers more of it: in such a spell the ratio is another. So rounds may be spread over
+some seconds, and the pace of the base may be known from before.
+
+The confidence interval is that of a median, from order statistics: with n rounds, ranks n/2 -+ 0.98 sqrt(n) enclose it
+with 95 % probability whatever the noise is (Conover, "Practical Nonparametric Statistics", 1999, section 3.2).
 """
 
 from __future__ import annotations
@@ -34,8 +37,14 @@ LEAST_ROUNDS = 8
 _AT_ONCE = 4
 """Rounds between two looks at the interval; even, so that the order flips on."""
 
-_QUIET_PART, _SLOWED = 0.25, 1.15
-"""A sample is slowed down when it takes so much longer than this part of a contender's samples."""
+_QUIET_PART, _SLOWED = 0.1, 1.1
+"""A sample is slowed down when it takes so many times what this part of a contender's samples stay below."""
+
+APART = 0.03
+"""Seconds from round to round that spread a hundred rounds over more than most slow spells last."""
+
+BUSY = 0.2
+"""Part of the machine that others may keep busy before times are doubted."""
 
 PRECISION = 0.01
 """Stop once the interval of every ratio is narrower than this part of it."""
@@ -64,12 +73,30 @@ class Timing:
         ratios: Speed-up of each over the first, whose own is exactly 1.
         rounds: Rounds that were run.
         disturbed: Part of them in which another process took the core.
+        pace: Seconds of one call of the base in its faster rounds.
+        slow: Whether nearly all rounds fell into a slow spell: the base is known to be faster.
+        others: Part of the machine that other processes kept busy meanwhile; None where it is not known.
     """
 
     seconds: tuple[float, ...]
     ratios: tuple[Ratio, ...]
     rounds: int
     disturbed: float = 0.0
+    pace: float = 0.0
+    slow: bool = False
+    others: float | None = None
+
+    def notes(self) -> tuple[str, ...]:
+        """Why the times may not be those of a quiet machine."""
+        found = []
+        if self.others is not None and self.others > BUSY:
+            found.append(
+                f"other processes kept {self.others:.0%} of this machine busy while times were taken: on a quiet one "
+                "the ratio may be another"
+            )
+        if self.slow:
+            found.append("the machine was slower than before while times were taken: the ratio may be another")
+        return tuple(found)
 
 
 def compare(
@@ -99,6 +126,8 @@ def measure(
     *,
     repeats: int | None = None,
     limit_seconds: float = math.inf,
+    apart: float = 0.0,
+    pace: float = math.inf,
     on_round: Callable[[int], object] = lambda done: None,
 ) -> Timing:
     """Time what a runner has prepared, or anything else that takes turns.
@@ -110,32 +139,55 @@ def measure(
         rounds: At most so many.
         repeats: Calls in one sample; by default as many as take 3 ms.
         limit_seconds: After so much time it ends, but not before 8 rounds.
+        apart: Seconds from round to round, at least, for the sake of `APART`.
+        pace: Seconds of one call of the base, if it is known how fast it is when nothing slows it down.
         on_round: Called now and then with the number of rounds so far.
     """
     first = np.min(turns(WARM_UP, [1] * count, False).seconds[1:], axis=0)
     calls = [repeats or max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))) for seconds in first]
-    samples: list[Sequence[float]] = []
-    disturbed: list[bool] = []
+    samples, disturbed, others = list[Sequence[float]](), list[bool](), list[float | None]()
     began = time.perf_counter()
     while len(samples) < rounds:
         found = turns(min(_AT_ONCE, rounds - len(samples)), calls, True)
         samples += found.seconds
         disturbed += found.disturbed
-        done = len(samples)
+        others.append(found.others)
+        done, passed = len(samples), time.perf_counter() - began
         on_round(done)
-        if done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(np.array(samples), np.array(disturbed))):
+        if done >= LEAST_ROUNDS and passed > limit_seconds:
             break
-        if done >= LEAST_ROUNDS and time.perf_counter() - began > limit_seconds:
+        if passed < apart * done:
+            time.sleep(apart * done - passed)
+        elif done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(*_quiet(samples, disturbed, pace))):
             break
-    times = np.array(samples)
-    seconds = tuple(float(t) for t in np.median(times, axis=0))
-    return Timing(seconds, tuple(_ratios(times, np.array(disturbed))), len(samples), sum(disturbed) / len(samples))
+    times, quiet, allowed = _quiet(samples, disturbed, pace)
+    known = [part for part in others if part is not None]
+    return Timing(
+        seconds=tuple(float(t) for t in np.median(times, axis=0)),
+        ratios=tuple(_ratios(times, quiet, allowed)),
+        rounds=len(samples),
+        disturbed=sum(disturbed) / len(samples),
+        pace=float(np.quantile(times[:, 0], _QUIET_PART)),
+        slow=quiet[:, 0].sum() < LEAST_ROUNDS <= len(samples),
+        others=float(np.mean(known)) if known else None,
+    )
 
 
-def _ratios(times: np.ndarray, disturbed: np.ndarray) -> list[Ratio]:
+def _quiet(
+    samples: Sequence[Sequence[float]], disturbed: Sequence[bool], pace: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times and whether nothing slowed them down, (rounds, contenders), and rounds that no process disturbed."""
+    times, allowed = np.array(samples), ~np.array(disturbed)
+    paces = np.quantile(times, _QUIET_PART, axis=0)
+    base = times[:, 0] <= _SLOWED * min(pace, paces[0])
+    if base.any():  # of the others, too, only these tell how fast they are
+        paces = np.quantile(times[base], _QUIET_PART, axis=0)
+    return times, allowed[:, None] & base[:, None] & (times <= _SLOWED * paces), allowed
+
+
+def _ratios(times: np.ndarray, quiet: np.ndarray, allowed: np.ndarray) -> list[Ratio]:
     """The speed-up of each contender, over the rounds that were quiet for it and the first."""
-    quiet = ~disturbed[:, None] & (times <= _SLOWED * np.quantile(times, _QUIET_PART, axis=0))
-    return [_ratio(times[:, 0] / times[:, i], [quiet[:, 0] & quiet[:, i], ~disturbed]) for i in range(times.shape[1])]
+    return [_ratio(times[:, 0] / times[:, i], [quiet[:, 0] & quiet[:, i], allowed]) for i in range(times.shape[1])]
 
 
 def _ratio(ratios: np.ndarray, choices: Sequence[np.ndarray]) -> Ratio:

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.profiling import measure_points
 from trp_onnx.latency.table import LatencyTable, Target, target_of
-from trp_onnx.latency.timing import Ratio, measure
+from trp_onnx.latency.timing import Ratio, Timing
 from trp_onnx.layers import Layer, find_layers
 from trp_onnx.linalg import Array
 from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
@@ -25,8 +26,11 @@ from trp_onnx.runners import Runner, open_runner
 from trp_onnx.runtime import Arrays
 from trp_onnx.schemes import Rank, Scheme
 
-ROUNDS, SECONDS = 100, 2.5
+ROUNDS, SECONDS = 100, 3.0
 """A candidate is timed in at most so many rounds, or in about so many seconds."""
+
+SPELL = 1.08
+"""A trial in which the original took so many times what it is known to take fell into a slow spell."""
 
 STEADY, LONGER = 0.03, 4
 """Where the interval is wider than this part of the ratio, it is timed again, so many times as long."""
@@ -42,10 +46,12 @@ class Trial:
     Attributes:
         predicted: Speed-up by the latency table.
         measured: Speed-up of a file with its shapes.
+        pace: Seconds of one run of the original meanwhile, when nothing slowed it down.
     """
 
     predicted: float
     measured: Ratio
+    pace: float = 0.0
 
 
 class Trials:
@@ -72,6 +78,7 @@ class Trials:
         """
         self._source, self._normal, self._feeds, self._folder = source, normal, feeds, folder
         self._input_shapes, self._runner = input_shapes, runner or open_runner()
+        self._pace: Pace | None = None
 
     def possible(self, table: LatencyTable) -> bool:
         """Whether a table was measured here, so that plans by it can be timed."""
@@ -81,8 +88,14 @@ class Trials:
         """The table with the points that were chosen timed; the same one where they all are."""
         return measure_points(table, layers, chosen, self._runner)
 
-    def speedup(self, table: LatencyTable, chosen: Chosen) -> Ratio:
-        """How many times as fast as the original a network with these ranks is, on the table's provider and threads.
+    def stale(self, trial: Trial) -> bool:
+        """Whether a trial fell into a slow spell of the machine, as is known by now."""
+        return self._pace is not None and trial.pace > SPELL * self._pace.seconds
+
+    def time(self, table: LatencyTable, predicted: float, chosen: Chosen) -> Trial:
+        """A network with these ranks against the original, on the table's provider and threads.
+
+        A slow spell of the machine is waited out, for a while.
 
         Raises:
             ModelError: The candidate does not run.
@@ -91,21 +104,23 @@ class Trials:
         path = self._folder / "candidate.onnx"
         try:
             self._write(path, chosen)
-            ratio = self._time(path, table.target, 1)
-            return ratio if ratio.width <= STEADY else self._time(path, table.target, LONGER)
+            pace = self._pace = self._pace or Pace(self._source, self._feeds, table.target)
+            found = self._time(path, table.target, pace, 1)
+            if found.ratios[1].width > STEADY:
+                found = self._time(path, table.target, pace, LONGER)
+            return Trial(predicted, found.ratios[1], found.pace if found.slow else pace.seconds)
         finally:
             for file in self._folder.glob(f"{path.name}*"):
                 file.unlink()
 
-    def _time(self, path: Path, target: Target, longer: int) -> Ratio:
+    def _time(self, path: Path, target: Target, pace: Pace, longer: int) -> Timing:
         rounds = ROUNDS * longer
         self._runner.prepare([self._source, path], self._feeds, target.provider, target.threads)
         with watch("timing a candidate") as show:
-            timing = measure(
-                self._runner.run, 2, rounds, limit_seconds=SECONDS * longer,
+            return measure_at(
+                pace, self._runner.run, 2, rounds, limit_seconds=SECONDS * longer,
                 on_round=lambda done: show(done, rounds, "timing a candidate"),
             )  # fmt: skip
-        return timing.ratios[1]
 
     def _write(self, path: Path, chosen: Chosen) -> None:
         model = self._normal.clone()

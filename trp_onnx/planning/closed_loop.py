@@ -56,15 +56,17 @@ def plan_for_speedup(planner: Planner, speedup: float, trials: Trials) -> tuple[
         return replace(plan, notes=(*plan.notes, note)), ()
     wanted, tried = _saving(speedup), list[tuple[float, Plan, Trial]]()
     target: float | None = wanted
-    while target is not None and len(tried) < MOST_TRIALS:
+    for _ in range(MOST_TRIALS):
+        if target is None:
+            break
         planner, plan, target = _settled(planner, target, trials)
         if any(plan.chosen == other.chosen for _, other, _ in tried):
             break
-        trial = Trial(plan.speedup or 1.0, trials.speedup(_table(planner), plan.chosen))
+        trial = trials.time(_table(planner), plan.speedup or 1.0, plan.chosen)
         if trial.measured.width > 2 * STEADY:
             raise TargetError(_unsteady(speedup, trial))
         say(f"predicted {trial.predicted:.3f}x, measured {trial.measured.median:.3f}x as fast")
-        tried.append((target, plan, trial))
+        tried = [*(before for before in tried if not trials.stale(before[2])), (target, plan, trial)]
         near = trial.measured.low <= speedup <= trial.measured.high
         if abs(_off(trial, speedup)) <= (FAIR if near else GOOD):
             break

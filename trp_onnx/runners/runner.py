@@ -63,10 +63,12 @@ class Rounds:
         seconds: Of one call, (rounds, models).
         disturbed: Which rounds another process took the core in: they count by processor time. Always False on several
             threads, in Node and in a browser, where it cannot be known.
+        others: Part of the machine that other processes kept busy meanwhile; None where it cannot be known.
     """
 
     seconds: list[list[float]]
     disturbed: list[bool]
+    others: float | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Runner:
             RunnerError: The worker died or did not answer.
         """
         found = self._transport.ask("run", rounds=rounds, repeats=list(repeats), warm=warm)
-        return Rounds(found["seconds"], found["disturbed"])
+        return Rounds(found["seconds"], found["disturbed"], found.get("others"))
 
     def outputs(self) -> list[dict[str, np.ndarray]]:
         """Outputs of each prepared model, by name.

@@ -121,6 +121,38 @@ def _off_core(seconds: float, busy: float, count: int = 1) -> bool:
     return seconds - busy > max(_OFF_CORE * seconds, _UNNOTICED / count)
 
 
+class Load:
+    """What this machine does beside this process, from now on (Linux only)."""
+
+    def __init__(self) -> None:
+        """Begin now."""
+        self._began = time.perf_counter(), _busy_seconds(), time.process_time()
+
+    def of_others(self) -> float | None:
+        """Part of all cores that other processes kept busy; None where it is not known."""
+        start, before, own = self._began
+        busy, passed = _busy_seconds(), time.perf_counter() - start
+        if busy is None or before is None or passed < _TICKS * _TICK:
+            return None
+        spent = busy - before - (time.process_time() - own)
+        return min(1.0, max(0.0, spent / (passed * (os.cpu_count() or 1))))
+
+
+_TICK, _TICKS = 0.01, 5
+"""Seconds in which Linux counts the work of a core; fewer of them say nothing."""
+
+
+def _busy_seconds() -> float | None:
+    """Work of all cores since the machine started (proc(5): user, nice, system, irq and softirq)."""
+    try:
+        with open("/proc/stat") as file:
+            ticks = [int(word) for word in file.readline().split()[1:8]]
+    except (OSError, ValueError):
+        return None
+    user, nice, system, _, _, irq, soft = ticks
+    return (user + nice + system + irq + soft) * _TICK
+
+
 class Worker:
     """What a runner does, in this process; arrays and bytes as they are."""
 
@@ -132,6 +164,7 @@ class Worker:
         self._setting: dict[str, Any] = {}
         self._sessions: list[Any] = []
         self._calls: list[Call] = []
+        self._load = Load()
 
     def describe(self) -> dict[str, Any]:
         """The machine and the runtime."""
@@ -163,6 +196,7 @@ class Worker:
             self._sessions.append(session)
             self._calls.append(_bound_call(session, feeds))
             self._on_turn()
+        self._load = Load()
 
     @property
     def _alone(self) -> bool:
@@ -172,7 +206,10 @@ class Worker:
     def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> dict[str, Any]:
         """See `take_turns`."""
         seconds, disturbed = take_turns(self._calls, rounds, repeats, warm, self._on_turn, self._alone)
-        return {"seconds": seconds, "disturbed": disturbed}
+        others = self._load.of_others()
+        if others is not None:
+            self._load = Load()
+        return {"seconds": seconds, "disturbed": disturbed, "others": others}
 
     def outputs(self) -> list[dict[str, np.ndarray]]:
         """Outputs of each model, by name; the elements of a sequence are "name[0]", "name[1]", ..."""
