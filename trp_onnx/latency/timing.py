@@ -37,7 +37,7 @@ LEAST_ROUNDS = 8
 _AT_ONCE = 4
 """Rounds between two looks at the interval; even, so that the order flips on."""
 
-_QUIET_PART, _SLOWED = 0.1, 1.1
+_QUIET_PART, _SLOWED = 0.1, 1.15
 """A sample is slowed down when it takes so many times what this part of a contender's samples stay below."""
 
 APART = 0.03
