@@ -13,7 +13,7 @@ import trp_onnx
 from tests.graphs import conv_net, distance, info, model, rng, run, save, tensor, weights
 from trp_onnx.cli import main
 from trp_onnx.data import Dataset
-from trp_onnx.divergence import agreement, channel_errors, divergence
+from trp_onnx.divergence import RUINED, agreement, channel_errors, divergence
 from trp_onnx.errors import DataError, ModelError
 from trp_onnx.model import open_model
 from trp_onnx.normalise import normalise
@@ -32,6 +32,52 @@ def softmax(z: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def kind_of(array: np.ndarray, classes: int = 0) -> OutputKind:
     return output_kinds(None, {"y": array}, classes)["y"].kind
+
+
+def masked(path: Path) -> Path:
+    """Scores of which some are ruled out by -inf, and a mask of 0 and -inf, as decoders give them."""
+    ruled_out = np.where(np.arange(12) % 4 == 3, -np.inf, 0).astype(np.float32)
+    held = {"w1": weights(16, 24, seed=1), "w2": weights(24, 12, seed=2), "mask": ruled_out}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"]),
+        helper.make_node("MatMul", ["h", "w2"], ["s"]),
+        helper.make_node("Add", ["s", "mask"], ["scores"]),
+        helper.make_node("ArgMax", ["scores"], ["answer"], axis=1, keepdims=0),
+    ]
+    outputs = [info("scores", ["n", 12]), info("answer", ["n"], TensorProto.INT64)]
+    return save(model(nodes, [info("x", ["n", 16])], outputs, held), path)
+
+
+def test_an_infinity_is_an_answer(tmp_path: Path) -> None:
+    net = masked(tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=rng(3).standard_normal((64, 16)).astype(np.float32))
+    for how in ({}, {"data": tmp_path / "x.npz"}, {"data": tmp_path / "x.npz", "asymmetric": True}):
+        report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.8, align=1, **how)
+        (error, _) = report.outputs
+        assert 0 < error.relative_error < 1 and (error.worst_error is None or np.isfinite(error.worst_error))
+        assert report.agreement is None or 0 < report.agreement.value <= 1
+    quantised = trp_onnx.quantize(net, tmp_path / "int8.onnx", data=tmp_path / "x.npz", max_drop=50)
+    assert quantised is not None and (tmp_path / "int8.onnx").exists()
+
+
+def test_only_the_same_infinity_is_equal() -> None:
+    z = rng().standard_normal((40, 10))
+    z[:, 3] = -np.inf
+    moved = z + 0.1 * rng(1).standard_normal(z.shape)
+    for kind in (OutputKind.VALUES, OutputKind.SCORES):
+        kinds = {"y": Output(kind, 1)}
+        assert divergence({"y": z}, {"y": z}, kinds) == pytest.approx(0, abs=1e-9)
+        assert 0 < divergence({"y": z}, {"y": moved}, kinds) < 0.1
+        assert 0.5 < agreement({"y": z}, {"y": moved}, kinds) <= 1
+        for wrong in (np.inf, np.nan, 0.0):
+            ruined = z.copy()
+            ruined[0, 3] = wrong
+            assert divergence({"y": z}, {"y": ruined}, kinds) == RUINED
+    one = np.full((8, 4), -np.inf)
+    one[:, 2] = rng().standard_normal(8)  # only one class is left: certain at every temperature
+    assert divergence({"y": one}, {"y": one}, {"y": Output(OutputKind.SCORES, 1)}) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ModelError, match="NaN"):
+        divergence({"y": np.where(z < -1, np.nan, z)}, {"y": z})
 
 
 @pytest.mark.parametrize(

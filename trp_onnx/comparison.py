@@ -13,9 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.divergence import FEW, channel_errors, item_axis, items, items_agree, squared_distances
+from trp_onnx.divergence import (
+    FEW,
+    channel_errors,
+    item_axis,
+    items,
+    items_agree,
+    squared_distances,
+    without_shared_infinities,
+)
 from trp_onnx.errors import VerificationError
-from trp_onnx.outputs import Output, OutputKind, floats, is_float, output_kinds
+from trp_onnx.outputs import Output, OutputKind, is_float, output_kinds
 from trp_onnx.runtime import Arrays, relative_error
 
 _SMALL, _SHARE = 0.01, 0.02
@@ -56,7 +64,7 @@ def compare(original: ir.Model, expected: Arrays, actual: Arrays) -> list[Output
         actual: What the other one gives.
 
     Raises:
-        VerificationError: NaN, infinity or another shape where the original has none.
+        VerificationError: NaN, infinity or another shape where the original has none. The same infinity is equal.
     """
     kinds = output_kinds(original, expected)
     return [_compare(value, expected, actual, kinds) for value in original.graph.outputs]
@@ -73,7 +81,7 @@ def _compare(value: ir.Value, expected: Arrays, actual: Arrays, kinds: Mapping[s
     if not is_float(before[common[0]]):
         shares = [_share(before[key], after[key], kinds[key]) for key in common]
         return OutputError(name, float(np.mean(shares)), "share that differs", note=_note(name, before, after, kinds))
-    pairs = [_paired(floats(before[key]), floats(after[key]), kinds[key]) for key in common]
+    pairs = [_paired(*without_shared_infinities(before[key], after[key]), kinds[key]) for key in common]
     a, b = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
     error = relative_error(a, b)
     if not np.isfinite(error):

@@ -15,6 +15,9 @@ ITEMS            1 - |A and B| / |A or B| of whole numbers, as multisets; of    
 The spread s_c of a channel is its standard deviation over all places, so that boxes in pixels and scores between 0 and
 1 count alike; that of a constant channel is the root of its mean square. Too few places for a spread (`FEW`) leave the
 mean square of the whole. Divergences of several outputs add up; of their agreements the least counts.
+
+An infinity is an answer (a mask, the logarithm of nothing): it is equal to the same one, and anything else in its place
+is ruin. NaN is none.
 """
 
 from __future__ import annotations
@@ -52,6 +55,9 @@ _CONSTANT = 1e-6
 
 _TINY = 1e-30
 
+_FAR = 1e4
+"""By how much the score of a class that is ruled out is below all others: its probability is 0 at any temperature."""
+
 
 class Divergence:
     """The divergence from one network's outputs, of any number of others."""
@@ -64,7 +70,7 @@ class Divergence:
             kinds: What they are, see `output_kinds`; those that are missing are not measured.
 
         Raises:
-            ModelError: An expected output holds NaN or infinity, or there is none to measure.
+            ModelError: An expected output holds NaN or nothing but infinities, or there is none to measure.
         """
         kinds = output_kinds(None, expected) if kinds is None else kinds
         self._measures = {name: _measure(name, value, kinds[name]) for name, value in expected.items() if name in kinds}
@@ -82,7 +88,7 @@ def divergence(
     """How far outputs moved; both by name, of the same samples. See `Divergence`.
 
     Raises:
-        ModelError: An expected output holds NaN or infinity, or there is none to measure.
+        ModelError: An expected output holds NaN or nothing but infinities, or there is none to measure.
     """
     return Divergence(expected, kinds)(actual)
 
@@ -118,7 +124,17 @@ def channel_errors(before: np.ndarray, after: np.ndarray, axis: int | None = Non
         axis: The axis of channels, see `channel_axis`.
     """
     axis = channel_axis(before) if axis is None else axis
-    return _channel_errors(_channels(before, axis), _channels(after, axis))
+    return _channel_errors(*(_channels(side, axis) for side in without_shared_infinities(before, after)))
+
+
+def without_shared_infinities(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as floats, zero where both hold the same infinity: there they are equal."""
+    a, b = floats(before), floats(after)
+    infinite = np.isinf(a)
+    if a.shape != b.shape or not infinite.any():
+        return a, b
+    shared = infinite & (a == b)
+    return np.where(shared, 0, a), np.where(shared, 0, b)
 
 
 def _channel_errors(before: np.ndarray, after: np.ndarray, spreads: np.ndarray | None = None) -> np.ndarray:
@@ -149,31 +165,49 @@ def squared_spreads(channels: np.ndarray) -> np.ndarray:
 
 def _measure(name: str, value: Value, output: Output) -> Callable[[Value], float]:
     """The divergence of one output from what is expected of it."""
-    for run in runs_of(value):
-        if is_float(run) and not np.isfinite(floats(run)).all():
-            raise ModelError(
-                f"output '{name}' of the model is NaN or infinite on the data: nothing can be measured by it"
-            )
-    if isinstance(value, np.ndarray):
-        if output.kind in (OutputKind.SCORES, OutputKind.PROBABILITIES):
-            return _kl(value, output)
-        if output.kind is OutputKind.VALUES:
-            before = _channels(value, output.axis)
-            spreads = squared_spreads(before)
-            return lambda after: _finite(
-                after, lambda z: float(_channel_errors(before, _channels(z, output.axis), spreads).mean())
-            )
-    return lambda after: _finite(after, lambda _: 1.0 - _agreement(value, after, output))
+    numbers = [floats(run) for run in runs_of(value) if is_float(run)]
+    if any(np.isnan(z).any() or (z.size and np.isinf(z).all()) for z in numbers):
+        raise ModelError(f"output '{name}' of the model is NaN or infinite on the data: nothing can be measured by it")
+    if isinstance(value, list) or output.kind not in (OutputKind.SCORES, OutputKind.PROBABILITIES, OutputKind.VALUES):
+        may = any(np.isinf(z).any() for z in numbers)
+        return lambda after: RUINED if _ruined(after, may) else 1.0 - _agreement(value, after, output)
+    before = floats(value)
+    infinite = np.isinf(before)
+    finite = _filling(before, infinite, output)
+    measure = (_errors if output.kind is OutputKind.VALUES else _kl)(finite(before), output)
+
+    def measured(after: Value) -> float:
+        z = floats(runs_of(after)[0])
+        same = z.shape == before.shape and not np.isnan(z).any() and np.array_equal(np.isinf(z), infinite)
+        return measure(finite(z)) if same and np.array_equal(z[infinite], before[infinite]) else RUINED
+
+    return measured
 
 
-def _finite(value: Value, measure: Callable[[np.ndarray], float]) -> float:
-    runs = runs_of(value)
-    if any(is_float(run) and not np.isfinite(floats(run)).all() for run in runs):
-        return RUINED
-    return measure(runs[0])
+def _ruined(value: Value, infinities: bool) -> bool:
+    """Whether it holds NaN, or where there shall be none infinities."""
+    is_bad = np.isnan if infinities else lambda z: ~np.isfinite(z)
+    return any(is_float(run) and bool(is_bad(floats(run)).any()) for run in runs_of(value))
 
 
-def _kl(value: np.ndarray, output: Output) -> Callable[[Value], float]:
+def _filling(before: np.ndarray, infinite: np.ndarray, output: Output) -> Callable[[np.ndarray], np.ndarray]:
+    """Puts numbers in the place of infinities: scores far below and above all others, else zero."""
+    if not infinite.any():
+        return lambda z: z
+    fill = np.zeros_like(before)
+    if output.kind is OutputKind.SCORES:
+        far = _FAR + np.abs(before).max(where=~infinite, initial=0)
+        fill = np.where(before < 0, -far, far).astype(before.dtype)
+    return lambda z: np.where(infinite, fill, z)
+
+
+def _errors(before: np.ndarray, output: Output) -> Callable[[np.ndarray], float]:
+    channels = _channels(before, output.axis)
+    spreads = squared_spreads(channels)
+    return lambda after: float(_channel_errors(channels, _channels(after, output.axis), spreads).mean())
+
+
+def _kl(value: np.ndarray, output: Output) -> Callable[[np.ndarray], float]:
     z = _logits(value, output)
     temperature, p = 1.0, _log_softmax(z.copy())
     while np.exp(p.max(axis=1)).mean() > SURE:
@@ -187,7 +221,7 @@ def _kl(value: np.ndarray, output: Output) -> Callable[[Value], float]:
         cross = float(-np.einsum("ij,ij->", weights, q, dtype=np.float64) / len(q))
         return max(0.0, cross - entropy)
 
-    return lambda after: _finite(after, measure)
+    return measure
 
 
 def probabilities(value: np.ndarray, output: Output) -> np.ndarray:

@@ -160,7 +160,7 @@ def _kind(name: str, value: Value, graph: _Graph | None) -> Output:
             return Output(OutputKind.VALUES, channel_axis(value))
         return Output(OutputKind.DISCRETE)
     z = floats(first[:_LOOKED_AT])
-    if not z.size or not np.isfinite(z).all():
+    if not z.size or np.isnan(z).any():
         return Output(OutputKind.VALUES)
     tolerance = 1e-3 if first.dtype.itemsize >= 4 else 1e-2
     axes = [axis for axis in dict.fromkeys((z.ndim - 1, *range(1, z.ndim))) if axis > 0 and z.shape[axis] > 1]
@@ -200,7 +200,8 @@ def channel_axis(values: np.ndarray) -> int:
     if values.ndim < 2:
         return -1
     few, usual = floats(values[:_LOOKED_AT]), 1 if values.ndim >= 4 else values.ndim - 1
-    if not few.size or not np.isfinite(few).all():
+    few = np.where(np.isinf(few), 0, few)
+    if not few.size or np.isnan(few).any():
         return usual
 
     def unevenness(axis: int) -> float:

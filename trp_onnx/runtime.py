@@ -148,7 +148,7 @@ def _run_reference(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray
 
 
 def relative_error(expected: Any, actual: Any) -> float:
-    """`|a - b|_2 / |a|_2` of two outputs; inf when shapes or the places of NaN differ."""
+    """`|a - b|_2 / |a|_2` of two outputs; inf when shapes, NaN or infinities differ."""
     if isinstance(expected, (list, dict)) or isinstance(actual, (list, dict)):
         return 0.0 if repr(expected) == repr(actual) else float("inf")
     a, b = np.asarray(expected), np.asarray(actual)
@@ -158,7 +158,7 @@ def relative_error(expected: Any, actual: Any) -> float:
         return 0.0 if np.array_equal(a, b) else float("inf")
     a, b = a.astype(np.float64), b.astype(np.float64)
     finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)):
+    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return float("inf")
     norm = float(np.linalg.norm(a[finite]))
     difference = float(np.linalg.norm(a[finite] - b[finite]))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx.version_converter
 
 from trp_onnx.errors import ModelError
@@ -84,9 +85,23 @@ class Calibrated:
                 self._model = load_model_with_shape_infer(path)
             except Exception as error:
                 raise _refusal(error) from error
+        self._unbounded = self._touching_infinity()
         self.layers = [node.name for node in self._model.graph.node if node.op_type in QUANTISED]
         self.refused: dict[str, str] = {}
         """Layers that the quantiser does not take, and what it says."""
+
+    def _touching_infinity(self) -> set[str]:
+        """Nodes that read or make an infinity, as a mask is: no scale holds one, so they stay in float."""
+        infinite: set[str] = set()
+        for name, found in self._ranges.items():
+            if not all(np.isfinite(end).all() for end in found.range_value):
+                infinite.add(name)
+                found.lowest, found.highest = (np.zeros_like(end) for end in found.range_value)  # nothing reads them
+        for tensor in self._model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT and np.isinf(onnx.numpy_helper.to_array(tensor)).any():
+                infinite.add(tensor.name)
+        nodes = self._model.graph.node
+        return {node.name for node in nodes if not infinite.isdisjoint((*node.input, *node.output))}
 
     def quantised(self, *, only: Collection[str] = (), kept: Collection[str] = ()) -> onnx.ModelProto:
         """The model in int8.
@@ -117,6 +132,7 @@ class Calibrated:
         nodes = self._model.graph.node
         between = _reached(nodes, left) & _reached(reversed(nodes), left, backwards=True)
         left = left | {node.name for node in nodes if node.op_type not in QUANTISED and node.name not in between}
+        left |= self._unbounded
         try:
             with quietly():
                 quantizer = QDQQuantizer(
