@@ -18,6 +18,7 @@ from trp_onnx.constants import Constant, resolve_constant
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.moments import Moments
+from trp_onnx.parallel import each
 from trp_onnx.provenance import mark_factor
 from trp_onnx.schemes import SCHEMES, Rank, Scheme
 
@@ -64,23 +65,31 @@ class FactorisePass(ir.passes.InPlacePass):
         nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
         self._taken = {value.name for node in nodes for value in node.outputs} | set(model.graph.initializers)
         self._nodes = {node.name for node in nodes}
+        owners: dict[object, Layer] = {}
+        for layer in self.layers:
+            owners.setdefault(self._key(layer), layer)
+        found = each(self._split, list(owners.values()))
         shared: dict[object, tuple[list[ir.Value], Array | None]] = {}
         for layer in self.progress(self.layers):
-            name, rank = self.chosen[layer.name]
-            scheme = SCHEMES[name]
-            key = (layer.key, name, rank)
+            key = self._key(layer)
             if key not in shared:
-                shared[key] = self._weights(model, layer, scheme, rank)
-            self._rewrite(model, layer, scheme, *shared[key])
+                factors, shift = next(found)
+                shared[key] = self._weights(model, layer, factors), shift
+            self._rewrite(model, layer, SCHEMES[self.chosen[layer.name][0]], *shared[key])
         return ir.passes.PassResult(model, modified=bool(self.layers))
 
-    def _weights(
-        self, model: ir.Model, layer: Layer, scheme: Scheme, rank: Rank
-    ) -> tuple[list[ir.Value], Array | None]:
-        """The factors, and what they take from the mean of the outputs, (G N,)."""
+    def _key(self, layer: Layer) -> object:
+        """What layers with the same factors have in common."""
+        return (layer.key, *self.chosen[layer.name])
+
+    def _split(self, layer: Layer) -> tuple[Sequence[Array], Array | None]:
+        name, rank = self.chosen[layer.name]
+        return self.split(layer, SCHEMES[name], rank)
+
+    def _weights(self, model: ir.Model, layer: Layer, factors: Sequence[Array]) -> list[ir.Value]:
         assert layer.layout is not None and layer.constant is not None
-        factors, shift = self.split(layer, scheme, rank)
-        values = [
+        scheme = SCHEMES[self.chosen[layer.name][0]]
+        return [
             self._initializer(
                 model,
                 f"{layer.name}/{part}.weight",
@@ -89,7 +98,6 @@ class FactorisePass(ir.passes.InPlacePass):
             )
             for part, factor in zip(scheme.parts, factors, strict=True)
         ]
-        return values, shift
 
     def _initializer(self, model: ir.Model, name: str, array: np.ndarray, dtype: ir.DataType | None) -> ir.Value:
         assert dtype is not None

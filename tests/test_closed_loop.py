@@ -118,7 +118,7 @@ def dense_again(times: int, more: float) -> Callable[[int, onnx.ModelProto], flo
 def test_what_is_in_doubt_is_timed_again(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = runs_on(monkeypatch, tmp_path / "quiet")
     quiet, once = trp_onnx.profile(net), len(machine.prepared)
-    machine = runs_on(monkeypatch, tmp_path / "busy", slowed=dense_again(6, 1.5))
+    machine = runs_on(monkeypatch, tmp_path / "busy", slowed=dense_again(7, 1.5))
     found, more = trp_onnx.profile(net), len(machine.prepared)
     assert more == once + 1  # its warm-up and its rounds were disturbed, and then it was quiet
     assert found == quiet and not found.notes

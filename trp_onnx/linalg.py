@@ -1,7 +1,7 @@
 """The matrix maths of low rank. NumPy only; knows neither layers nor ONNX.
 
 Every routine takes a stack of matrices `(..., rows, cols)`, one per group, and works in float64, but for `energies`
-and `eigenbasis`, which may be asked to round.
+and `eigenbasis`, which round where they are given float32.
 
 With `M = U diag(s) V^T`, the best rank-r approximation keeps the r largest singular values and its
 squared Frobenius error is the tail `sum_{j>r} s_j^2` (Eckart and Young, 1936).
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.linalg import _umath_linalg
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -49,46 +50,55 @@ def singular_values(matrix: Array) -> Array:
     return np.asarray(peak * np.sqrt(energies(near_one)))
 
 
-def energies(matrix: Array, *, exact: bool = True) -> Array:
+def energies(matrix: NDArray[Any]) -> Array:
     """Squared singular values, largest first: (..., rows, cols) -> (..., min(rows, cols)).
 
     Args:
-        matrix: Its entries may not be far from 1, see `scaled`.
-        exact: False where their sums may be off by 1e-6 of the whole.
+        matrix: Its entries may not be far from 1, see `scaled`; in float32 where sums may be off by 1e-6 of the whole.
     """
-    if not exact and min(matrix.shape[-2:]) >= _ROUND_FROM:
-        from scipy.linalg import eigvalsh  # numpy's is of no use in float32: as slow as in float64
-
-        grams = _stack(_gram(matrix.astype(np.float32)))
-        found = np.stack([eigvalsh(g, driver="evd", overwrite_a=True, check_finite=False) for g in grams])
-        found = _descending(found).reshape(*matrix.shape[:-2], -1)
+    if _rounds(matrix, min(matrix.shape[-2:])):
+        found = _descending(eigvalsh(_gram(matrix)))
         if not _runs_out(found):
             return found
-    return _descending(np.linalg.eigvalsh(_gram(matrix)))
+    return _descending(eigvalsh(_gram(matrix.astype(np.float64, copy=False))))
 
 
-def eigenbasis(matrix: Array, *, exact: bool = True) -> tuple[Array, Array]:
+def eigenbasis(matrix: NDArray[Any]) -> tuple[Array, NDArray[Any]]:
     """`energies` and left singular vectors: (..., rows, cols) -> (..., rows) and (..., rows, rows).
 
-    Energies from `cols` on are zero; their columns complete an orthonormal basis. Without `exact` it may be one of
-    float32.
+    Energies from `cols` on are zero; their columns complete an orthonormal basis, which may be one of float32 where the
+    matrix is.
     """
-    if not exact and matrix.shape[-2] >= _ROUND_FROM:
-        from scipy.linalg import eigh
-
-        small = matrix.astype(np.float32)
-        grams = _stack(small @ np.swapaxes(small, -1, -2))
-        pairs = [eigh(g, driver="evd", overwrite_a=True, check_finite=False) for g in grams]
-        found = _descending(np.stack([values for values, _ in pairs]))
+    if _rounds(matrix, matrix.shape[-2]):
+        values, vectors = eigh(matrix @ np.swapaxes(matrix, -1, -2))
+        found = _descending(values)
         if not _runs_out(found):
-            shape = matrix.shape[:-1]
-            return found.reshape(shape), np.stack([v for _, v in pairs])[..., ::-1].reshape(*shape, shape[-1])
-    values, vectors = np.linalg.eigh(matrix @ np.swapaxes(matrix, -1, -2))
+            return found, vectors[..., ::-1]
+    matrix = matrix.astype(np.float64, copy=False)
+    values, vectors = eigh(matrix @ np.swapaxes(matrix, -1, -2))
     return _descending(values), vectors[..., ::-1]
 
 
-def _stack(matrices: NDArray[Any]) -> NDArray[Any]:
-    return matrices.reshape(-1, *matrices.shape[-2:])
+def eigvalsh(symmetric: NDArray[Any]) -> NDArray[Any]:
+    """Eigenvalues in the type of the matrices, smallest first: (..., n, n) -> (..., n); NaN where they do not converge.
+
+    Numpy's own front end computes in float64 whatever it is given; scipy's holds the interpreter's lock meanwhile.
+    """
+    kind = symmetric.dtype.char
+    with np.errstate(all="ignore"):
+        return np.asarray(_umath_linalg.eigvalsh_lo(symmetric, signature=f"{kind}->{kind}"))
+
+
+def eigh(symmetric: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """`eigvalsh`, and the eigenvectors as columns: (..., n, n)."""
+    kind = symmetric.dtype.char
+    with np.errstate(all="ignore"):
+        values, vectors = _umath_linalg.eigh_lo(symmetric, signature=f"{kind}->{kind}{kind}")
+    return values, vectors
+
+
+def _rounds(matrix: NDArray[Any], size: int) -> bool:
+    return matrix.dtype == np.float32 and size >= _ROUND_FROM
 
 
 def _descending(eigenvalues: NDArray[Any]) -> Array:
@@ -102,8 +112,8 @@ def _runs_out(energy: Array) -> bool:
 
 
 def scaled(matrix: Array) -> tuple[Array, float]:
-    """A stack divided by its largest entry, and that entry; 1 for zeros."""
-    peak = float(np.abs(matrix).max(initial=0.0)) or 1.0
+    """A stack divided by the power of two above its largest entry, and that power; 1 for zeros."""
+    peak = float(np.ldexp(1.0, int(np.frexp(np.abs(matrix).max(initial=0.0))[1]))) or 1.0
     return matrix / peak, peak
 
 
@@ -113,11 +123,6 @@ def leading_basis(matrix: Array, rank: int) -> Array:
     `rank` may exceed `cols`; the surplus columns complete an orthonormal basis.
     """
     gram = matrix @ np.swapaxes(matrix, -1, -2)
-    rows = matrix.shape[-2]
-    if gram.ndim == 3 and len(gram) == 1 and rows >= _ROUND_FROM and rank <= rows // 2:
-        from scipy.linalg import eigh  # the part of the basis that is needed: numpy knows only the whole
-
-        return np.asarray(eigh(gram[0], subset_by_index=[rows - rank, rows - 1])[1][None, :, ::-1])
     return np.asarray(np.linalg.eigh(gram)[1][..., ::-1][..., :rank])
 
 

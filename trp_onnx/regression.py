@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trp_onnx.linalg import Array, scaled
+from trp_onnx.linalg import Array, eigh, scaled
 
 ALTERNATIONS = 2
 """Each lowers the error, the first ones most, and costs a few products with the whole moment."""
@@ -127,11 +127,11 @@ def _truncation(weight: NDArray[Any], moment: NDArray[Any]) -> tuple[Any, Any, A
     matrix = weight.reshape(size, n * taps)
     marginal = np.einsum("atbt->ab", moment)
     if n * taps <= size:
-        values, vectors = _eigh(matrix.T @ marginal @ matrix)
+        values, vectors = eigh(matrix.T @ marginal @ matrix)
         right = vectors[:, ::-1]
     else:
         root = _root(marginal)
-        values, vectors = _eigh(root @ (matrix @ matrix.T) @ root)
+        values, vectors = eigh(root @ (matrix @ matrix.T) @ root)
         right = matrix.T @ (root @ vectors[:, ::-1])
         norms = np.linalg.norm(right, axis=0)
         floor = _FLOOR[norms.dtype.name] * norms.max(initial=0.0)
@@ -140,17 +140,8 @@ def _truncation(weight: NDArray[Any], moment: NDArray[Any]) -> tuple[Any, Any, A
 
 
 def _root(moment: NDArray[Any]) -> NDArray[Any]:
-    values, vectors = _eigh(moment)
+    values, vectors = eigh(moment)
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
-
-
-def _eigh(symmetric: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    if symmetric.dtype == np.float64:
-        return np.linalg.eigh(symmetric)
-    from scipy.linalg import eigh  # numpy's is as slow in float32 as in float64
-
-    values, vectors = eigh(symmetric, driver="evd", overwrite_a=True, check_finite=False)
-    return values, vectors
 
 
 def _second(first: Array, weight: Array, moment: Array) -> Array:

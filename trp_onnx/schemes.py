@@ -38,6 +38,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trp_onnx import linalg, regression
 from trp_onnx.linalg import Array
@@ -113,7 +114,7 @@ class Scheme(ABC):
         """For each kernel axis the index of the factor that carries it."""
 
     @abstractmethod
-    def unfold(self, weight: Array) -> tuple[Array, ...]:
+    def unfold(self, weight: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """W (G, N, C, *k) -> one stack of matrices (G, rows, cols) for each rank of the scheme."""
 
     @abstractmethod
@@ -125,12 +126,11 @@ class Scheme(ABC):
         """Relative squared error at every rank: `errors(W)[rank]`, 1 at rank 0, 0 at full rank."""
 
     @abstractmethod
-    def curves(self, weight: Array, *, exact: bool = True) -> dict[str, Array]:
+    def curves(self, weight: NDArray[Any]) -> dict[str, Array]:
         """`errors` of a weight alone, whose entries are near 1, with those that come along, by scheme name.
 
         Args:
-            weight: (G, N, C, *k), see `linalg.scaled`.
-            exact: False where rounded ones will do, see `linalg`.
+            weight: (G, N, C, *k), see `linalg.scaled`; in float32 where rounded ones will do.
         """
 
     @abstractmethod
@@ -219,7 +219,7 @@ class PairScheme(Scheme):
         second = [3 + axis for axis, p in enumerate(place) if p == 1]
         return [0, 2, *first, 1, *second], 2 + len(first)
 
-    def unfold(self, weight: Array) -> tuple[Array, ...]:  # noqa: D102
+    def unfold(self, weight: NDArray[Any]) -> tuple[NDArray[Any], ...]:  # noqa: D102
         order, split = self._order(weight.shape[3:])
         permuted = weight.transpose(order)
         return (permuted.reshape(weight.shape[0], prod(permuted.shape[1:split]), -1),)
@@ -233,8 +233,8 @@ class PairScheme(Scheme):
             return regression.pair_errors(*self._arranged(weight, moment))
         return self.curves(linalg.scaled(weight)[0])[self.name]
 
-    def curves(self, weight: Array, *, exact: bool = True) -> dict[str, Array]:  # noqa: D102
-        return {self.name: linalg.relative_errors(linalg.energies(self.unfold(weight)[0], exact=exact))}
+    def curves(self, weight: NDArray[Any]) -> dict[str, Array]:  # noqa: D102
+        return {self.name: linalg.relative_errors(linalg.energies(self.unfold(weight)[0]))}
 
     def split(  # noqa: D102
         self, weight: Array, rank: Rank, moment: Array | None = None, *, exact: bool = True
@@ -283,7 +283,7 @@ class Tucker2Scheme(Scheme):
         n, c = geometry.out_channels, geometry.in_channels
         return (min(c, n * taps), min(n, c * taps))
 
-    def unfold(self, weight: Array) -> tuple[Array, ...]:  # noqa: D102
+    def unfold(self, weight: NDArray[Any]) -> tuple[NDArray[Any], ...]:  # noqa: D102
         groups, n, c = weight.shape[:3]
         return np.swapaxes(weight, 1, 2).reshape(groups, c, -1), weight.reshape(groups, n, -1)
 
@@ -308,10 +308,10 @@ class Tucker2Scheme(Scheme):
             return _both(*(SCHEMES[name].errors(weight, moment) for name in _TUCKER_SIDES))
         return self.curves(linalg.scaled(weight)[0])[self.name]
 
-    def curves(self, weight: Array, *, exact: bool = True) -> dict[str, Array]:
+    def curves(self, weight: NDArray[Any]) -> dict[str, Array]:
         """Its own, and those of the channel pairs, whose Gram matrices are those of its modes."""
         groups, n, c, *kernel = weight.shape
-        modes = [linalg.eigenbasis(unfolded, exact=exact) for unfolded in self.unfold(weight)]
+        modes = [linalg.eigenbasis(unfolded) for unfolded in self.unfold(weight)]
         full = self.full_rank(Geometry(1, n, c, tuple(kernel)))
         sides = [linalg.relative_errors(energy[:, :size]) for (energy, _), size in zip(modes, full, strict=True)]
         turn_in, turn_out = (np.swapaxes(basis[..., :size], 1, 2) for (_, basis), size in zip(modes, full, strict=True))
@@ -394,12 +394,12 @@ _FALLBACK: dict[str, tuple[str, ...]] = {
 def error_curves(schemes: Sequence[Scheme], weight: Array, moment: Array | None = None) -> dict[str, Array]:
     """`errors` under several schemes, by name, from what they share, rounded (see `linalg`): for planning."""
     found: dict[str, Array] = {}
-    near_one = linalg.scaled(weight)[0]
+    near_one = linalg.scaled(weight)[0].astype(np.float32)
     for scheme in sorted(schemes, key=lambda scheme: scheme.name != "tucker2"):  # it brings others along
         if scheme.name in found:
             continue
         if moment is None:
-            found |= scheme.curves(near_one, exact=False)
+            found |= scheme.curves(near_one)
         elif scheme.name == "tucker2":
             sides = {name: SCHEMES[name].errors(weight, moment) for name in _TUCKER_SIDES}
             found |= {scheme.name: _both(*sides.values()), **sides}

@@ -1,8 +1,9 @@
 """Fair timing on a machine that is neither quiet nor ours alone.
 
 Absolute times drift by half within minutes; ratios of neighbours do not. So contenders take turns, in an
-order that flips every round; each begins its turn with a call that is not timed, for the caches are still another's;
-each sample is at least 3 ms long; and what counts is the median over rounds of
+order that flips every round; each begins its turn with a call that is not timed, for the caches are still another's
+(two that are long do without: the flips do the same to both); each sample is at least 3 ms long; and what counts is
+the median over rounds of
 
     ratio_i(round) = time_0(round) / time_i(round)
 
@@ -29,7 +30,9 @@ from trp_onnx.runners import Rounds
 from trp_onnx.runners.worker import take_turns
 
 SAMPLE_SECONDS = 0.003
-WARM_UP = 5
+WARM_UP, LONG = 5, 0.02
+"""Rounds before the first that counts; two do where a call takes so many seconds."""
+
 MIN_ROUNDS = 20
 LEAST_ROUNDS = 8
 """Even when the time is up."""
@@ -138,17 +141,19 @@ def measure(
         count: Contenders; the first is the base.
         rounds: At most so many.
         repeats: Calls in one sample; by default as many as take 3 ms.
-        limit_seconds: After so much time it ends, but not before 8 rounds.
+        limit_seconds: After so much time it ends, but not before `LEAST_ROUNDS`.
         apart: Seconds from round to round, at least, for the sake of `APART`.
         pace: Seconds of one call of the base, if it is known how fast it is when nothing slows it down.
         on_round: Called now and then with the number of rounds so far.
     """
-    first = np.min(turns(WARM_UP, [1] * count, False).seconds[1:], axis=0)
+    first = np.array(turns(1, [1] * count, False).seconds[0])
+    long = bool(first.max() > LONG)
+    first = np.min(turns(1 if long else WARM_UP - 1, [1] * count, False).seconds, axis=0)
     calls = [repeats or max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))) for seconds in first]
     samples, disturbed, others = list[Sequence[float]](), list[bool](), list[float | None]()
     began = time.perf_counter()
     while len(samples) < rounds:
-        found = turns(min(_AT_ONCE, rounds - len(samples)), calls, True)
+        found = turns(min(_AT_ONCE, rounds - len(samples)), calls, count > 2 or not long)
         samples += found.seconds
         disturbed += found.disturbed
         others.append(found.others)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from trp_onnx.errors import ModelError, TargetError
 from trp_onnx.layers import Layer, counted_layers, network_macs
 from trp_onnx.moments import observable
+from trp_onnx.parallel import each
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import (
     LEAST_OF_AVERAGE,
@@ -85,10 +86,9 @@ class Planner:
         self._parameters = sum(layer.parameters or 0 for layer in layers)
         self._rules = [site_match(rules, [layer.name for layer in group]) for group in groups]
         self._choices = [rule.scheme if rule is not None and rule.scheme else scheme for rule in self._rules]
-        self._sites = [
-            survey(group, choice, align, self.evidence)
-            for group, choice in zip(progress(groups), self._choices, strict=True)
-        ]
+        pairs = list(zip(groups, self._choices, strict=True))
+        surveyed = each(lambda pair: survey(*pair, align, self.evidence), pairs)
+        self._sites = [site for _, site in zip(progress(groups), surveyed, strict=True)]
 
     def retimed(self, table: LatencyTable) -> Planner:
         """The same options by another latency table of the network; only what it tells otherwise is looked up."""
