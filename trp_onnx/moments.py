@@ -26,10 +26,11 @@ from trp_onnx.batching import Batching, find_batching
 from trp_onnx.layers import Layer
 from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
+from trp_onnx.parallel import each
 from trp_onnx.progress import note
-from trp_onnx.runtime import open_session, run_session
+from trp_onnx.runtime import Arrays, open_session, run_session
 
-PATCHES, PER_ENTRY = 8192, 8
+PATCHES, PER_ENTRY = 8192, 4
 """Patches of a layer: at least so many, and so many for each of a patch's entries."""
 
 SHRINKAGE = 1e-4
@@ -155,11 +156,19 @@ def collect_moments(
     batching = find_batching(open_session(proto), {given: x})
     session = open_session(with_outputs(proto, sorted(set(flows.values()) - {given})))
     sums = {layer.key: Sums() for layer in seen}
-    rng = np.random.default_rng(0)
+    sharing: dict[object, list[Layer]] = {}
+    for layer in seen:
+        sharing.setdefault(layer.key, []).append(layer)
+    positions = {key: np.random.default_rng(i) for i, key in enumerate(sharing)}
     for batch in progress(_batches(session, given, x, batching)):
         values = run_session(session, {given: batch}) | {given: batch}
-        for layer in seen:
-            sums[layer.key].add(patches_of(layer, values[flows[layer.name]], len(x), rng))
+
+        def gather(key: object, values: Arrays = values) -> None:
+            for layer in sharing[key]:
+                sums[key].add(patches_of(layer, values[flows[layer.name]], len(x), positions[key]))
+
+        for _ in each(gather, list(sharing)):
+            pass
     strange = [layer.name for layer in seen if not sums[layer.key].finite]
     if strange:
         note(

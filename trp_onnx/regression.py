@@ -63,15 +63,16 @@ def _tail(weight: Array, moment: Array) -> Array:
     """Squared error of one group at every rank: of all pairs of components from there on, (R + 1,)."""
     first, second, energy = _start(weight, moment)
     if weight.shape[-1] == 1:
-        gram = np.diag(energy)
-    else:
+        apart = energy
+    else:  # of each component: with itself, and twice with each that is weaker
         first = first.astype(second.dtype, copy=False)
         gram = np.zeros((len(first), len(first)), second.dtype)
         for t, u in itertools.combinations_with_replacement(range(weight.shape[-1]), 2):
-            across = first @ moment[:, t, :, u].astype(second.dtype, copy=False) @ first.T
+            across = first @ np.ascontiguousarray(moment[:, t, :, u], second.dtype) @ first.T
             across *= second[:, t].T @ second[:, u]
             gram += across if t == u else across + across.T
-    return np.append(np.diagonal(gram[::-1, ::-1].cumsum(axis=0, dtype=np.float64).cumsum(axis=1))[::-1], 0.0)
+        apart = np.diagonal(gram) + 2 * np.triu(gram, 1).sum(axis=1, dtype=np.float64)
+    return np.append(np.cumsum(apart[::-1])[::-1], 0.0)
 
 
 def fit_pair(weight: Array, moment: Array, rank: int, *, exact: bool = True) -> tuple[Array, Array]:

@@ -40,6 +40,7 @@ from trp_onnx.outputs import joined, measurable, output_kinds
 from trp_onnx.passes.factorise import corrects_bias, mean_error
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import Evidence, sites_of
+from trp_onnx.parallel import each
 from trp_onnx.progress import note
 from trp_onnx.runtime import open_session
 from trp_onnx.schemes import candidates
@@ -48,10 +49,10 @@ from trp_onnx.segments import Walk
 ERRORS = (0.03, 0.15, 0.6)
 """Relative squared errors at which a layer is perturbed: what plans use lies around them."""
 
-PIECE = 16
+PIECE = 8
 """Samples that are run at once; two pieces at least."""
 
-CLEAR = 0.2
+CLEAR = 0.3
 """A damage is clear when the standard error of its mean over the pieces is at most this part of it."""
 
 _MIDDLE = 1
@@ -63,7 +64,7 @@ _SLOPE = 0.01
 _AMOUNT = "trp_onnx/amount"
 """The input that says how far a layer is moved."""
 
-_VERSION = 4
+_VERSION = 5
 """Changes with what the curves mean: older ones in a cache are measured again."""
 
 
@@ -99,11 +100,16 @@ def measure_damage(
     cache = Cache("damage", _fingerprint(proto, x, scheme, evidence.moments, classes))
     network: _Network | None = None
     curves: dict[str, DamageCurve] = {}
-    for group in progress(sites_of(layers)):
-        known = cache.get(group[0].name)
+    groups = sites_of(layers)
+    stored = {group[0].name: cache.get(group[0].name) for group in groups}
+    directions = each(
+        lambda group: _direction(group, scheme, evidence), [group for group in groups if stored[group[0].name] is None]
+    )
+    for group in progress(groups):
+        known = stored[group[0].name]
         if known is None:
             network = network or _Network(model, proto, x, classes)
-            direction = _direction(group, scheme, evidence)
+            direction = next(directions)
             known = [[0.0, 0.0], *([] if direction is None else _curve(network, group, direction))]
             cache.put(group[0].name, known)
         if len(known) > 1:
@@ -175,7 +181,8 @@ def _direction(group: tuple[Layer, ...], scheme: str, evidence: Evidence) -> _Di
     if errors[rank] <= 0:
         return None  # the weight is of rank 1: nothing is lost at any rank
     step = fitting[0].merge(fitting[0].split(weight, rank, moment, exact=False)) - weight
-    reached = _relative(step, weight, moment)
+    told = len(rank) == 1 or moment is None  # for Tucker-2 of outputs there is no exact figure
+    reached = float(errors[rank]) if told else _relative(step, weight, moment)
     if reached <= 0:
         return None
     shift = mean_error(-step, moments) if moments is not None and corrects_bias(owner) else None
