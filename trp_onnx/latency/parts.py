@@ -47,7 +47,7 @@ _QUIET = 0.2
 """The quieter runs of a node: this part of them takes no longer."""
 
 _REPEATS = 2
-"""Timed calls in a turn."""
+"""Timed calls in a turn, at most."""
 
 _CHAINS, _CLOCK_ROUNDS = (50, 150), 100
 _WARM_UP, _FEWEST, _MOST_NODES = 3, 4, 100_000
@@ -125,7 +125,7 @@ def dissect(place: Place, proto: bytes, feeds: Arrays) -> Dissected:
     if count > _MOST_NODES:
         raise ModelError(f"one run of it is {count} nodes, again and again in a loop maybe: too many to time each")
     left = MOST_NOTED // max(1, count)  # rounds
-    wanted = max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / 2 / float(first.plain[0, 0]))))
+    wanted = max(LEAST_ROUNDS, min(2 * ROUNDS, int(SECONDS / 4 / float(first.plain[0, 0]))))
     found: list[Dissected] = []
     for attempt in range(ATTEMPTS):
         rounds = max(_FEWEST, min(wanted * 2**attempt, left))

@@ -31,7 +31,7 @@ from trp_onnx.runners.worker import take_turns
 
 SAMPLE_SECONDS = 0.003
 WARM_UP, LONG = 5, 0.02
-"""Rounds before the first that counts; two do where a call takes so many seconds."""
+"""Rounds before the first that counts; two do where one takes so many seconds."""
 
 MIN_ROUNDS = 20
 LEAST_ROUNDS = 8
@@ -127,7 +127,7 @@ def measure(
     count: int,
     rounds: int = 100,
     *,
-    repeats: int | None = None,
+    repeats: float = math.inf,
     limit_seconds: float = math.inf,
     apart: float = 0.0,
     pace: float = math.inf,
@@ -140,16 +140,16 @@ def measure(
             seconds of one call; `Runner.run` is one.
         count: Contenders; the first is the base.
         rounds: At most so many.
-        repeats: Calls in one sample; by default as many as take 3 ms.
+        repeats: Calls in one sample at most, of as many as take 3 ms.
         limit_seconds: After so much time it ends, but not before `LEAST_ROUNDS`.
         apart: Seconds from round to round, at least, for the sake of `APART`.
         pace: Seconds of one call of the base, if it is known how fast it is when nothing slows it down.
         on_round: Called now and then with the number of rounds so far.
     """
     first = np.array(turns(1, [1] * count, False).seconds[0])
-    long = bool(first.max() > LONG)
+    long = bool(first.sum() > LONG)
     first = np.min(turns(1 if long else WARM_UP - 1, [1] * count, False).seconds, axis=0)
-    calls = [repeats or max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))) for seconds in first]
+    calls = [int(min(repeats, max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))))) for seconds in first]
     samples, disturbed, others = list[Sequence[float]](), list[bool](), list[float | None]()
     began = time.perf_counter()
     while len(samples) < rounds:
