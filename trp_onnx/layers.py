@@ -30,6 +30,9 @@ from trp_onnx.shapes import Shape, infer_shapes
 
 FACTORISABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+LayerKey = tuple[int, "Layout | None"]
+"""What layers that share a weight have in common."""
+
 # Other operators that sum products, and what a person can do about each.
 _QUANTISED = "is already quantised: compress the float model first, quantise afterwards"
 _FUSED = "is a runtime's fused operator: compress the model as it was before that runtime optimised it"
@@ -169,7 +172,7 @@ class Layer:
         return self.geometry.parameters if self.geometry is not None else None
 
     @property
-    def key(self) -> tuple[int, Layout | None]:
+    def key(self) -> LayerKey:
         """Equal for layers that share one weight in one layout; they are planned as one."""
         return (id(self.constant.value) if self.constant else id(self.node), self.layout)
 

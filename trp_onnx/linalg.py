@@ -16,8 +16,8 @@ of a full SVD.
 A curve of errors for planning does with float32, at half of the time, as long as the errors that it tells apart are
 well above that: where `_DEEP` of the ranks leave less than `_FINE` of the energy, float64 takes over.
 
-The scale of a matrix changes no direction and no ratio, so Gram matrices are of `M / max|M|`: weights of 1e30 do not
-overflow, those of 1e-40 do not vanish.
+The scale of a matrix changes no direction and no ratio, so Gram matrices are of `M / 2^k` with entries up to 1: weights
+of 1e30 do not overflow, those of 1e-40 do not vanish, and weights that were float32 still are, exactly.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_onnx.batching import Batching, find_batching
-from trp_onnx.layers import Layer
+from trp_onnx.layers import Layer, LayerKey
 from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
 from trp_onnx.parallel import each
@@ -156,18 +156,18 @@ def collect_moments(
     batching = find_batching(open_session(proto), {given: x})
     session = open_session(with_outputs(proto, sorted(set(flows.values()) - {given})))
     sums = {layer.key: Sums() for layer in seen}
-    sharing: dict[object, list[Layer]] = {}
+    sharing: dict[LayerKey, list[Layer]] = {key: [] for key in sums}
     for layer in seen:
-        sharing.setdefault(layer.key, []).append(layer)
-    positions = {key: np.random.default_rng(i) for i, key in enumerate(sharing)}
+        sharing[layer.key].append(layer)
+    positions = {key: np.random.default_rng(i) for i, key in enumerate(sums)}
     for batch in progress(_batches(session, given, x, batching)):
         values = run_session(session, {given: batch}) | {given: batch}
 
-        def gather(key: object, values: Arrays = values) -> None:
+        def gather(key: LayerKey, values: Arrays = values) -> None:
             for layer in sharing[key]:
                 sums[key].add(patches_of(layer, values[flows[layer.name]], len(x), positions[key]))
 
-        for _ in each(gather, list(sharing)):
+        for _ in each(gather, list(sums)):
             pass
     strange = [layer.name for layer in seen if not sums[layer.key].finite]
     if strange:

@@ -37,10 +37,10 @@ from trp_onnx.linalg import Array
 from trp_onnx.model import to_proto
 from trp_onnx.moments import Moments
 from trp_onnx.outputs import joined, measurable, output_kinds
+from trp_onnx.parallel import each
 from trp_onnx.passes.factorise import corrects_bias, mean_error
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import Evidence, sites_of
-from trp_onnx.parallel import each
 from trp_onnx.progress import note
 from trp_onnx.runtime import open_session
 from trp_onnx.schemes import candidates
