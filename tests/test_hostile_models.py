@@ -293,6 +293,10 @@ def test_a_sparse_initializer_is_read_dense(tmp_path: Path, linear: bool) -> Non
             "compress", tmp_path / f"{name}.onnx", "-o", tmp_path / f"{name}.out.onnx", "--macs", 0.7, "--align", 1
         )
         assert code == 0 and ("made dense" in message) == (name == "sparse"), message
+    code, message = cli("export", tmp_path / "sparse.onnx", "-o", tmp_path / "ship", "-q")
+    assert code == 0 and message.count("made dense") == 1
+    assert any("made dense" in note for note in trp_onnx.export(tmp_path / "sparse.onnx", tmp_path / "ship").notes)
+    assert any("made dense" in note for note in trp_onnx.inspect(tmp_path / "sparse.onnx").notes)
     x = {"x": graphs.rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
     dense_out, sparse_out = (graphs.run(tmp_path / f"{name}.out.onnx", x)[0] for name in ("dense", "sparse"))
     np.testing.assert_array_equal(dense_out, sparse_out)

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 import trp_onnx
 from tests import graphs
+from tests.clockwork import runs_on
 from tests.graphs import info, model, rng, save, weights
 from trp_onnx.batching import find_batching, run_samples
 from trp_onnx.cli import main
@@ -177,6 +178,58 @@ def test_what_is_fed_gives_the_sizes(tmp_path: Path) -> None:
     assert sizes_from(opened, fed, {"x": (8, 5, 64)})["x"] == (8, 5, 64)
     with pytest.raises(trp_onnx.UsageError, match="contradicts the data"):
         sizes_from(opened, fed, {"x": (1, 7, 64)})
+
+
+def test_inspect_and_profile_take_the_sizes_of_given_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs_on(monkeypatch, tmp_path)
+    net = save(
+        model(
+            [helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")],
+            [info("x", ["n", "steps", 64])], [info("y", ["n", "steps", 96])], {"w": weights(64, 96)},
+        ),
+        tmp_path / "net.onnx",
+    )  # fmt: skip
+    assert trp_onnx.inspect(net).layers[0].macs is None
+    np.savez(tmp_path / "i.npz", x=rng().standard_normal((1, 7, 64)).astype(np.float32))
+    assert trp_onnx.inspect(net, inputs=tmp_path / "i.npz").layers[0].macs == 7 * 64 * 96
+    assert cli("inspect", net, "--inputs", tmp_path / "i.npz")[0] == 0
+    table = trp_onnx.profile(net, inputs=tmp_path / "i.npz", scheme="svd")
+    assert "7x" in table.signatures["fc"] or "on 7" in table.signatures["fc"]
+    np.savez(tmp_path / "i.npz", z=np.zeros((1, 7, 64)))
+    for command in (("inspect",), ("profile", "-o", tmp_path / "t.json")):
+        code, message = cli(command[0], net, *command[1:], "--inputs", tmp_path / "i.npz")
+        assert code == 1 and "no array for input 'x'" in message
+
+
+@pytest.mark.parametrize("wrong", [-1, 10, 900])
+def test_labels_that_fit_no_class_come_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    """With --test, and where labels judge candidates: nothing is planned before."""
+    net = batch_in_reshape(tmp_path / "net.onnx")
+    x, y = rng(3).standard_normal((220, 3, 8, 8)).astype(np.float32), np.arange(220) % 10
+    np.savez(tmp_path / "good.npz", x=x, y=y)
+    y[:150] = np.where(np.arange(150) % 3, y[:150], wrong)
+    np.savez(tmp_path / "bad.npz", x=x, y=y)
+    monkeypatch.setattr("trp_onnx.compression.normalise", None)
+    monkeypatch.setattr("trp_onnx.edge.quantization._quantise", None)
+    good, bad, out = tmp_path / "good.npz", tmp_path / "bad.npz", tmp_path / "out.onnx"
+    for arguments in (
+        ("compress", net, "-o", out, "--macs", 0.7, "--test", bad),
+        ("compress", net, "-o", out, "--max-drop", 1, "--data", bad),
+        ("quantize", net, "-o", out, "--data", good, "--test", bad),
+    ):
+        code, message = cli(*arguments)
+        assert code == 1 and f"has label {wrong}, but the model has 10 classes" in message
+
+
+def test_a_test_without_labels_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = batch_in_reshape(tmp_path / "net.onnx")
+    np.savez(tmp_path / "x.npz", x=rng(3).standard_normal((64, 3, 8, 8)).astype(np.float32))
+    monkeypatch.setattr("trp_onnx.edge.quantization._quantise", None)
+    data = tmp_path / "x.npz"
+    code, message = cli("quantize", net, "-o", tmp_path / "out.onnx", "--data", data, "--test", data)
+    assert code == 1 and "has no labels" in message
 
 
 def test_an_error_names_the_models_own_inputs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import trp_onnx
@@ -81,6 +84,68 @@ def test_what_a_killed_command_left_goes_with_the_next(net: Path, tmp_path: Path
     living.communicate()
     trp_onnx.compress(net, "out.onnx", macs=0.6, align=1)
     assert len([name for name in partials(tmp_path) if Path(name).parent == tmp_path]) == 2
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is done after it."""
+
+
+def killed_at(last: int, patch: pytest.MonkeyPatch) -> None:
+    """A kill before the step of that number, of those that move or remove a file of the result."""
+    done: list[str] = []
+
+    def before(do: Callable[..., Any]) -> Callable[..., Any]:
+        def step(path: Path, *args: Any, **more: Any) -> Any:
+            if path.name.startswith("out.onnx") and not path.name.endswith((".f", ".partial")):
+                if len(done) == last:
+                    raise Killed
+                done.append(path.name)
+            return do(path, *args, **more)
+
+        return step
+
+    for name in ("replace", "unlink"):
+        patch.setattr(Path, name, before(getattr(Path, name)))
+
+
+def test_a_kill_between_a_model_and_its_weights(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every step of moving both into place a model stands there with its weights: the old one or the new one."""
+    monkeypatch.setattr("trp_onnx.staging.MAPPED_FROM", 1000)  # bytes, so that a small model is large
+    source = tmp_path / "in" / "net.onnx"
+    source.parent.mkdir()
+    onnx.save(onnx.load(net), source, save_as_external_data=True, location="net.bin", size_threshold=0)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    out, x = folder / "out.onnx", {"x": graphs.rng(5).standard_normal((2, 3, 12, 12)).astype(np.float32)}
+
+    def write(macs: float) -> None:
+        trp_onnx.compress(source, out, macs=macs, align=1, simplify=False)
+
+    def given() -> np.ndarray:
+        return graphs.run(out, x)[0]
+
+    write(0.8)
+    old = given()
+    write(0.4)
+    new = given()
+    write(0.8)
+    assert not np.allclose(old, new) and np.array_equal(given(), old)
+    found = []
+    for last in itertools.count():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("shutil.rmtree", lambda *_, **__: None)
+            killed_at(last, patch)
+            try:
+                write(0.4)
+            except Killed:
+                found.append("old" if np.array_equal(given(), old) else "new" if np.array_equal(given(), new) else "")
+            else:
+                break
+        write(0.8)
+        assert np.array_equal(given(), old)
+        (data,) = (path.name for path in folder.iterdir() if path.is_file() and path != out)
+        assert data in ("out.onnx.data", "out.onnx.1.data")
+    assert found == ["old", "old", "new"]
 
 
 def test_killed_exports_and_small_files(net: Path, tmp_path: Path) -> None:

@@ -87,6 +87,20 @@ def evaluate(
     return Accuracy(correct, count)
 
 
+def check_labels(model: Path, dataset: Dataset) -> None:
+    """Refuse a data set on which the accuracy of a file could not be measured, before any work.
+
+    The samples of the smallest and the largest label are run.
+
+    Raises:
+        ModelError: See `evaluate`.
+        DataError: See `evaluate`.
+    """
+    labels = dataset.labels
+    ends = [] if labels is None or not len(labels) else sorted({int(labels.argmin()), int(labels.argmax())})
+    evaluate(model, dataset.subset(np.array(ends, dtype=np.int64)) if ends else dataset)
+
+
 def _named(outputs: Arrays, count: int, classes: int, model: str) -> str:
     """The output that labels speak of."""
     each = {name: output[:count] for name, output in outputs.items() if output.ndim and len(output) >= count}

@@ -228,7 +228,7 @@ def _guard_paths() -> None:
     report, *others = (given.pop(name, None) for name in ("report_dir", "folder", "run"))
     if context.command.name == "compress":
         out = writes[-1] = writes[-1] or default_output(given["model"])
-        writes.append(f"{out}.data")
+        writes += [f"{out}.data", f"{out}.1.data"]
     reads = [entry for value in given.values() for entry in (value if isinstance(value, tuple) else [value])]
     guard(
         writes=[path for path in writes if path != "-"],
@@ -509,9 +509,11 @@ def compress(
 
 @main.command()
 @click.argument("model", type=_FILE)
+@click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs whose sizes count, one array a name.")
 @_model_options
 def inspect(
     model: Path,
+    inputs: Path | None,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
     no_simplify: bool,
     json_to: str | None,
@@ -520,7 +522,7 @@ def inspect(
     with _command():
         from trp_onnx.inspection import inspect as run
 
-        result = run(model, input_shapes=dict(input_shapes), simplify=not no_simplify)
+        result = run(model, input_shapes=dict(input_shapes), inputs=inputs, simplify=not no_simplify)
         _write_json(result.to_dict(), json_to)
     if json_to != "-":
         from trp_onnx.report import show_inspection
@@ -610,6 +612,7 @@ def bench(
 @click.option("--scheme", type=click.Choice(_SCHEMES), default="auto", show_default=True, help="Which schemes to time.")
 @_where_options
 @click.option("--no-simplify", is_flag=True, help="Do not run onnx-simplifier first, as in compress.")
+@click.option("--inputs", type=_FILE, metavar="NPZ", help="Inputs to run on, one array a name; generated otherwise.")
 @click.option("--input-shape", "input_shapes", type=_Shape(), multiple=True,
               help="Size of an input with dynamic dimensions; may be repeated.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Do not print the table.")

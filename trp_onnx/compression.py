@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx._version import __version__
-from trp_onnx.accuracy import Accuracy, evaluate
+from trp_onnx.accuracy import Accuracy, check_labels, evaluate
 from trp_onnx.agreement import Agreement, measure_agreement
 from trp_onnx.batching import find_batching
 from trp_onnx.carrying_out import carry_out
@@ -122,7 +122,8 @@ def compress(
 
     Args:
         model: The trained network.
-        out: Where the compressed one goes; weights of a large model into `<out>.data` beside it. `<name>.lowrank.onnx`
+        out: Where the compressed one goes; weights of a large model into `<out>.data` beside it, or
+            `<out>.1.data` while the model that is replaced uses that. `<name>.lowrank.onnx`
             beside the model where not given; a file of that name is only replaced if trp-onnx wrote it.
         energy: Discard at most this part of each layer's energy: of its squared singular values, or, with
             `data`, of its outputs.
@@ -203,6 +204,10 @@ def compress(
             samples = Samples(data, preprocessing, holds_out=searched, by_labels=max_drop is not None)
         tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
         original = open_model(source)
+        if tested is not None and tested.labels is not None:
+            check_labels(source, tested)
+        if samples is not None and max_drop is not None and samples.held_out.labels is not None:
+            check_labels(source, samples.held_out)
         if train is not None:
             check_trainable(original, train)
         staging = stack.enter_context(Staging(out, original))
@@ -313,7 +318,7 @@ def compress(
 
         staging.save(normal)
         if staging.data.exists():
-            notes.append(f"the weights are in '{out.name}.data': it belongs beside '{out.name}'")
+            notes.append(f"the weights are in '{staging.data.name}': it belongs beside '{out.name}'")
         clock.lap("save")
 
         written, errors = verify(staging.path, source, original, feeds, expected)

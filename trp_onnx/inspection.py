@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from trp_onnx import linalg
+from trp_onnx.feeding import read_inputs
 from trp_onnx.layers import Layer, find_layers, network_macs
 from trp_onnx.model import open_model
 from trp_onnx.normalise import normalise
 from trp_onnx.planning.options import sites_of
 from trp_onnx.planning.plan import notes_on
-from trp_onnx.progress import track
+from trp_onnx.progress import collected_notes, track
 from trp_onnx.schemes import Scheme, candidates
+from trp_onnx.sizes import sizes_from
 
 ENERGIES = (0.90, 0.95, 0.99)
 
@@ -101,6 +103,7 @@ def inspect(
     model: str | PathLike[str],
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: str | PathLike[str] | None = None,
     simplify: bool = True,
 ) -> Inspection:
     """List the layers of an ONNX file with their cost, spectra and schemes.
@@ -110,12 +113,19 @@ def inspect(
     Args:
         model: The file.
         input_shapes: Shapes for inputs with dynamic sizes, by name.
+        inputs: An `.npz` with one array for each input, whose sizes count.
         simplify: Whether to run onnx-simplifier first, as `compress` does.
 
     Raises:
         ModelError: The model cannot be read, or a weight holds NaN or infinity.
+        DataError: The inputs cannot be read.
+        UsageError: Their sizes contradict `input_shapes`.
     """
-    normal, notes = normalise(open_model(Path(model)), input_shapes, simplify=simplify)
+    with collected_notes() as heard:
+        opened = open_model(Path(model))
+        if inputs is not None:
+            input_shapes = sizes_from(opened, read_inputs(opened, Path(inputs)), input_shapes)
+        normal, notes = normalise(opened, input_shapes, simplify=simplify)
     layers = find_layers(normal, input_shapes)
     total = network_macs((layer, layer.macs) for layer in layers)
     unknown = sum(layer.macs is None for layer in layers)
@@ -124,7 +134,7 @@ def inspect(
         view = _spectrum(group)
         spectra.update(dict.fromkeys((layer.name for layer in group), view))
     views = tuple(_view(layer, 0 if unknown else total, spectra.get(layer.name)) for layer in layers)
-    return Inspection(str(model), total, views, (*notes, *notes_on(layers)), unknown)
+    return Inspection(str(model), total, views, (*heard, *notes, *notes_on(layers)), unknown)
 
 
 _Spectrum = tuple[str, int, tuple[int, ...], tuple[bool, ...], tuple[str, ...]]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from trp_onnx.roles import bodies_of
+from trp_onnx.silence import silence
 from trp_onnx.sizes import Shape, input_dims, real_inputs
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def infer_shapes(
 
     proto = skeleton(model, input_dims(model, input_shapes), known or {})
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        with silence():
+            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception as error:  # of C++, under several names; other work says what is wrong with the model
         logger.info("shape inference failed: %s", error)
         inferred = proto

@@ -7,6 +7,10 @@ hidden one is removed and nothing has changed. Its name says who is at work:
 
 so that what a killed process leaves behind is removed when the same NAME is written again, and what a living one or
 another host on the same disk is writing is not.
+
+A model and the file of its weights are two renames. The weights go first, under a name that the model that stands there
+does not use; the rename of the model is what counts; then its old weights go. So a model has its weights whenever the
+work is killed, and what a kill left over is replaced by the next.
 """
 
 from __future__ import annotations
@@ -24,9 +28,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
-from trp_onnx.errors import OutputError
+from trp_onnx.errors import ModelError, OutputError
 from trp_onnx.interrupts import held_back
-from trp_onnx.paths import cannot_write, reason
+from trp_onnx.paths import cannot_write, is_ours, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +158,9 @@ class Staging:
         self.out = out
         self.folder = hidden_beside(out)
         self.path = self.folder / out.name
-        self.data = self.folder / f"{out.name}.data"
+        self._old = _weights_of(out)
+        free = next(path for path in files_of(out)[1:] if path not in self._old)
+        self.data = self.folder / free.name
         self.external = has_external_data(model) and weight_bytes(model) > MAPPED_FROM
         self._spool = self.folder / f"{out.name}.f"
 
@@ -182,7 +188,7 @@ class Staging:
         )  # fmt: skip
 
     def save(self, model: ir.Model) -> None:
-        """Write the model into the folder; weights that are too many for one file go into `<name>.data`.
+        """Write the model into the folder; weights that are too many for one file go beside it.
 
         Raises:
             OutputError: The disk is full, or any other failure to write.
@@ -195,22 +201,25 @@ class Staging:
         if not external:
             ir.external_data.load_to_model(model)
         try:
-            ir.save(model, self.path, format="protobuf", external_data=f"{self.out.name}.data" if external else None)
+            ir.save(model, self.path, format="protobuf", external_data=self.data.name if external else None)
             self._spool.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(self.out, error) from error
 
     def publish(self) -> None:
-        """Move the result into place.
+        """Move the result into place; the weights of the one that was there go if that was ours.
 
         Raises:
             OutputError: A rename failed.
         """
         try:
             with held_back():
+                old = self._old if self._old and is_ours(self.out) else []
                 if self.data.exists():
                     self.data.replace(self.out.with_name(self.data.name))
                 self.path.replace(self.out)
+                for path in old:
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(self.out, error) from error
 
@@ -231,6 +240,18 @@ class Staging:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def files_of(out: Path) -> tuple[Path, Path]:
-    """The files that a result may consist of: the model, and its weights where they are many."""
-    return out, out.with_name(out.name + ".data")
+def files_of(out: Path) -> tuple[Path, Path, Path]:
+    """The files that a result may consist of: the model, and its weights where they are many, under either name."""
+    return out, out.with_name(out.name + ".data"), out.with_name(out.name + ".1.data")
+
+
+def _weights_of(out: Path) -> list[Path]:
+    """Those of `files_of` in which the model that stands there keeps its weights."""
+    from trp_onnx.model import external_files
+
+    there = [path for path in files_of(out)[1:] if path.is_file()]
+    try:
+        used = external_files(out) if there and out.is_file() else []
+    except ModelError:  # it is no model, or has lost them
+        return []
+    return [path for path in there if any(path.samefile(file) for file in used)]

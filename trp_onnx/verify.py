@@ -12,6 +12,7 @@ from trp_onnx.comparison import OutputError, compare
 from trp_onnx.errors import VerificationError
 from trp_onnx.model import open_model, weight_bytes
 from trp_onnx.runtime import Arrays, run_model
+from trp_onnx.silence import silence
 from trp_onnx.sizes import real_inputs
 
 MAPPED_FROM = 512 * 2**20
@@ -65,7 +66,8 @@ def _complaint(path: Path) -> str | None:
     import onnx
 
     try:
-        onnx.checker.check_model(str(path))
+        with silence():
+            onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         return str(error).strip().splitlines()[0]
     return None

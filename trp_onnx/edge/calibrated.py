@@ -157,7 +157,8 @@ def _at_least(opset: int, model: onnx.ModelProto) -> onnx.ModelProto:
     if version >= opset:
         return model
     try:
-        return onnx.version_converter.convert_version(model, opset)
+        with quietly():
+            return onnx.version_converter.convert_version(model, opset)
     except Exception as error:
         raise ModelError(
             f"int8 with a scale for each channel needs opset {opset}, and onnx cannot bring the model there from "

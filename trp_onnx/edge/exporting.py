@@ -32,7 +32,7 @@ from trp_onnx.interrupts import held_back
 from trp_onnx.layers import find_layers
 from trp_onnx.model import open_model, to_proto, weight_bytes
 from trp_onnx.paths import cannot_write, guard
-from trp_onnx.progress import watch
+from trp_onnx.progress import collected_notes, watch
 from trp_onnx.runners import open_runner
 from trp_onnx.runtime import Arrays, feeds_for, relative_error
 from trp_onnx.sizes import real_inputs, sizes_from
@@ -110,9 +110,22 @@ def export(
         raise UsageError(f"--style is fixed or runtime, not '{style}'")
     if source.suffix.lower() == ".ort":
         raise UsageError(f"'{source}' is an .ort file already: export takes the .onnx")
+    with collected_notes() as notes:
+        return _export(source, folder, target, style, input_shapes, inputs, command, notes)
+
+
+def _export(
+    source: Path,
+    folder: Path,
+    target: str,
+    style: str,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    inputs: str | PathLike[str] | None,
+    command: str | None,
+    notes: list[str],
+) -> Export:
     opened = open_model(source)
-    guard(folders=[(folder, (*names_of(source.stem, style), MANIFEST))], reads=[model, inputs])
-    notes: list[str] = []
+    guard(folders=[(folder, (*names_of(source.stem, style), MANIFEST))], reads=[source, inputs])
     staging = _stage(folder)
     try:
         fixed = _fix_inputs(source, opened, input_shapes, staging)

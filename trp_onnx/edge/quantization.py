@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trp_onnx.accuracy import Accuracy, evaluate
+from trp_onnx.accuracy import Accuracy, check_labels, evaluate
 from trp_onnx.batching import Batching, find_batching, run_samples
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.edge.calibrated import Calibrated, in_int8
@@ -38,6 +38,7 @@ from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_o
 from trp_onnx.paths import cannot_write, guard
 from trp_onnx.progress import collected_notes
 from trp_onnx.runtime import open_session, run_session
+from trp_onnx.silence import silence
 from trp_onnx.sizes import sizes_from
 from trp_onnx.staging import Staging
 
@@ -158,6 +159,8 @@ def quantize(
                 f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
             )
         opened = open_model(source)
+        if tested is not None:
+            check_labels(source, tested)
         if only_input(opened).dtype not in _OTHER_FLOATS:  # refused further down
             input_shapes = sizes_from(opened, take(dataset, opened, np.arange(2)), input_shapes, samples=True)
         with _space_for(out), Staging(out, opened) as staging:
@@ -295,7 +298,8 @@ def _largest(
 def _verify(path: Path, source: Path, original: ir.Model, dataset: Dataset) -> None:
     """The written file is sound, runs, and gives numbers where its source does."""
     try:
-        onnx.checker.check_model(str(path))
+        with silence():
+            onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise VerificationError(f"the int8 file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
     samples = take(dataset, original, np.arange(min(len(dataset), _VERIFIED)))

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from trp_onnx.cache import Cache
 from trp_onnx.errors import ModelError
+from trp_onnx.feeding import read_inputs
 from trp_onnx.latency.benchmark import check_ran, layer_milliseconds
 from trp_onnx.latency.entry import NOTHING, Entry, allowed_doubt
 from trp_onnx.latency.parts import STEADY, Place, dissect, time_parts
@@ -33,6 +34,7 @@ from trp_onnx.runners import Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
 from trp_onnx.runtime import Arrays, feeds_for
 from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates
+from trp_onnx.sizes import sizes_from
 
 KNOTS = 3
 """Ranks at which a pair is timed, and its full rank; Tucker-2 at twice as many pairs of ranks."""
@@ -53,6 +55,7 @@ def profile(
     runtime: str = "local",
     timeout: float = TIMEOUT,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: str | PathLike[str] | None = None,
     simplify: bool = True,
 ) -> LatencyTable:
     """Measure the latency table of an ONNX file; `compress(latency_table=...)` plans by it, here or elsewhere.
@@ -65,20 +68,26 @@ def profile(
         runtime: "local", "python:PATH", "node", "web" or "ssh:HOST[:PYTHON]".
         timeout: Seconds without a sign of life after which another runtime is given up.
         input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
+        inputs: An `.npz` with one array for each input, to run on; generated otherwise.
         simplify: Whether to run onnx-simplifier first, as `compress` does.
 
     Raises:
         UsageError: The provider is not there, or the runtime cannot tell the time of single nodes.
         ModelError: The model cannot be read or run.
+        DataError: The inputs cannot be read.
         RunnerError: The runtime is not there, died or did not answer.
     """
     from trp_onnx.normalise import normalise
 
-    normal, _ = normalise(open_model(Path(model)), input_shapes, simplify=simplify)
+    opened = open_model(Path(model))
+    given = None if inputs is None else read_inputs(opened, Path(inputs))
+    if given is not None:
+        input_shapes = sizes_from(opened, given, input_shapes)
+    normal, _ = normalise(opened, input_shapes, simplify=simplify)
     layers = find_layers(normal, input_shapes)
     with open_runner(runtime, timeout) as runner:
         return measure_table(
-            normal, layers, feeds_for(normal, input_shapes),
+            normal, layers, feeds_for(normal, input_shapes) if given is None else given,
             scheme=scheme, provider=provider, threads=threads, runner=runner,
         )  # fmt: skip
 

@@ -21,6 +21,7 @@ from trp_onnx.errors import ModelError
 from trp_onnx.layers import Layer
 from trp_onnx.model import to_proto
 from trp_onnx.runtime import Arrays, open_session, relative_error, run_session
+from trp_onnx.silence import silence
 
 OPSETS = (12, 21)
 MAX_IR = 10
@@ -164,7 +165,8 @@ def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
         from onnx import version_converter
 
         try:
-            model = version_converter.convert_version(model, 17 if opset < low else high)
+            with silence():
+                model = version_converter.convert_version(model, 17 if opset < low else high)
         except Exception as error:
             raise ModelError(
                 f"the model has opset {opset}, the training runtime reads {low} to {high}, and it cannot be converted: "
