@@ -310,6 +310,17 @@ def test_only_our_files_are_removed(net: Path, data: Path, runtime: None) -> Non
     assert any("out.onnx.trp-run' stays: it holds 'finetune/mine.txt'" in note for note in report.notes)
 
 
+def test_a_run_that_is_killed_before_its_folder_has_a_marker(net: Path, data: Path, runtime: None) -> None:
+    hangs = "import pathlib, time; pathlib.Path.replace = lambda *a: time.sleep(600)"
+    command = (*COMPRESS, "--train", "--data", data, "--epochs", "1", "--augment", "none", "--resume")
+    process = start(net.parent, *command, before=hangs)
+    until(lambda: any("trp-onnx-run" in name for name in partials(net.parent)), process)
+    process.kill()
+    process.communicate()
+    assert train(net, data, resume=True).macs.ratio <= 0.6
+    assert not partials(net.parent) and not Path("out.onnx.trp-run").exists()
+
+
 def test_a_folder_that_is_not_ours_is_no_demo(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     (tmp_path / "plan.toml").write_text("mine")

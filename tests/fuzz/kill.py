@@ -13,6 +13,7 @@ import collections
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def one_round(
     if not out.exists():
         done = subprocess.run(command(out.name), cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
+            shutil.rmtree(folder / "out.onnx.trp-run", ignore_errors=True)
             return f"{moment} {victim}", late, f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}"
     wrong = "" if digest(out) == right else "other bits"
     out.unlink()

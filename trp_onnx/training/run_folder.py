@@ -33,6 +33,8 @@ class RunFolder:
             return
         with contextlib.suppress(OSError):  # whoever writes there says so
             for entry in self.path.iterdir():
+                if entry.name.startswith(f".{MARKER}.") and entry.name.endswith(PARTIAL):
+                    continue  # a run that was killed before it had its marker
                 raise UsageError(
                     f"the folder '{self.path}' holds '{entry.name}' and was not made for a training run: name another "
                     "by --run, or an empty one"
