@@ -66,6 +66,13 @@ def parts_of(table: LatencyTable, layer: Layer, scheme: str) -> dict[tuple[int, 
     return {rank: table.part(layer, SCHEMES[scheme], rank) for rank in grid(layer, scheme)}
 
 
+def test_a_network_of_which_nothing_gets_faster(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal names the speed-up that was asked for."""
+    runs_on(monkeypatch, tmp_path, slowed=lambda index, model: 100.0 if len(ranks_of(model)) > 1 else 1.0)
+    with pytest.raises(TargetError, match=r"--speedup 1\.1 is out of reach"):
+        trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.1)
+
+
 def test_no_entry_is_faster_than_kernels_are(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide Tucker-2 ranks, 0.9 of the MACs and more, come out at a tenth of their time, again and again."""
 

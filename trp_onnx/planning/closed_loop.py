@@ -59,7 +59,7 @@ def plan_for_speedup(planner: Planner, speedup: float, trials: Trials) -> tuple[
     for _ in range(MOST_TRIALS):
         if target is None:
             break
-        planner, plan, target = _settled(planner, target, trials)
+        planner, plan, target = _settled(planner, speedup, target, trials)
         if any(plan.chosen == other.chosen for _, other, _ in tried):
             break
         trial = trials.time(_table(planner), plan.speedup or 1.0, plan.chosen)
@@ -94,10 +94,15 @@ def _most(planner: Planner) -> float:
     return _saving(planner.fastest()) - 1e-6
 
 
-def _settled(planner: Planner, saving: float, trials: Trials) -> tuple[Planner, Plan, float]:
+def _settled(planner: Planner, speedup: float, saving: float, trials: Trials) -> tuple[Planner, Plan, float]:
     """The plan for a saving, or for the largest there is, of points that were timed themselves; and that saving."""
     for _ in range(MOST_REFINEMENTS):
         asked = min(saving, _most(planner))
+        if asked <= 0:
+            raise TargetError(
+                f"--speedup {speedup:g} is out of reach: no layer is predicted to take less time in any other way; "
+                "nothing was written"
+            )
         plan = planner.plan(speedup=1.0 / (1.0 - asked))
         table = trials.refined(_table(planner), planner.layers, plan.chosen)
         if table is _table(planner):
