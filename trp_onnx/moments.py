@@ -30,8 +30,8 @@ from trp_onnx.parallel import each
 from trp_onnx.progress import note
 from trp_onnx.runtime import Arrays, open_session, run_session
 
-PATCHES, PER_ENTRY = 8192, 4
-"""Patches of a layer: at least so many, and so many for each of a patch's entries."""
+PATCHES, PER_ENTRY, PLENTY = 8192, 4, 64
+"""Patches of a layer: so many, but from the second to the third number for each of a patch's entries."""
 
 SHRINKAGE = 1e-4
 """Part of the mean variance that every direction is given: those that the samples never take keep their weights."""
@@ -209,7 +209,8 @@ def patches_of(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Gen
     assert layer.geometry is not None and layer.layout is not None
     size = _patch_size(layer)
     fits = _BATCH_BYTES // (4 * size * layer.geometry.groups * max(1, len(value)))
-    per_sample = max(1, min(fits, -(-max(PATCHES, PER_ENTRY * size) // samples)))
+    wanted = max(PER_ENTRY * size, min(PATCHES, PLENTY * size))
+    per_sample = max(1, min(fits, -(-wanted // samples)))
     if layer.op == "Conv":
         return _windows(layer, value, per_sample, rng)
     if value.ndim > 1 and layer.layout.on_left != bool(layer.node.attributes.get_int(_other_trans(layer), 0)):

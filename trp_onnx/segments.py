@@ -15,8 +15,9 @@ import onnx
 from trp_onnx.batching import find_batching
 from trp_onnx.runtime import Arrays, open_session, run_session
 
-_BATCH, _BATCH_BYTES = 32, 16 << 20
-"""Samples of a run, and bytes of what they are at the input: what lies between takes several times that."""
+_BATCH, _BATCH_BYTES = 32, 1 << 20
+"""Samples of a run, and bytes of what they are at the input: what lies between takes several times that, and more
+than fits in the caches takes longer."""
 
 _KEPT_BYTES = 512 << 20
 """What the samples may take at a gate; those where they take more are passed by."""

@@ -49,10 +49,11 @@ from trp_onnx.segments import Walk
 ERRORS = (0.03, 0.15, 0.6)
 """Relative squared errors at which a layer is perturbed: what plans use lies around them."""
 
-PIECE = 8
-"""Samples that are run at once; two pieces at least."""
+PIECE, LEAST, PIECE_BYTES = 16, 4, 1 << 20
+"""Samples that are run at once, and how many at least where they have more than so many bytes together: large ones take
+long, and each says more. Two pieces at least."""
 
-CLEAR = 0.3
+CLEAR = 0.2
 """A damage is clear when the standard error of its mean over the pieces is at most this part of it."""
 
 _MIDDLE = 1
@@ -130,7 +131,7 @@ def _fingerprint(
     digest.update(np.ascontiguousarray(x).data)
     for found in moments.values():
         digest.update(np.ascontiguousarray(found.mean).data)
-    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {CLEAR} {SURE} {classes}"
+    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {LEAST} {PIECE_BYTES} {CLEAR} {SURE} {classes}"
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,8 @@ class _Network:
         self._graph, self._model, self._classes = graph, model, classes
         self._measured = measurable(graph)
         self._walk = Walk(model, x, self._measured)
-        self.pieces = [slice(start, start + PIECE) for start in range(0, len(x), PIECE)]
+        size = min(PIECE, max(LEAST, PIECE_BYTES // max(1, x[:1].nbytes)))
+        self.pieces = [slice(start, start + size) for start in range(0, len(x), size)]
         self._divergences: dict[int, Divergence] = {}
 
     def moved(self, group: tuple[Layer, ...], direction: _Direction) -> Callable[[float, slice], float]:
