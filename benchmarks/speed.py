@@ -188,7 +188,7 @@ def main() -> None:
                 path = Path(shutil.copy(arguments.ppocr, place))
                 options = [
                     "--speedup",
-                    "1.2",
+                    "1.3",
                     "--data",
                     str(arguments.lines.resolve()),
                     "--input-shape",
