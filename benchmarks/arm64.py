@@ -16,9 +16,9 @@ from _results import Results, markdown
 from without_training import NETS
 
 import trp_onnx
-from trp_onnx.model import open_model
+from trp_onnx.graph.model import open_model
+from trp_onnx.graph.session import feeds_for, relative_error
 from trp_onnx.runners import open_runner
-from trp_onnx.runtime import feeds_for, relative_error
 
 
 def main() -> None:

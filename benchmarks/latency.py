@@ -31,14 +31,14 @@ from _networks import resnet18, resnet50
 from _results import Results, markdown
 
 import trp_onnx
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.graph.model import open_model
+from trp_onnx.graph.session import feeds_for
 from trp_onnx.latency import measure, profile, save_table
 from trp_onnx.latency.profiling import measure_table
-from trp_onnx.layers import find_layers
-from trp_onnx.model import open_model
-from trp_onnx.normalise import normalise
+from trp_onnx.passes.normalise import normalise
 from trp_onnx.planning import Evidence, Plan, Planner
 from trp_onnx.runners import open_runner
-from trp_onnx.runtime import feeds_for
 
 FILES = {
     "resnet20": "resnet20_cifar10.onnx",

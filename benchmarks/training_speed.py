@@ -117,7 +117,7 @@ class Contender:
     """A process that trains when it is asked to."""
 
     def __init__(self, order: dict[str, Any]) -> None:
-        from trp_onnx.training.quarantine import worker_environment
+        from trp_onnx.training.isolated_runtime import worker_environment
 
         command = [sys.executable, __file__, "--contender", json.dumps(order)]
         if order.get("workers", 1) > 1:
@@ -206,15 +206,16 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     import onnx_ir as ir
 
     from trp_onnx.data import Preprocessing
-    from trp_onnx.layers import find_layers
+    from trp_onnx.graph.layers import find_layers
     from trp_onnx.planning import Planner
-    from trp_onnx.training import TrainingOptions, loop
+    from trp_onnx.training import TrainingOptions
     from trp_onnx.training.batches import DataSource
     from trp_onnx.training.communicator import connect
     from trp_onnx.training.job import Files, Job
     from trp_onnx.training.losses import OutputLoss
     from trp_onnx.training.projection import Projection, targets_of
     from trp_onnx.training.trainable import make_trainable
+    from trp_onnx.training.worker import loop
 
     if order["only"] is not None:
         loop.speed_up = partial(loop.speed_up, only=tuple(order["only"]))  # type: ignore[assignment]

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.layers import Layer
-from trp_onnx.linalg import Array
-from trp_onnx.passes.factorise import bias_of, corrects_bias
+from trp_onnx.graph.bias import bias_of, corrects_bias
+from trp_onnx.graph.layers import Layer
+from trp_onnx.lowrank.linalg import Array
 from trp_onnx.passes.replace_weights import ReplaceWeightsPass
 
 

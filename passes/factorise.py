@@ -1,7 +1,7 @@
 """Carry out a plan: each layer that has a scheme becomes a chain of layers of the same operator.
 
-Bias, alpha and beta go to the last factor. With the moments of what flows into a layer (`by_outputs`), its factors
-keep the outputs instead of the weight, and its bias takes up what they change in the mean: b' = b + (W - W') E[x].
+Bias, alpha and beta go to the last factor. Factors that keep a layer's outputs instead of its weight change them in the
+mean, which its bias takes up.
 
 The factors take their names from the layer (`conv1` -> `conv1/v`, `conv1/h`), and the last one keeps the
 layer's output. What they are factors of stands in their metadata (see `provenance`).
@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.constants import Constant, resolve_constant
-from trp_onnx.layers import Layer
-from trp_onnx.linalg import Array
-from trp_onnx.moments import Moments
-from trp_onnx.parallel import each
-from trp_onnx.provenance import mark_factor
-from trp_onnx.schemes import SCHEMES, Rank, Scheme
+from trp_onnx.graph.bias import bias_of
+from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.provenance import mark_factor
+from trp_onnx.lowrank.linalg import Array
+from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
+from trp_onnx.process.parallel import each
 
 Keep = Callable[[str, np.ndarray, ir.DataType], ir.TensorProtocol]
 """Makes a tensor of a name, an array and a type: in memory or on disk."""
@@ -29,6 +28,11 @@ Split = Callable[[Layer, Scheme, Rank], tuple[Sequence[Array], Array | None]]
 """Weights of the factors, (G, out, in, *kernel) each, and what the bias takes up, (G N,), or None."""
 
 _GEMM_OPTIONAL_C = 11
+
+
+def by_weight(layer: Layer, scheme: Scheme, rank: Rank) -> tuple[Sequence[Array], None]:
+    """Factors whose product is nearest to the weight."""
+    return scheme.split(layer.weight(), rank), None
 
 
 class FactorisePass(ir.passes.InPlacePass):
@@ -48,14 +52,14 @@ class FactorisePass(ir.passes.InPlacePass):
             layers: From `find_layers`, of the same model.
             chosen: Scheme name and rank, by layer name; layers without an entry stay.
             keep: How to store the factors; in memory by default.
-            split: Where the factors of a layer come from; its weight alone by default, see `by_outputs`.
+            split: Where the factors of a layer come from; its weight alone by default.
             progress: Wraps the list of layers to factorise, to show a bar.
         """
         super().__init__()
         self.layers = [layer for layer in layers if layer.name in chosen]
         self.chosen = chosen
         self.keep = keep or (lambda name, array, dtype: ir.tensor(array.astype(dtype.numpy()), name=name))
-        self.split = split or by_outputs({})
+        self.split = split or by_weight
         self.progress = progress or (lambda layers: layers)
         self._taken: set[str | None] = set()
         self._nodes: set[str | None] = set()
@@ -164,53 +168,6 @@ class FactorisePass(ir.passes.InPlacePass):
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         new.name, new.shape, new.type = name_of_output, shape, type_
-
-
-def by_outputs(moments: Mapping[str, Moments]) -> Split:
-    """Factors that keep the outputs of the layers whose moments are known, and the weights of the others.
-
-    Args:
-        moments: Of what flows into the layers, by name.
-    """
-
-    def split(layer: Layer, scheme: Scheme, rank: Rank) -> tuple[Sequence[Array], Array | None]:
-        weight, found = layer.weight(), moments.get(layer.name)
-        if found is None:
-            return scheme.split(weight, rank), None
-        centred = corrects_bias(layer)
-        factors = scheme.split(weight, rank, found.moment(centred=centred))
-        return factors, mean_error(weight - scheme.merge(factors), found) if centred else None
-
-    return split
-
-
-def bias_of(layer: Layer) -> Constant | None:
-    """The bias of a Conv or Gemm, where it is constant."""
-    inputs = layer.node.inputs
-    found = resolve_constant(inputs[2] if len(inputs) > 2 else None, layer.constant.opset if layer.constant else 0)
-    return found if isinstance(found, Constant) else None
-
-
-def corrects_bias(layer: Layer) -> bool:
-    """Whether a layer, and all that share its weight, have or can be given a bias to take up a change of the mean."""
-    node = layer.node
-    if layer.op == "Conv":
-        users = {node} if layer.constant is None else {node, *(use.node for use in layer.constant.value.uses())}
-        opset = layer.constant.opset if layer.constant is not None else 0
-        biases = [user.inputs[2] for user in users if user.op_type == "Conv" and len(user.inputs) > 2]
-        return all(bias is None or isinstance(resolve_constant(bias, opset), Constant) for bias in biases)
-    if layer.op != "Gemm" or layer.layout is None or layer.layout.on_left or layer.geometry is None:
-        return False
-    if any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):
-        return False
-    bias = bias_of(layer)
-    return bias is not None and bias.array().shape in ((layer.geometry.out_channels,), (1, layer.geometry.out_channels))
-
-
-def mean_error(error: Array, moments: Moments) -> Array:
-    """What an error of the weight takes from the mean of the outputs: (G, N, C, *k) -> (G N,)."""
-    groups, n = error.shape[:2]
-    return np.asarray(error.reshape(groups, n, -1) @ moments.mean[:, :, None]).reshape(-1)
 
 
 def _conv_attributes(layer: Layer, place: tuple[int, ...], part: int) -> list[ir.Attr]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.layers import Layer
+from trp_onnx.graph.layers import Layer
 
 
 class FoldWeightsPass(ir.passes.InPlacePass):

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from trp_onnx.constants import let_go
-from trp_onnx.runtime import feeds_for, relative_error, run_model
-from trp_onnx.silence import silence
-from trp_onnx.sizes import real_inputs
+from trp_onnx.graph.constants import let_go
+from trp_onnx.graph.session import feeds_for, relative_error, run_model
+from trp_onnx.graph.sizes import real_inputs
+from trp_onnx.process.silence import silence
 
 logger = logging.getLogger(__name__)
 

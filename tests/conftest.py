@@ -7,7 +7,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores test at once; before NumPy is there
 
-from trp_onnx.training import quarantine
+from trp_onnx.training import isolated_runtime
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -37,15 +37,15 @@ def real_models() -> Path:
 @pytest.fixture(scope="session")
 def training_runtime() -> None:
     """The runtime that trains, set up where it is missing."""
-    if sys.version_info[:2] not in quarantine.PYTHONS:
+    if sys.version_info[:2] not in isolated_runtime.PYTHONS:
         pytest.skip("onnxruntime-training has no wheel for this Python")
-    quarantine.ensure_runtime()
+    isolated_runtime.ensure_runtime()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where the training runtime is missing, the tests that want it download it."""
-    if quarantine.installed_runtime() is None:
+    if isolated_runtime.installed_runtime() is None:
         for item in items:
             if "training_runtime" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.network)

@@ -15,10 +15,10 @@ from onnx.reference import ReferenceEvaluator
 
 from tests.graphs import info, model, weights
 from trp_onnx.planning.alignment import simd_block
-from trp_onnx.training.engine import Session, training_graph
 from trp_onnx.training.losses import LABELS, LOSS, OutputLoss, add_loss
-from trp_onnx.training.rewrites import speed_up
 from trp_onnx.training.trainable import make_trainable
+from trp_onnx.training.worker.engine import Session, training_graph
+from trp_onnx.training.worker.rewrites import speed_up
 
 BATCH, CLASSES, STEP = 3, 5, 1e-5
 

@@ -19,7 +19,7 @@ from onnx import helper
 import trp_onnx
 from tests import graphs
 from tests.hard_cases import CASES
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 
 
 def cli(*arguments: object) -> tuple[int, str]:
@@ -277,7 +277,7 @@ def test_images_that_go_in_as_they_are_stored(tmp_path: Path, net: Path) -> None
     [
         ("--config", "layer = [1, 2]", "layers stand in tables"),
         ("--training", '[output_weights]\nlogits = "a"', "output_weights takes"),
-        ("--training", 'milestones = ["a"]', "milestones takes"),
+        ("--training", 'milestones = ["a"]', "milestones[0] takes"),
     ],
 )
 def test_settings_of_the_wrong_kind(tmp_path: Path, net: Path, option: str, text: str, complaint: str) -> None:
@@ -290,12 +290,12 @@ def test_settings_of_the_wrong_kind(tmp_path: Path, net: Path, option: str, text
 def test_a_signal_that_comes_where_it_is_not_heard(tmp_path: Path, net: Path) -> None:
     """In a callback of the interpreter's an exception is dropped; the interrupt comes again."""
     code = (
-        "import os, signal, sys, time, weakref; import trp_onnx.cli, trp_onnx.inspection as module\n"
+        "import os, signal, sys, time, weakref; import trp_onnx.cli.main, trp_onnx.commands.inspect as module\n"
         "class Gone: pass\n"
         "def inspect(*_, **__):\n"
         "    gone = Gone(); there = weakref.ref(gone, lambda _: os.kill(os.getpid(), signal.SIGTERM))\n"
         "    del gone; time.sleep(20)\n"
-        f"module.inspect = inspect; sys.argv = ['trp-onnx', 'inspect', {str(net)!r}]; trp_onnx.cli.main()"
+        f"module.inspect = inspect; sys.argv = ['trp-onnx', 'inspect', {str(net)!r}]; trp_onnx.cli.main.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 130 and done.stderr.strip() == "trp-onnx: interrupted; nothing was written"

@@ -47,7 +47,7 @@ def test_constants_that_unfold_to_gigabytes_stay_folded(tmp_path: Path) -> None:
     path = graphs.save(model, tmp_path / "m.onnx")
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30));"
-        "from trp_onnx.cli import main; main(sys.argv[1:])"
+        "from trp_onnx.cli.main import main; main(sys.argv[1:])"
     )
     done = subprocess.run([sys.executable, "-c", limited, "inspect", path], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr

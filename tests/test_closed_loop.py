@@ -17,11 +17,11 @@ import trp_onnx
 from tests.clockwork import runs_on
 from tests.graphs import conv_net, info, model, save, weights
 from trp_onnx.errors import TargetError
+from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.graph.model import open_model
 from trp_onnx.latency import LatencyTable, measure
-from trp_onnx.layers import Layer, find_layers
-from trp_onnx.model import open_model
+from trp_onnx.lowrank.schemes import SCHEMES
 from trp_onnx.runners import Rounds
-from trp_onnx.schemes import SCHEMES
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from PIL import Image
 
 import trp_onnx
 from tests import graphs
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 from trp_onnx.errors import UsageError
 
 
@@ -264,7 +264,7 @@ def test_every_name_of_the_public_api_is_there() -> None:
         assert getattr(trp_onnx, name) is not None
     with pytest.raises(AttributeError):
         _ = trp_onnx.nothing
-    importlib.import_module("trp_onnx.inspection")  # a module of the same topic does not hide the function
+    importlib.import_module("trp_onnx.commands.inspect")  # a module of the same topic does not hide the function
 
     assert callable(trp_onnx.inspect)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests import graphs
-from trp_onnx.training import quarantine
+from trp_onnx.training import isolated_runtime
 
 OPTIONAL = (
     "gmpy2", "sitecustomize", "usercustomize", "mpi4py", "yaml", "onnx", "onnxruntime", "onnxsim", "onnxscript", "PIL",
@@ -20,7 +20,7 @@ OPTIONAL = (
     "defusedxml", "trp_onnx", "coloredlogs", "humanfriendly", "attr", "IPython", "ipywidgets", "colorama",
     "typing_extensions",
 )  # fmt: skip
-INSTALLED = ["-P", "-c", "import sys; from trp_onnx.cli import main; main(prog_name='trp-onnx')"]
+INSTALLED = ["-P", "-c", "import sys; from trp_onnx.cli.main import main; main(prog_name='trp-onnx')"]
 """As the script does that pip installs: the current folder is on no path."""
 
 
@@ -83,9 +83,9 @@ def test_nor_by_python_m(tmp_path: Path, files: None) -> None:
 
 @pytest.fixture
 def runtime() -> None:
-    if sys.version_info[:2] not in quarantine.PYTHONS:
+    if sys.version_info[:2] not in isolated_runtime.PYTHONS:
         pytest.skip("onnxruntime-training has no wheel for this Python")
-    quarantine.ensure_runtime()
+    isolated_runtime.ensure_runtime()
 
 
 TRAIN = ("compress", "../net.onnx", "-o", "../out.onnx", "--macs", "0.6", "--align", "1", "--train", "--epochs", "1",

@@ -12,12 +12,12 @@ from onnx import helper
 
 import trp_onnx
 from tests.graphs import conv_net, distance, info, initializers, model, rng, run, save, weights
+from trp_onnx.calibration.moments import collect_moments
 from trp_onnx.errors import DataError, UsageError
-from trp_onnx.layers import find_layers
-from trp_onnx.model import open_model
-from trp_onnx.moments import collect_moments
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.graph.model import open_model
+from trp_onnx.lowrank.schemes import SCHEMES, Geometry
 from trp_onnx.planning import Evidence, measure_damage
-from trp_onnx.schemes import SCHEMES, Geometry
 
 
 def correlated(groups: int, size: int, seed: int) -> np.ndarray:

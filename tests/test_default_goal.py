@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import trp_onnx
 from tests import graphs
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 from trp_onnx.errors import TargetError
 
 

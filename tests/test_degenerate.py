@@ -8,10 +8,10 @@ from onnx import helper
 
 import trp_onnx
 from tests.graphs import distance, info, initializers, model, rng, run, save, weights
+from trp_onnx.calibration.moments import collect_moments, moment_bytes
 from trp_onnx.errors import ModelError
-from trp_onnx.layers import find_layers
-from trp_onnx.model import open_model
-from trp_onnx.moments import collect_moments, moment_bytes
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.graph.model import open_model
 
 CHANNELS = 16
 
@@ -132,5 +132,5 @@ def test_moments_of_all_layers_fit_together(tmp_path: Path, monkeypatch: pytest.
     layers = find_layers(opened)
     x = rng().standard_normal((64, 8)).astype(np.float32)
     assert set(collect_moments(opened, layers, x)) == {"first", "second"}
-    monkeypatch.setattr(trp_onnx.moments, "ALL_BYTES", 4 * (8**2 + 16**2) - 1)
+    monkeypatch.setattr(trp_onnx.calibration.moments, "ALL_BYTES", 4 * (8**2 + 16**2) - 1)
     assert set(collect_moments(opened, layers, x)) == {"first"}

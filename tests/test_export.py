@@ -18,7 +18,7 @@ from onnx import helper
 
 import trp_onnx
 from tests.graphs import conv_net, info, model, rng, run, save, weights
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 from trp_onnx.edge import exporting
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
 

@@ -121,7 +121,7 @@ def test_weights_that_fit_one_file_go_into_one(tmp_path: Path) -> None:
 
 
 def test_large_external_data_stays_external(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trp_onnx.staging.MAPPED_FROM", 1000)  # bytes, so that a small model is large
+    monkeypatch.setattr("trp_onnx.files.staging.MAPPED_FROM", 1000)  # bytes, so that a small model is large
     path = tmp_path / "m.onnx"
     onnx.save(CASES["conv_1d"](), path, save_as_external_data=True, location="m.bin", size_threshold=0)
     out, data = tmp_path / "out.onnx", tmp_path / "out.onnx.data"

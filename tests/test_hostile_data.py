@@ -129,7 +129,7 @@ def test_bytes_turned_over(tmp_path: Path) -> None:
 
 def test_more_than_fits_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = archive(tmp_path / "d.npz", x=npy(np.zeros((80, 1 << 20), np.uint8)))
-    monkeypatch.setattr("trp_onnx.memory.available", lambda: 50 << 20)
+    monkeypatch.setattr("trp_onnx.process.memory.available", lambda: 50 << 20)
     with pytest.raises(trp_onnx.DataError, match=r"takes 80 MiB of memory, and 40 MiB are free"):
         read_npz(data)
 

@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import trp_onnx
 from tests import graphs
-from trp_onnx.schemes import SCHEMES, Geometry
+from trp_onnx.lowrank.schemes import SCHEMES, Geometry
 
 SLOW = settings(
     max_examples=40,
@@ -304,7 +304,7 @@ def test_the_reported_weight_error_is_that_of_the_written_file(tmp_path: Path, s
 
 @pytest.mark.parametrize("rows,cols", [(64, 576), (300, 40), (128, 128)])
 def test_gram_spectra_equal_those_of_a_full_svd(rows: int, cols: int) -> None:
-    from trp_onnx import linalg
+    from trp_onnx.lowrank import linalg
 
     matrix = graphs.rng(1).standard_normal((rows, cols)) @ np.diag(0.9 ** np.arange(cols))
     s = np.linalg.svd(matrix, compute_uv=False)

@@ -14,13 +14,13 @@ import trp_onnx
 from tests import graphs
 from tests.clockwork import runs_on
 from tests.graphs import info, model, rng, save, weights
-from trp_onnx.batching import find_batching, run_samples
-from trp_onnx.cli import main
-from trp_onnx.feeding import take
-from trp_onnx.generating import generate
-from trp_onnx.model import open_model
-from trp_onnx.runtime import open_session
-from trp_onnx.sizes import input_dims, sizes_from
+from trp_onnx.cli.main import main
+from trp_onnx.data.feeding import take
+from trp_onnx.graph.batching import find_batching, run_samples
+from trp_onnx.graph.generating import generate
+from trp_onnx.graph.model import open_model
+from trp_onnx.graph.session import open_session
+from trp_onnx.graph.sizes import input_dims, sizes_from
 
 
 def cli(*arguments: object) -> tuple[int, str]:
@@ -211,8 +211,8 @@ def test_labels_that_fit_no_class_come_before_the_work(
     np.savez(tmp_path / "good.npz", x=x, y=y)
     y[:150] = np.where(np.arange(150) % 3, y[:150], wrong)
     np.savez(tmp_path / "bad.npz", x=x, y=y)
-    monkeypatch.setattr("trp_onnx.compression.normalise", None)
-    monkeypatch.setattr("trp_onnx.edge.quantization._quantise", None)
+    monkeypatch.setattr("trp_onnx.commands.compress.normalise", None)
+    monkeypatch.setattr("trp_onnx.quantization.quantizer._quantise", None)
     good, bad, out = tmp_path / "good.npz", tmp_path / "bad.npz", tmp_path / "out.onnx"
     for arguments in (
         ("compress", net, "-o", out, "--macs", 0.7, "--test", bad),
@@ -226,7 +226,7 @@ def test_labels_that_fit_no_class_come_before_the_work(
 def test_a_test_without_labels_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = batch_in_reshape(tmp_path / "net.onnx")
     np.savez(tmp_path / "x.npz", x=rng(3).standard_normal((64, 3, 8, 8)).astype(np.float32))
-    monkeypatch.setattr("trp_onnx.edge.quantization._quantise", None)
+    monkeypatch.setattr("trp_onnx.quantization.quantizer._quantise", None)
     data = tmp_path / "x.npz"
     code, message = cli("quantize", net, "-o", tmp_path / "out.onnx", "--data", data, "--test", data)
     assert code == 1 and "has no labels" in message

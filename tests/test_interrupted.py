@@ -21,7 +21,7 @@ import pytest
 import trp_onnx
 from tests import graphs
 from trp_onnx.errors import TrainingError, UsageError
-from trp_onnx.training import TrainingOptions, quarantine
+from trp_onnx.training import TrainingOptions, isolated_runtime
 
 COMPRESS = ("compress", "net.onnx", "-o", "out.onnx", "--macs", "0.6", "--align", "1")
 
@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> Path:
 def start(folder: Path, *arguments: object, before: str = "pass") -> subprocess.Popen[str]:
     """A command, with some Python before it."""
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    code = f"import sys; {before}; from trp_onnx.cli import main; main(prog_name='trp-onnx')"
+    code = f"import sys; {before}; from trp_onnx.cli.main import main; main(prog_name='trp-onnx')"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=folder, env=env, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True,
@@ -64,7 +64,7 @@ def partials(folder: Path) -> list[str]:
 
 # Killed.
 
-HANGS = "import trp_onnx.compression as c, time; c.verify = lambda *a: time.sleep(600)"
+HANGS = "import trp_onnx.commands.compress as c, time; c.verify = lambda *a: time.sleep(600)"
 
 
 def test_what_a_killed_command_left_goes_with_the_next(net: Path, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def killed_at(last: int, patch: pytest.MonkeyPatch) -> None:
 
 def test_a_kill_between_a_model_and_its_weights(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every step of moving both into place a model stands there with its weights: the old one or the new one."""
-    monkeypatch.setattr("trp_onnx.staging.MAPPED_FROM", 1000)  # bytes, so that a small model is large
+    monkeypatch.setattr("trp_onnx.files.staging.MAPPED_FROM", 1000)  # bytes, so that a small model is large
     source = tmp_path / "in" / "net.onnx"
     source.parent.mkdir()
     onnx.save(onnx.load(net), source, save_as_external_data=True, location="net.bin", size_threshold=0)
@@ -190,7 +190,7 @@ def test_an_interrupt_while_scikit_learn_fits_is_heard(tmp_path: Path) -> None:
 
 def test_an_interrupt_that_a_library_swallows_is_heard(net: Path, tmp_path: Path) -> None:
     swallows = (
-        "import trp_onnx.compression as c, os, signal; real = c.verify\n"
+        "import trp_onnx.commands.compress as c, os, signal; real = c.verify\n"
         "def verify(*a, **k):\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)\n"
@@ -238,9 +238,9 @@ def test_a_damaged_cache_is_done_without(
 
 @pytest.fixture
 def runtime() -> None:
-    if sys.version_info[:2] not in quarantine.PYTHONS:
+    if sys.version_info[:2] not in isolated_runtime.PYTHONS:
         pytest.skip("onnxruntime-training has no wheel for this Python")
-    quarantine.ensure_runtime()
+    isolated_runtime.ensure_runtime()
 
 
 TRAIN = TrainingOptions(epochs=1, batch=16, augment=())

@@ -16,13 +16,13 @@ from tests.clockwork import Clockwork, runs_on
 from tests.graphs import conv_net, info, model, rng, run, save, weights
 from tests.test_command_line import run as cli
 from trp_onnx.errors import DataError, ModelError, TargetError, UsageError
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.graph.model import open_model
 from trp_onnx.latency import read_table, save_table
 from trp_onnx.latency.parts import Place
-from trp_onnx.layers import find_layers
-from trp_onnx.model import open_model
+from trp_onnx.lowrank.schemes import SCHEMES
 from trp_onnx.runners import transport
 from trp_onnx.runners.worker import Worker
-from trp_onnx.schemes import SCHEMES
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests import graphs
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 
 NASTY = {
     "clear the screen": "a\x1b[2Jb",

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 import trp_onnx
 from tests.graphs import info, model, rng, save, weights
-from trp_onnx.divergence import RUINED, divergence
 from trp_onnx.errors import ModelError, UsageError
+from trp_onnx.evaluation.divergence import RUINED, divergence
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from onnx import TensorProto, helper
 
 import trp_onnx
 from tests.graphs import conv_net, distance, info, model, rng, run, save, tensor, weights
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 from trp_onnx.data import Dataset
-from trp_onnx.divergence import RUINED, agreement, channel_errors, divergence
 from trp_onnx.errors import DataError, ModelError
-from trp_onnx.model import open_model
-from trp_onnx.normalise import normalise
-from trp_onnx.outputs import Output, OutputKind, classes_of, output_kinds
+from trp_onnx.evaluation.divergence import RUINED, agreement, channel_errors, divergence
+from trp_onnx.evaluation.outputs import Output, OutputKind, classes_of, output_kinds
+from trp_onnx.graph.model import open_model
+from trp_onnx.passes.normalise import normalise
 from trp_onnx.training.losses import OutputLoss, choose_losses
 from trp_onnx.training.options import TrainingOptions
 from trp_onnx.training.trainable import make_trainable

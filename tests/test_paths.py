@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import trp_onnx
 from tests import graphs
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 from trp_onnx.data import Preprocessing
 from trp_onnx.errors import UsageError
 

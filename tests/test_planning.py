@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import trp_onnx
 from tests import graphs
-from trp_onnx import linalg
 from trp_onnx.errors import TargetError
+from trp_onnx.lowrank import linalg
+from trp_onnx.lowrank.schemes import SCHEMES, Geometry
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import Option
-from trp_onnx.schemes import SCHEMES, Geometry
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.graphs import rng
 from trp_onnx.errors import UsageError
-from trp_onnx.layers import Layout
-from trp_onnx.schemes import SCHEMES, Geometry
+from trp_onnx.graph.layers import Layout
+from trp_onnx.lowrank.schemes import SCHEMES, Geometry
 from trp_onnx.training.projection import Projection, Ranks, Target, check_strategy, project, spectra_of
 
 

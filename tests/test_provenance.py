@@ -11,7 +11,7 @@ from onnx import helper
 
 import trp_onnx
 from tests.graphs import conv_net, info, model, save, weights
-from trp_onnx.runtime import open_session
+from trp_onnx.graph.session import open_session
 
 LAYER, PART = "trp_onnx.layer", "trp_onnx.part"
 

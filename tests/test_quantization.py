@@ -14,10 +14,10 @@ from onnx import helper
 
 import trp_onnx
 from tests.graphs import conv_net, info, model, rng, run, save, weights
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 from trp_onnx.errors import DataError, ModelError, UsageError
-from trp_onnx.layers import find_layers
-from trp_onnx.model import open_model
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.graph.model import open_model
 from trp_onnx.passes import BalanceFactorsPass
 from trp_onnx.passes.balance_factors import pairs_of
 

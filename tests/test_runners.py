@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 import trp_onnx
 from tests.graphs import conv_net, rng
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 from trp_onnx.errors import ModelError, RunnerError, UsageError
 from trp_onnx.runners import open_runner
 

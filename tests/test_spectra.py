@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.graphs import rng
-from trp_onnx.schemes import SCHEMES, candidates, error_curves
+from trp_onnx.lowrank.schemes import SCHEMES, candidates, error_curves
 
 
 def decaying(n: int, c: int, kernel: tuple[int, ...], power: float = 0.5) -> np.ndarray:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import trp_onnx
 from tests import graphs
-from trp_onnx.cli import main
+from trp_onnx.cli.main import main
 
 STORES = ("Hugging Face", "hard links", "folder link", "data beside the link")
 

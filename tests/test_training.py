@@ -18,7 +18,7 @@ from onnx import helper
 import trp_onnx
 from tests.graphs import conv_net, info, model, rng, run, save, weights
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
-from trp_onnx.training import TrainingOptions, quarantine, read_training
+from trp_onnx.training import TrainingOptions, isolated_runtime, read_training
 
 CLASSES = 10
 pytestmark = pytest.mark.usefixtures("training_runtime")
@@ -111,7 +111,7 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_gradients_and_statistics_against_finite_differences() -> None:
     """Every rewrite included; the reference is onnx's own evaluator in float64."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.gradient_check"], env=quarantine.worker_environment(),
+        [sys.executable, "-m", "tests.gradient_check"], env=isolated_runtime.worker_environment(),
         capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -626,16 +626,16 @@ def test_training_flags_need_train(net: Path, tmp_path: Path) -> None:
 def test_setting_up_from_a_wheel_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRP_ONNX_TRAINING", str(tmp_path / "runtime"))
     with pytest.raises(TrainingError, match="does not exist"):
-        quarantine.setup_training(tmp_path / "no.whl")
+        isolated_runtime.setup_training(tmp_path / "no.whl")
     (tmp_path / "onnxruntime_training_cpu-1.19.2-py3-none-any.whl").write_bytes(b"no zip")
     with pytest.raises(TrainingError, match="cannot be installed"):
-        quarantine.setup_training(tmp_path / "onnxruntime_training_cpu-1.19.2-py3-none-any.whl")
+        isolated_runtime.setup_training(tmp_path / "onnxruntime_training_cpu-1.19.2-py3-none-any.whl")
     assert [path.suffix for path in tmp_path.iterdir()] == [".whl"]
     with pytest.raises(TrainingError, match="setup-training"):
-        quarantine.worker_environment()
+        isolated_runtime.worker_environment()
 
 
 def test_pythons_without_a_training_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quarantine, "PYTHONS", ((3, 8),))
+    monkeypatch.setattr(isolated_runtime, "PYTHONS", ((3, 8),))
     with pytest.raises(TrainingError, match="training needs Python"):
-        quarantine.check_python()
+        isolated_runtime.check_python()

@@ -25,44 +25,45 @@ from trp_onnx.errors import (
 )
 
 if TYPE_CHECKING:
-    from trp_onnx.accuracy import Accuracy, evaluate
-    from trp_onnx.compression import compress
+    from trp_onnx.commands.compress import compress
+    from trp_onnx.commands.demo import demo
+    from trp_onnx.commands.doctor import Diagnosis, doctor
+    from trp_onnx.commands.inspect import Inspection, inspect
     from trp_onnx.data import Dataset, Preprocessing, open_data
-    from trp_onnx.demonstration import demo
-    from trp_onnx.diagnosis import Diagnosis, doctor
-    from trp_onnx.edge import Export, Quantized, export, quantize
-    from trp_onnx.inspection import Inspection, inspect
+    from trp_onnx.edge import Export, export
+    from trp_onnx.evaluation.accuracy import Accuracy, evaluate
     from trp_onnx.latency import Bench, LatencyTable, bench, profile
     from trp_onnx.planning import Decision, LayerRule
+    from trp_onnx.quantization import Quantized, quantize
     from trp_onnx.report import Report
     from trp_onnx.training import TrainingOptions
-    from trp_onnx.training.quarantine import setup_training
+    from trp_onnx.training.isolated_runtime import setup_training
 
 _HOMES = {
-    "Accuracy": "accuracy",
+    "Accuracy": "evaluation.accuracy",
     "Bench": "latency",
     "Dataset": "data",
     "Decision": "planning",
-    "Diagnosis": "diagnosis",
+    "Diagnosis": "commands.doctor",
     "Export": "edge",
-    "Inspection": "inspection",
+    "Inspection": "commands.inspect",
     "LatencyTable": "latency",
     "LayerRule": "planning",
     "Preprocessing": "data",
-    "Quantized": "edge",
+    "Quantized": "quantization",
     "Report": "report",
     "TrainingOptions": "training",
     "bench": "latency",
-    "compress": "compression",
-    "demo": "demonstration",
-    "doctor": "diagnosis",
-    "evaluate": "accuracy",
+    "compress": "commands.compress",
+    "demo": "commands.demo",
+    "doctor": "commands.doctor",
+    "evaluate": "evaluation.accuracy",
     "export": "edge",
-    "inspect": "inspection",
+    "inspect": "commands.inspect",
     "open_data": "data",
     "profile": "latency",
-    "quantize": "edge",
-    "setup_training": "training.quarantine",
+    "quantize": "quantization",
+    "setup_training": "training.isolated_runtime",
 }
 
 __all__ = [

@@ -119,7 +119,7 @@ def _run(number: str, files: Path, control: Path, material: Material) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from trp_onnx.cli import main
+    from trp_onnx.cli.main import main
 
     sys.argv = ["trp-onnx", *made.arguments]
     try:

@@ -61,8 +61,8 @@ def material(folder: Path) -> Material:
 
 
 def _write(folder: Path, net: bytes) -> None:
-    from trp_onnx.cli import main
-    from trp_onnx.training import quarantine
+    from trp_onnx.cli.main import main
+    from trp_onnx.training import isolated_runtime
 
     def run(*arguments: str) -> None:
         sys.argv = ["trp-onnx", *arguments]
@@ -78,6 +78,6 @@ def _write(folder: Path, net: bytes) -> None:
     for command in CACHED:
         run(*command)
     Path("t.toml").write_text(TRAINING)
-    if quarantine.installed_runtime() is not None:
+    if isolated_runtime.installed_runtime() is not None:
         run(*TRAINED[:-1], "--run", "run")
         Path("run", "result.npz").unlink(missing_ok=True)  # it was about to end

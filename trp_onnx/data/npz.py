@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from trp_onnx.errors import DataError
-from trp_onnx.memory import check_room
+from trp_onnx.process.memory import check_room
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _ENCRYPTED = 1  # the first flag of a zip's member

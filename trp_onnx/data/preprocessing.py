@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from trp_onnx.data.layout import CHANNELS
-from trp_onnx.documents import read_toml
 from trp_onnx.errors import DataError, UsageError
+from trp_onnx.files.documents import read_toml
 
 _PIXELS, _AREA = 2**14, 2**28
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trp_onnx.layers import FACTORISABLE, Layer
-from trp_onnx.provenance import origin_of
+from trp_onnx.graph.layers import FACTORISABLE, Layer
+from trp_onnx.graph.provenance import origin_of
 
 _BLOCK, _WHOLE = 16, 4
 

@@ -23,20 +23,20 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx._version import __version__
+from trp_onnx.data.feeding import read_inputs
 from trp_onnx.edge.advice import Advice, advise
 from trp_onnx.edge.ort_format import STYLES, TARGETS, convert_to_ort, is_plain, names_of
 from trp_onnx.edge.usability import Usability, check_usability
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
-from trp_onnx.feeding import read_inputs
-from trp_onnx.interrupts import held_back
-from trp_onnx.layers import find_layers
-from trp_onnx.model import open_model, to_proto, weight_bytes
-from trp_onnx.paths import cannot_write, guard
+from trp_onnx.files.paths import cannot_write, guard
+from trp_onnx.files.staging import EXTERNAL_FROM, hidden_beside, remove_dead
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.graph.model import open_model, to_proto, weight_bytes
+from trp_onnx.graph.session import Arrays, feeds_for, relative_error
+from trp_onnx.graph.sizes import real_inputs, sizes_from
+from trp_onnx.process.interrupts import held_back
 from trp_onnx.progress import collected_notes, watch
 from trp_onnx.runners import open_runner
-from trp_onnx.runtime import Arrays, feeds_for, relative_error
-from trp_onnx.sizes import real_inputs, sizes_from
-from trp_onnx.staging import EXTERNAL_FROM, hidden_beside, remove_dead
 
 FORMAT = "trp-onnx export 1"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trp_onnx.errors import ModelError
-from trp_onnx.silence import quietly
+from trp_onnx.process.silence import quietly
 
 TARGETS = ("any", "arm", "amd64")
 STYLES = ("fixed", "runtime")

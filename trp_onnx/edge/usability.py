@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trp_onnx.silence import quietly
+from trp_onnx.process.silence import quietly
 
 if TYPE_CHECKING:
     import onnx

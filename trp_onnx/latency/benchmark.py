@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.data.feeding import interface_of, read_inputs
 from trp_onnx.errors import DataError, ModelError, UsageError
-from trp_onnx.feeding import interface_of, read_inputs
+from trp_onnx.graph.layers import FACTORISABLE
+from trp_onnx.graph.model import open_model
+from trp_onnx.graph.provenance import origins_of
+from trp_onnx.graph.session import feeds_for, open_session
+from trp_onnx.graph.sizes import sizes_from
 from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.table import target_of
 from trp_onnx.latency.timing import Ratio
-from trp_onnx.layers import FACTORISABLE
-from trp_onnx.model import open_model
 from trp_onnx.progress import watch
-from trp_onnx.provenance import origins_of
 from trp_onnx.runners import PROVIDERS, NodeTime, Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
-from trp_onnx.runtime import feeds_for, open_session
-from trp_onnx.sizes import sizes_from
 
 _BLOCKED = "_nchwc"
 _PROFILED_RUNS = 15

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trp_onnx.latency.parts import Parts
-from trp_onnx.schemes import SCHEMES, Rank, Scheme
+from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
 
 _ALLOWED, _ALLOWED_OF_NETWORK = 0.03, 0.005
 """The doubt that is good enough: as part of a layer's time, and of its network's."""

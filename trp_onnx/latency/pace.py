@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trp_onnx.cache import Cache
+from trp_onnx.files.cache import Cache
 from trp_onnx.latency.table import Target
 from trp_onnx.latency.timing import APART, Timing, measure
 from trp_onnx.runners import Rounds

@@ -23,12 +23,12 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.errors import ModelError
+from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.session import Arrays
 from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds
 from trp_onnx.latency.timing import LEAST_ROUNDS, Timing, measure
-from trp_onnx.layers import Layer
+from trp_onnx.lowrank.schemes import Rank, Scheme
 from trp_onnx.runners import NodeTime, Profile, Runner
-from trp_onnx.runtime import Arrays
-from trp_onnx.schemes import Rank, Scheme
 
 ROUNDS, SECONDS = 30, 0.6
 """A geometry is timed in so many interleaved rounds, or in about so many seconds, but in 8 at least."""

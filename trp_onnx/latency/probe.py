@@ -13,11 +13,11 @@ from math import prod, sqrt
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.layers import Layer, find_layers
-from trp_onnx.linalg import Array
+from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.lowrank.linalg import Array
+from trp_onnx.lowrank.schemes import Rank, Scheme
 from trp_onnx.passes.factorise import FactorisePass
 from trp_onnx.runners import NodeTime
-from trp_onnx.schemes import Rank, Scheme
 
 NEIGHBOUR_CHANNELS = 16
 """A block of the widest layout: less would be padded to it."""

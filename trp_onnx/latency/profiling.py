@@ -19,22 +19,22 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.cache import Cache
+from trp_onnx.data.feeding import read_inputs
 from trp_onnx.errors import ModelError
-from trp_onnx.feeding import read_inputs
+from trp_onnx.files.cache import Cache
+from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.graph.model import open_model, to_proto
+from trp_onnx.graph.session import Arrays, feeds_for
+from trp_onnx.graph.sizes import sizes_from
 from trp_onnx.latency.benchmark import check_ran, layer_milliseconds
 from trp_onnx.latency.entry import NOTHING, Entry, allowed_doubt
 from trp_onnx.latency.parts import STEADY, Place, dissect, time_parts
 from trp_onnx.latency.probe import signature
 from trp_onnx.latency.table import NETWORK, LatencyTable, target_of
-from trp_onnx.layers import Layer, find_layers
-from trp_onnx.model import open_model, to_proto
+from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme, candidates
 from trp_onnx.progress import track
 from trp_onnx.runners import Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
-from trp_onnx.runtime import Arrays, feeds_for
-from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates
-from trp_onnx.sizes import sizes_from
 
 KNOTS = 3
 """Ranks at which a pair is timed, and its full rank; Tucker-2 at twice as many pairs of ranks."""
@@ -77,7 +77,7 @@ def profile(
         DataError: The inputs cannot be read.
         RunnerError: The runtime is not there, died or did not answer.
     """
-    from trp_onnx.normalise import normalise
+    from trp_onnx.passes.normalise import normalise
 
     opened = open_model(Path(model))
     given = None if inputs is None else read_inputs(opened, Path(inputs))

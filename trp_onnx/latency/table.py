@@ -33,16 +33,16 @@ from typing import Any
 
 import numpy as np
 
-from trp_onnx.documents import read_json
 from trp_onnx.errors import DataError, UsageError
+from trp_onnx.files.documents import read_json
+from trp_onnx.files.paths import guard
+from trp_onnx.files.staging import write_text
+from trp_onnx.graph.layers import Layer
 from trp_onnx.latency.entry import Entry, allowed_doubt
 from trp_onnx.latency.parts import STEADY
 from trp_onnx.latency.probe import signature
-from trp_onnx.layers import Layer
-from trp_onnx.paths import guard
+from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
 from trp_onnx.runners import Runner
-from trp_onnx.schemes import SCHEMES, Rank, Scheme
-from trp_onnx.staging import write_text
 
 FORMAT = "trp-onnx latency table 1"
 

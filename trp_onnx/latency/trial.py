@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.graph.session import Arrays
 from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.profiling import measure_points
 from trp_onnx.latency.table import LatencyTable, Target, target_of
 from trp_onnx.latency.timing import Ratio, Timing
-from trp_onnx.layers import Layer, find_layers
-from trp_onnx.linalg import Array
+from trp_onnx.lowrank.linalg import Array
+from trp_onnx.lowrank.schemes import Rank, Scheme
 from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
 from trp_onnx.progress import watch
 from trp_onnx.runners import Runner, open_runner
-from trp_onnx.runtime import Arrays
-from trp_onnx.schemes import Rank, Scheme
 
 ROUNDS, SECONDS = 100, 3.0
 """A candidate is timed in at most so many rounds, or in about so many seconds."""

@@ -1,6 +1,6 @@
 """Which scheme and rank each layer gets, and why.
 
-`rules` reads the per-layer map; `options` lists what a layer could become and what that costs; `verdicts` decides
+`rules` reads the per-layer map; `options` lists what a layer could become and what that costs; `select` decides
 on one layer, `allocate` on all within a budget; `planner` puts them together to a `plan`. `closed_loop` and
 `search` make plans again, by what their files were measured to do.
 """

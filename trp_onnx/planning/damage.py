@@ -13,10 +13,10 @@ linear in between and through (0, 0). Damages of several layers are added up, wh
 when their output errors are uncorrelated. A few dozen samples do; labels are not needed. Curves are kept in the
 user's cache: a sweep that was stopped goes on where it was.
 
-Before a perturbed layer nothing changes, so a run starts at the last gate before it (see `segments`). A layer is linear
-in its weight, so beside it stands a second one with the direction as its weight, and t is an input: one session tells
-all errors. Samples come in pieces: the first gives the shape of a curve, at all errors, the further ones its height, at
-the middle one, until that is clear.
+Before a perturbed layer nothing changes, so a run starts at the last gate before it (see `partial_run`). A layer is
+linear in its weight, so beside it stands a second one with the direction as its weight, and t is an input: one session
+tells all errors. Samples come in pieces: the first gives the shape of a curve, at all errors, the further ones its
+height, at the middle one, until that is clear.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trp_onnx.cache import Cache
-from trp_onnx.divergence import SURE, Divergence
-from trp_onnx.layers import Layer
-from trp_onnx.linalg import Array
-from trp_onnx.model import to_proto
-from trp_onnx.moments import Moments
-from trp_onnx.outputs import joined, measurable, output_kinds
-from trp_onnx.parallel import each
-from trp_onnx.passes.factorise import corrects_bias, mean_error
+from trp_onnx.calibration.moments import Moments, mean_error
+from trp_onnx.evaluation.divergence import SURE, Divergence
+from trp_onnx.evaluation.outputs import joined, measurable, output_kinds
+from trp_onnx.files.cache import Cache
+from trp_onnx.graph.bias import corrects_bias
+from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.model import to_proto
+from trp_onnx.graph.partial_run import Walk
+from trp_onnx.graph.session import open_session
+from trp_onnx.lowrank.linalg import Array
+from trp_onnx.lowrank.schemes import candidates
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import Evidence, sites_of
+from trp_onnx.process.parallel import each
 from trp_onnx.progress import note
-from trp_onnx.runtime import open_session
-from trp_onnx.schemes import candidates
-from trp_onnx.segments import Walk
 
 ERRORS = (0.03, 0.15, 0.6)
 """Relative squared errors at which a layer is perturbed: what plans use lies around them."""

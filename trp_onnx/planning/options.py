@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trp_onnx.layers import Layer
-from trp_onnx.linalg import Array
-from trp_onnx.moments import Moments
-from trp_onnx.passes.factorise import corrects_bias
+from trp_onnx.calibration.moments import Moments
+from trp_onnx.graph.bias import corrects_bias
+from trp_onnx.graph.layers import Layer
+from trp_onnx.lowrank.linalg import Array
+from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme, candidates, error_curves
 from trp_onnx.planning.curve import DamageCurve
-from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates, error_curves
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable

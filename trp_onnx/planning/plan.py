@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
-from trp_onnx.layers import Layer, network_macs
+from trp_onnx.graph.layers import Layer, network_macs
+from trp_onnx.lowrank.schemes import SCHEMES, Rank
 from trp_onnx.planning.options import Evidence, Option, Site
 from trp_onnx.planning.ties import Tie, ties_of
-from trp_onnx.schemes import SCHEMES, Rank
 
 Verdict = tuple[Site, Option, str]
 """What a layer's site becomes, and why."""

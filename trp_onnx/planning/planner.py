@@ -19,10 +19,10 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
+from trp_onnx.calibration.moments import observable
 from trp_onnx.errors import ModelError, TargetError
-from trp_onnx.layers import Layer, counted_layers, network_macs
-from trp_onnx.moments import observable
-from trp_onnx.parallel import each
+from trp_onnx.graph.layers import Layer, counted_layers, network_macs
+from trp_onnx.lowrank.schemes import SCHEMES
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import (
     LEAST_OF_AVERAGE,
@@ -37,9 +37,9 @@ from trp_onnx.planning.options import (
 )
 from trp_onnx.planning.plan import Plan, make_plan
 from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
+from trp_onnx.planning.select import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
 from trp_onnx.planning.ties import ties_of
-from trp_onnx.planning.verdicts import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
-from trp_onnx.schemes import SCHEMES
+from trp_onnx.process.parallel import each
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable

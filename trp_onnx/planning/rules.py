@@ -27,10 +27,10 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trp_onnx.documents import read_toml
 from trp_onnx.errors import UsageError
+from trp_onnx.files.documents import read_toml
+from trp_onnx.lowrank.schemes import SCHEME_CHOICES, SCHEMES, Rank
 from trp_onnx.printable import printable
-from trp_onnx.schemes import SCHEME_CHOICES, SCHEMES, Rank
 
 if TYPE_CHECKING:
     from trp_onnx.planning.plan import Decision

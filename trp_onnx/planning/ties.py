@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from trp_onnx.layers import Layer
+from trp_onnx.graph.layers import Layer
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trp_onnx.errors import ModelError
-from trp_onnx.layers import Layer
+from trp_onnx.graph.layers import Layer
+from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme, candidates
 from trp_onnx.planning.options import Evidence, Option, Site, dense_option, exact_option, sites_of, survey
 from trp_onnx.planning.plan import Plan, make_plan
 from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
-from trp_onnx.planning.verdicts import nothing_to_do, show_rank
-from trp_onnx.schemes import SCHEMES, Rank, Scheme, candidates
+from trp_onnx.planning.select import nothing_to_do, show_rank
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable

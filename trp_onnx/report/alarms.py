@@ -6,7 +6,7 @@ the outputs.
 
 from __future__ import annotations
 
-from trp_onnx.comparison import OutputError
+from trp_onnx.evaluation.comparison import OutputError
 from trp_onnx.report.document import Report
 
 LOST_ACCURACY = 0.05

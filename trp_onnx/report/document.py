@@ -9,10 +9,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from trp_onnx._version import __version__
-from trp_onnx.accuracy import Accuracy
-from trp_onnx.agreement import Agreement
-from trp_onnx.comparison import OutputError
-from trp_onnx.latency.realised import Latency
+from trp_onnx.evaluation.accuracy import Accuracy
+from trp_onnx.evaluation.agreement import Agreement
+from trp_onnx.evaluation.comparison import OutputError
+from trp_onnx.latency.measured import Latency
 from trp_onnx.planning import Candidate, Decision
 from trp_onnx.report.spectra import Spectrum
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from trp_onnx.edge import Export, Quantized
+from trp_onnx.edge import Export
+from trp_onnx.quantization import Quantized
 from trp_onnx.report.tables import plain, si
 
 

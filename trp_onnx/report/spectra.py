@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trp_onnx.layers import Layer
+from trp_onnx.graph.layers import Layer
+from trp_onnx.lowrank.schemes import SCHEMES, candidates
 from trp_onnx.planning import Decision, Evidence
-from trp_onnx.schemes import SCHEMES, candidates
 
 POINTS = 128
 """At most so many ranks of a spectrum are kept."""

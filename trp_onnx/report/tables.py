@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -12,11 +13,16 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from trp_onnx.inspection import ENERGIES, Inspection
 from trp_onnx.latency import Bench, LatencyTable
 from trp_onnx.planning import Decision
 from trp_onnx.printable import message, printable
 from trp_onnx.report.document import Report
+
+if TYPE_CHECKING:
+    from trp_onnx.commands.inspect import Inspection
+
+ENERGIES = (0.90, 0.95, 0.99)
+"""Parts of a layer's energy whose rank is shown."""
 
 
 def si(value: float | None) -> str:

@@ -10,8 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from trp_onnx.cache import cache_folder
 from trp_onnx.errors import RunnerError
+from trp_onnx.files.cache import cache_folder
 from trp_onnx.progress import say
 
 NODE, WEB = "onnxruntime-node", "onnxruntime-web"

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from trp_onnx.errors import ModelError, RunnerError, UsageError
-from trp_onnx.model import has_external_data, located, open_model
+from trp_onnx.graph.model import has_external_data, located, open_model
 from trp_onnx.runners.providers import check_provider, setting_for
 from trp_onnx.runners.transport import Transport
 

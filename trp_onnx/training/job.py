@@ -27,6 +27,9 @@ from trp_onnx.training.losses import OutputLoss
 from trp_onnx.training.options import TrainingOptions
 from trp_onnx.training.projection import Projection
 
+END = "end"
+"""What tells a worker to end."""
+
 MODEL, TEACHER, JOB = "model.onnx", "teacher.onnx", "job.json"
 METRICS, CHECKPOINT, RESULT, LOG = "metrics.jsonl", "checkpoint.npz", "result.npz", "worker.log"
 DATA, FINETUNE, MARKER = "data.npz", "finetune", ".trp-onnx-run"

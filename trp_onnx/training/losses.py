@@ -23,8 +23,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_onnx.errors import DataError, ModelError, UsageError
-from trp_onnx.outputs import OutputKind, holds_classes, is_float, output_kinds, scores_of
-from trp_onnx.runtime import Arrays
+from trp_onnx.evaluation.outputs import OutputKind, holds_classes, is_float, output_kinds, scores_of
+from trp_onnx.graph.session import Arrays
 from trp_onnx.training.options import TrainingOptions
 
 LABELS = "trp.labels"

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trp_onnx.staging import write_text
+from trp_onnx.files.staging import write_text
 from trp_onnx.training.job import METRICS
 
 _REPORT_SECONDS = 1.0

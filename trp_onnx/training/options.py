@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trp_onnx.documents import read_toml
 from trp_onnx.errors import UsageError
+from trp_onnx.files.documents import read_toml
 
 STRATEGIES = ("ranks", "replan", "energy", "paper")
 SCHEDULES = ("cosine", "step", "constant")

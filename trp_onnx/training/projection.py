@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 
-from trp_onnx import linalg
 from trp_onnx.errors import UsageError
-from trp_onnx.layers import Layer, Layout
-from trp_onnx.linalg import Array
+from trp_onnx.graph.layers import Layer, Layout
+from trp_onnx.lowrank import linalg
+from trp_onnx.lowrank.linalg import Array
+from trp_onnx.lowrank.schemes import SCHEMES, Geometry, Rank
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import Option, sites_of
-from trp_onnx.schemes import SCHEMES, Geometry, Rank
 
 Spectra = list[tuple[Array, ...]]
 """Singular values of every mode of every target."""

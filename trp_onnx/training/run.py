@@ -14,29 +14,29 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trp_onnx.batching import find_batching
 from trp_onnx.data import Dataset, Preprocessing
+from trp_onnx.data.feeding import as_feed
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
-from trp_onnx.feeding import as_feed
-from trp_onnx.layers import Layer, find_layers, network_macs
-from trp_onnx.model import open_model
-from trp_onnx.normalise import normalise
-from trp_onnx.outputs import classes_of
+from trp_onnx.evaluation.outputs import classes_of
+from trp_onnx.files.staging import write_text, written_whole
+from trp_onnx.graph.batching import find_batching
+from trp_onnx.graph.layers import Layer, find_layers, network_macs
+from trp_onnx.graph.model import open_model
+from trp_onnx.graph.session import open_session, run_session
+from trp_onnx.graph.sizes import real_inputs
+from trp_onnx.lowrank.schemes import Rank
+from trp_onnx.passes.normalise import normalise
 from trp_onnx.planning import Plan, check_rule, plan_at_ranks
 from trp_onnx.planning.options import sites_of
 from trp_onnx.progress import note
-from trp_onnx.runtime import open_session, run_session
-from trp_onnx.schemes import Rank
-from trp_onnx.sizes import real_inputs
-from trp_onnx.staging import write_text, written_whole
 from trp_onnx.training.batches import DataSource, is_function, open_batches
+from trp_onnx.training.flat import ranks_of, unpack_result
+from trp_onnx.training.isolated_runtime import ensure_runtime
 from trp_onnx.training.job import CHECKPOINT, DATA, FINETUNE, JOB, LOG, MODEL, RESULT, TEACHER, Job
-from trp_onnx.training.loop import ranks_of, unpack_result
 from trp_onnx.training.losses import choose_losses, size_of
 from trp_onnx.training.metrics import read_curve
 from trp_onnx.training.options import TrainingOptions
 from trp_onnx.training.projection import Projection, check_strategy, targets_of
-from trp_onnx.training.quarantine import ensure_runtime
 from trp_onnx.training.run_folder import RunFolder
 from trp_onnx.training.supervisor import Supervisor
 from trp_onnx.training.trainable import make_trainable, materialise, separate_vectors

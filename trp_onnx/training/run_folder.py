@@ -9,8 +9,8 @@ import contextlib
 from pathlib import Path
 
 from trp_onnx.errors import OutputError, UsageError
-from trp_onnx.paths import reason
-from trp_onnx.staging import remove_dead, write_text
+from trp_onnx.files.paths import reason
+from trp_onnx.files.staging import remove_dead, write_text
 from trp_onnx.training.checkpoint import PARTIAL
 from trp_onnx.training.job import MARKER, RUN_FILES
 

@@ -24,9 +24,8 @@ from trp_onnx.errors import TrainingError, TrpOnnxError
 from trp_onnx.progress import watch
 from trp_onnx.training.checkpoint import load_checkpoint
 from trp_onnx.training.communicator import launched_rank
-from trp_onnx.training.job import CHECKPOINT, RESULT, Files, Job
-from trp_onnx.training.quarantine import ensure_runtime, worker_environment
-from trp_onnx.training.worker import END
+from trp_onnx.training.isolated_runtime import ensure_runtime, worker_environment
+from trp_onnx.training.job import CHECKPOINT, END, RESULT, Files, Job
 
 _WORKER = [sys.executable, "-P", "-m", "trp_onnx.training.worker"]  # -P: nothing from the current folder
 

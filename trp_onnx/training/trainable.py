@@ -16,12 +16,12 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from trp_onnx.batching import find_batching
 from trp_onnx.errors import ModelError
-from trp_onnx.layers import Layer
-from trp_onnx.model import to_proto
-from trp_onnx.runtime import Arrays, open_session, relative_error, run_session
-from trp_onnx.silence import silence
+from trp_onnx.graph.batching import find_batching
+from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.model import to_proto
+from trp_onnx.graph.session import Arrays, open_session, relative_error, run_session
+from trp_onnx.process.silence import silence
 
 OPSETS = (12, 21)
 MAX_IR = 10

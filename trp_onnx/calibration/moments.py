@@ -1,0 +1,315 @@
+"""First and second moments of what flows into each layer, from one streaming pass over samples.
+
+For a convolution the moments are those of its patches, at positions drawn at random and evenly over the samples;
+for Gemm and MatMul those of the rows. Only the sums are kept, whatever the number of samples. A moment is quadratic in
+the width of a patch: layers whose moments would not fit (`LAYER_BYTES`, and `ALL_BYTES` together) go by their weights,
+the widest first, and a note says so.
+
+Sums are taken of `x - s`, s being the mean of the first batch, so that the covariance is not a small
+difference of large numbers:
+
+    mean = s + E[x - s]        covariance = E[(x - s)(x - s)^T] - E[x - s] E[x - s]^T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trp_onnx.graph.batching import Batching, find_batching
+from trp_onnx.graph.layers import Layer, LayerKey
+from trp_onnx.graph.model import to_proto
+from trp_onnx.graph.session import Arrays, open_session, run_session
+from trp_onnx.lowrank.linalg import Array
+from trp_onnx.process.parallel import each
+from trp_onnx.progress import note
+
+PATCHES, PER_ENTRY, PLENTY = 8192, 4, 64
+"""Patches of a layer: so many, but from the second to the third number for each of a patch's entries."""
+
+SHRINKAGE = 1e-4
+"""Part of the mean variance that every direction is given: those that the samples never take keep their weights."""
+
+LAYER_BYTES, ALL_BYTES = 384 << 20, 1 << 30
+"""What the moment of a layer, and those of all, may take in float32; a layer that is factorised takes a few times its
+own in float64."""
+
+_BATCH_BYTES = 128 << 20
+"""Of activations of one run, and of the patches that are taken of them for one layer."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the patches of one layer.
+
+    Attributes:
+        mean: (G, D), D = C times the kernel, in the order of W.
+        spread: The covariance over the square of `scale`, (G, D, D), in float32, as it was summed.
+        patches: How many they were taken of.
+        scale: The largest entry of the first of them: its square may not fit in float32.
+    """
+
+    mean: Array
+    spread: NDArray[np.float32]
+    patches: int
+    scale: float = 1.0
+
+    @property
+    def covariance(self) -> Array:
+        """(G, D, D)."""
+        return self.scale**2 * self.spread.astype(np.float64)
+
+    def second(self, *, centred: bool, exact: bool = True) -> NDArray[Any]:
+        """Second moments about the mean or about zero, over the square of `scale`: (G, D, D).
+
+        Without `exact` they are in float32.
+        """
+        found: NDArray[Any] = self.spread.astype(np.float64 if exact else np.float32)
+        if not centred:
+            mean = (self.mean / self.scale).astype(found.dtype)
+            found += mean[:, :, None] * mean[:, None, :]
+        return found
+
+    def moment(self, *, centred: bool, exact: bool = True) -> Array:
+        """What an error of the weight is weighed with, whose scale means nothing: (G, D, D).
+
+        Args:
+            centred: Whether the layer's bias takes up the error of the mean.
+            exact: False where float32 will do.
+        """
+        found = self.second(centred=centred, exact=exact)
+        power = np.trace(found, axis1=1, axis2=2, dtype=np.float64) / found.shape[1]
+        # Where nothing flows, the weights' own errors count.
+        floor = np.where(power > np.finfo(np.float64).tiny, SHRINKAGE * power, 1.0)
+        np.einsum("gdd->gd", found)[:] += floor[:, None].astype(found.dtype)
+        return np.asarray(found)
+
+
+def mean_error(error: Array, moments: Moments) -> Array:
+    """What an error of the weight takes from the mean of the outputs: (G, N, C, *k) -> (G N,)."""
+    groups, n = error.shape[:2]
+    return np.asarray(error.reshape(groups, n, -1) @ moments.mean[:, :, None]).reshape(-1)
+
+
+def observable(layer: Layer) -> bool:
+    """Whether `collect_moments` sees what flows into a layer: not in loop bodies, transposed or batched products."""
+    if layer.reason is not None or layer.place or layer.layout is None:
+        return False
+    return layer.op == "Conv" or (layer.op in ("Gemm", "MatMul") and not layer.layout.batch)
+
+
+def moment_bytes(layer: Layer, parts: int = 1) -> int:
+    """What the moment of `parts` patches of a layer, side by side, takes in float32."""
+    assert layer.geometry is not None
+    return 4 * layer.geometry.groups * (parts * _patch_size(layer)) ** 2
+
+
+def _patch_size(layer: Layer) -> int:
+    """D: entries of a patch of one group."""
+    assert layer.geometry is not None
+    return layer.geometry.parameters // max(1, layer.geometry.groups * layer.geometry.out_channels)
+
+
+def _affordable(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers whose moments fit into memory; a note about the others."""
+    sizes = {layer.key: moment_bytes(layer) for layer in layers}
+    total, taken = 0, set()
+    for key, size in sorted(sizes.items(), key=lambda item: item[1]):
+        if size <= LAYER_BYTES and total + size <= ALL_BYTES:
+            total += size
+            taken.add(key)
+    left = [layer for layer in layers if layer.key not in taken]
+    if left:
+        note(
+            f"{len(left)} layers ('{left[0].name}', ...) are judged by their weights, not by the data: the moments of "
+            f"what flows into them would take {sum(sizes[key] for key in sizes.keys() - taken) / 2**30:.1f} GB"
+        )
+    return [layer for layer in layers if layer.key in taken]
+
+
+def collect_moments(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    x: np.ndarray,
+    *,
+    progress: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = lambda batches: batches,
+) -> dict[str, Moments]:
+    """Run the samples, and take the moments of what every layer sees.
+
+    Args:
+        model: Normalised, with one input; not changed.
+        layers: Its layers.
+        x: (b, ...) samples, as the model takes them.
+        progress: Wraps the list of batches.
+
+    Returns:
+        Moments by the layer's name; layers that share a weight share them. Layers that are not `observable` have
+        none, nor have those for which memory does not suffice or whose inputs are not finite.
+
+    Raises:
+        ModelError: The model does not run on the samples.
+    """
+    seen = _affordable([layer for layer in layers if observable(layer)])
+    flows = {layer.name: flow_of(layer) for layer in seen}
+    given = model.graph.inputs[0].name or ""
+    proto = to_proto(model)
+    batching = find_batching(open_session(proto), {given: x})
+    session = open_session(with_outputs(proto, sorted(set(flows.values()) - {given})))
+    sums = {layer.key: Sums() for layer in seen}
+    sharing: dict[LayerKey, list[Layer]] = {key: [] for key in sums}
+    for layer in seen:
+        sharing[layer.key].append(layer)
+    positions = {key: np.random.default_rng(i) for i, key in enumerate(sums)}
+    for batch in progress(_batches(session, given, x, batching)):
+        values = run_session(session, {given: batch}) | {given: batch}
+
+        def gather(key: LayerKey, values: Arrays = values) -> None:
+            for layer in sharing[key]:
+                sums[key].add(patches_of(layer, values[flows[layer.name]], len(x), positions[key]))
+
+        for _ in each(gather, list(sums)):
+            pass
+    strange = [layer.name for layer in seen if not sums[layer.key].finite]
+    if strange:
+        note(
+            f"what flows into '{strange[0]}'{' and others' if len(strange) > 1 else ''} is not finite on the data: "
+            "such a layer is judged by its weights"
+        )
+    found = {key: total.moments() for key, total in sums.items() if total.count and total.finite}
+    return {layer.name: found[layer.key] for layer in seen if layer.key in found}
+
+
+def flow_of(layer: Layer) -> str:
+    """Name of the value that flows into an observable layer."""
+    assert layer.layout is not None
+    value = layer.node.inputs[1 - layer.layout.weight_index]
+    assert value is not None
+    return value.name or ""
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model, with these values among its outputs."""
+    known = {value.name for value in model.graph.output}
+    # The runtime knows their types.
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    return model
+
+
+def _batches(session: Any, name: str, x: np.ndarray, batching: Batching) -> list[np.ndarray]:
+    """Samples in pieces whose activations stay within bounds; a fixed batch size is kept to."""
+    if not batching.fixed and batching.size > 1:
+        one = run_session(session, {name: x[:1]})
+        size = max(1, sum(np.asarray(value).nbytes for value in one.values()))
+        batching = Batching(max(1, min(batching.size, _BATCH_BYTES // size)))
+    return [batching.filled(x[piece]) for piece in batching.pieces(len(x))]
+
+
+def patches_of(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Some of the patches that a layer sees: (G, p, D) in float32."""
+    assert layer.geometry is not None and layer.layout is not None
+    size = _patch_size(layer)
+    fits = _BATCH_BYTES // (4 * size * layer.geometry.groups * max(1, len(value)))
+    wanted = max(PER_ENTRY * size, min(PATCHES, PLENTY * size))
+    per_sample = max(1, min(fits, -(-wanted // samples)))
+    if layer.op == "Conv":
+        return _windows(layer, value, per_sample, rng)
+    if value.ndim > 1 and layer.layout.on_left != bool(layer.node.attributes.get_int(_other_trans(layer), 0)):
+        value = np.swapaxes(value, -1, -2)
+    rows = value.reshape(-1, value.shape[-1])
+    count = min(len(rows), per_sample * max(1, len(value)))
+    chosen = rows[rng.choice(len(rows), count, replace=False)] if count < len(rows) else rows
+    return np.asarray(chosen, np.float32)[None]
+
+
+def _other_trans(layer: Layer) -> str:
+    assert layer.layout is not None
+    return "transB" if layer.layout.on_left else "transA"
+
+
+def _windows(layer: Layer, value: np.ndarray, per_sample: int, rng: np.random.Generator) -> np.ndarray:
+    """Patches of a convolution at random output positions, the same in all samples of the batch."""
+    geometry, node = layer.geometry, layer.node
+    assert geometry is not None
+    axes = len(geometry.kernel)
+    sizes = value.shape[2:]
+    stride = node.attributes.get_ints("strides", (1,) * axes)
+    dilation = node.attributes.get_ints("dilations", (1,) * axes)
+    begin, out = _padding(layer, sizes, stride, dilation)
+    total = int(np.prod(out))
+    count = min(total, per_sample)
+    flat = rng.choice(total, count, replace=False) if count < total else np.arange(total)
+    index: list[Any] = [slice(None), slice(None)]
+    inside = np.ones((), dtype=bool)
+    for axis, position in enumerate(np.unravel_index(flat, out)):
+        tap = np.arange(geometry.kernel[axis]) * dilation[axis] - begin[axis]
+        place = position[:, None] * stride[axis] + tap
+        shape = [count, *(-1 if a == axis else 1 for a in range(axes))]
+        inside = inside & ((place >= 0) & (place < sizes[axis])).reshape(shape)
+        index.append(np.clip(place, 0, sizes[axis] - 1).reshape(shape))
+    taken = np.where(inside, value[tuple(index)], 0)  # (b, G C, p, *k)
+    batch, channels = value.shape[:2]
+    taken = taken.reshape(batch, geometry.groups, channels // geometry.groups, count, -1).transpose(1, 0, 3, 2, 4)
+    return np.asarray(taken.reshape(geometry.groups, batch * count, -1), np.float32)
+
+
+def _padding(
+    layer: Layer, sizes: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[list[int], tuple[int, ...]]:
+    """Zeros before the first entry of each axis, and the sizes of the output (ONNX operator specification)."""
+    assert layer.geometry is not None
+    kernel, node = layer.geometry.kernel, layer.node
+    axes = range(len(kernel))
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    reach = [(kernel[a] - 1) * dilation[a] + 1 for a in axes]
+    if automatic in ("SAME_UPPER", "SAME_LOWER"):
+        out = tuple(-(-sizes[a] // stride[a]) for a in axes)
+        spare = [max(0, (out[a] - 1) * stride[a] + reach[a] - sizes[a]) for a in axes]
+        return [s // 2 if automatic == "SAME_UPPER" else s - s // 2 for s in spare], out
+    pads = node.attributes.get_ints("pads", (0,) * 2 * len(kernel)) if automatic == "NOTSET" else (0,) * 2 * len(kernel)
+    out = tuple((sizes[a] + pads[a] + pads[a + len(kernel)] - reach[a]) // stride[a] + 1 for a in axes)
+    return list(pads[: len(kernel)]), out
+
+
+class Sums:
+    """Running sums of one layer's shifted patches."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.count = 0
+        self.finite = True
+        self._scale = np.float32(1)  # squares of 1e20 do not fit in float32
+        self._shift = np.zeros(0, np.float32)
+        self._first = np.zeros(0)
+        self._second = np.zeros(0, np.float32)
+
+    def add(self, patches: np.ndarray) -> None:
+        """`patches`: (G, p, D); where one of them holds NaN or infinity, the sums say nothing any more."""
+        self.finite = self.finite and bool(np.isfinite(patches).all())
+        if not self.finite:
+            return
+        if not self.count:
+            groups, _, size = patches.shape
+            self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
+            self._shift = patches.mean(axis=1, keepdims=True)
+            self._first = np.zeros((groups, size))
+            self._second = np.zeros((groups, size, size), np.float32)
+        patches = (patches - self._shift) / self._scale
+        self.count += patches.shape[1]
+        self._first += patches.sum(axis=1, dtype=np.float64)
+        self._second += np.swapaxes(patches, 1, 2) @ patches
+
+    def moments(self) -> Moments:
+        """What they come to."""
+        first = self._first / self.count
+        spread = self._second
+        spread /= self.count
+        for group, mean in enumerate(first):  # in place: it may have hundreds of megabytes
+            spread[group] -= np.outer(mean, mean)
+        scale = float(self._scale)
+        return Moments(self._shift[:, 0].astype(np.float64) + scale * first, spread, self.count, scale)

@@ -1,0 +1,186 @@
+"""Look at a model before compressing it: its layers, their cost and their spectra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from trp_onnx.data.feeding import read_inputs
+from trp_onnx.graph.layers import Layer, find_layers, network_macs
+from trp_onnx.graph.model import open_model
+from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.lowrank import linalg
+from trp_onnx.lowrank.schemes import Scheme, candidates
+from trp_onnx.passes.normalise import normalise
+from trp_onnx.planning.options import sites_of
+from trp_onnx.planning.plan import notes_on
+from trp_onnx.progress import collected_notes, track
+from trp_onnx.report.tables import ENERGIES
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer as `inspect` shows it.
+
+    Attributes:
+        name: The layer.
+        op: Its operator.
+        role: "stem", "last" or "".
+        kernel: Kernel shape; empty for products.
+        channels: (in, out) over all groups; None for a layer without a constant weight.
+        groups: Groups of a convolution, or matrices of a batched product.
+        macs: Multiply-accumulates, of one iteration in a loop body; None when unknown.
+        share: Its part of the network's MACs; None where some of those are unknown.
+        parameters: Entries of the weight.
+        scheme: The scheme whose spectrum is shown: the one that costs least at 95 % of the energy.
+        full_rank: Rank without loss, under that scheme.
+        ranks: Rank that keeps 90, 95 and 99 % of the energy.
+        pays: For each of these, whether it costs less than the dense layer.
+        candidates: Names of all schemes that fit.
+        reason: Why the layer cannot be factorised; None when it can.
+        place: The subgraph it stands in; "" for the main graph.
+    """
+
+    name: str
+    op: str
+    role: str
+    kernel: tuple[int, ...]
+    channels: tuple[int, int] | None
+    groups: int
+    macs: int | None
+    share: float | None
+    parameters: int | None
+    scheme: str | None
+    full_rank: int | None
+    ranks: tuple[int, ...]
+    pays: tuple[bool, ...]
+    candidates: tuple[str, ...]
+    reason: str | None
+    place: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        view = dict(vars(self))
+        view["rank_at_energy"] = dict(zip((f"{e:.2f}" for e in ENERGIES), view.pop("ranks"), strict=False))
+        view["pays_at_energy"] = dict(zip((f"{e:.2f}" for e in ENERGIES), view.pop("pays"), strict=False))
+        return view
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` returns.
+
+    Attributes:
+        model: The file.
+        macs: Multiply-accumulates of one run of the network, over the operators whose MACs are known.
+        layers: Every operator that sums products, those that cannot be factorised too.
+        notes: What the owner should know.
+        unknown: Operators whose MACs are not known.
+    """
+
+    model: str
+    macs: int
+    layers: tuple[LayerView, ...]
+    notes: tuple[str, ...] = ()
+    unknown: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        return {
+            "model": self.model,
+            "macs": self.macs,
+            "macs_unknown_nodes": self.unknown,
+            "layers": [view.to_dict() for view in self.layers],
+            "notes": list(self.notes),
+        }
+
+
+def inspect(
+    model: str | PathLike[str],
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: str | PathLike[str] | None = None,
+    simplify: bool = True,
+) -> Inspection:
+    """List the layers of an ONNX file with their cost, spectra and schemes.
+
+    The layers are those of the normalised model: their names are what the per-layer map goes by.
+
+    Args:
+        model: The file.
+        input_shapes: Shapes for inputs with dynamic sizes, by name.
+        inputs: An `.npz` with one array for each input, whose sizes count.
+        simplify: Whether to run onnx-simplifier first, as `compress` does.
+
+    Raises:
+        ModelError: The model cannot be read, or a weight holds NaN or infinity.
+        DataError: The inputs cannot be read.
+        UsageError: Their sizes contradict `input_shapes`.
+    """
+    with collected_notes() as heard:
+        opened = open_model(Path(model))
+        if inputs is not None:
+            input_shapes = sizes_from(opened, read_inputs(opened, Path(inputs)), input_shapes)
+        normal, notes = normalise(opened, input_shapes, simplify=simplify)
+    layers = find_layers(normal, input_shapes)
+    total = network_macs((layer, layer.macs) for layer in layers)
+    unknown = sum(layer.macs is None for layer in layers)
+    spectra = {}
+    for group in track(sites_of(layers), "spectra"):
+        view = _spectrum(group)
+        spectra.update(dict.fromkeys((layer.name for layer in group), view))
+    views = tuple(_view(layer, 0 if unknown else total, spectra.get(layer.name)) for layer in layers)
+    return Inspection(str(model), total, views, (*heard, *notes, *notes_on(layers)), unknown)
+
+
+_Spectrum = tuple[str, int, tuple[int, ...], tuple[bool, ...], tuple[str, ...]]
+
+
+def _spectrum(group: tuple[Layer, ...]) -> _Spectrum:
+    """Of the pair that costs least at 95 % of the energy."""
+    owner = group[0]
+    geometry = owner.geometry
+    assert geometry is not None
+    weight = owner.weight()
+    fitting = candidates("auto", geometry.kernel)
+    best: tuple[int, Scheme, linalg.Array] | None = None
+    for scheme in fitting:
+        if len(scheme.full_rank(geometry)) > 1:
+            continue
+        values = linalg.singular_values(scheme.unfold(weight)[0])
+        cost = int(scheme.macs(geometry, (linalg.energy_rank(values, 0.05),)))
+        if best is None or cost < best[0]:
+            best = (cost, scheme, values)
+    assert best is not None
+    _, scheme, values = best
+    ranks = tuple(linalg.energy_rank(values, 1 - energy) for energy in ENERGIES)
+    pays = tuple(int(scheme.macs(geometry, (rank,))) < geometry.macs for rank in ranks)
+    return scheme.name, values.shape[-1], ranks, pays, tuple(s.name for s in fitting)
+
+
+def _view(layer: Layer, total: int, spectrum: _Spectrum | None) -> LayerView:
+    geometry = layer.geometry
+    scheme, full, ranks, pays, names = spectrum or (None, None, (), (), ())
+    return LayerView(
+        name=layer.name,
+        op=layer.op,
+        role=layer.role,
+        kernel=geometry.kernel if geometry else (),
+        channels=(geometry.groups * geometry.in_channels, geometry.groups * geometry.out_channels)
+        if geometry
+        else None,
+        groups=geometry.groups if geometry else 1,
+        macs=layer.macs,
+        share=layer.times * layer.macs / total if layer.macs is not None and total else None,
+        parameters=layer.parameters,
+        scheme=scheme,
+        full_rank=full,
+        ranks=ranks,
+        pays=pays,
+        candidates=names,
+        reason=layer.reason,
+        place=layer.place,
+    )

@@ -1,0 +1,1 @@
+"""What outputs are, how far they moved, and what that costs."""

@@ -1,0 +1,161 @@
+"""How far each output of one model is from that of another, on the same inputs.
+
+Arrays are held against each other place by place, the elements of a sequence one by one. Where values decide on a size
+(NonZero, NonMaxSuppression), items are compared as a set, and a note says so: of whole numbers the share that is not in
+both; floats by the distance of each item from the nearest of the other side, or from zero where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.errors import VerificationError
+from trp_onnx.evaluation.divergence import (
+    FEW,
+    channel_errors,
+    item_axis,
+    items,
+    items_agree,
+    squared_distances,
+    without_shared_infinities,
+)
+from trp_onnx.evaluation.outputs import Output, OutputKind, is_float, output_kinds
+from trp_onnx.graph.session import Arrays, relative_error
+
+_SMALL, _SHARE = 0.01, 0.02
+"""Size of a channel, beside the largest, below which its error is hidden, and the least part of all that such are."""
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output moved.
+
+    Attributes:
+        name: The output.
+        relative_error: `|y - y'|_2 / |y|_2` of floats; of whole numbers, booleans and strings the share that differs.
+        measure: Which of the two: "relative error" or "share that differs".
+        worst_channel: The channel that moved most, each held against its own spread (see `divergence`), so that large
+            values do not hide small ones; None where there are no channels, or too few values to know their spread.
+        worst_error: By how much: root mean square error over standard deviation.
+        hidden_error: The same of all channels that are a hundredth as large as the largest, whose error the relative
+            error of the whole does not show: scores beside boxes in pixels. None where there are none.
+        note: What a reader should know of the comparison; empty for nothing.
+    """
+
+    name: str
+    relative_error: float
+    measure: str = "relative error"
+    worst_channel: int | None = None
+    worst_error: float | None = None
+    hidden_error: float | None = None
+    note: str = ""
+
+
+def compare(original: ir.Model, expected: Arrays, actual: Arrays) -> list[OutputError]:
+    """How far each output moved.
+
+    Args:
+        original: The model, whose graph says which sizes are free.
+        expected: What it gives.
+        actual: What the other one gives.
+
+    Raises:
+        VerificationError: NaN, infinity or another shape where the original has none. The same infinity is equal.
+    """
+    kinds = output_kinds(original, expected)
+    return [_compare(value, expected, actual, kinds) for value in original.graph.outputs]
+
+
+def _compare(value: ir.Value, expected: Arrays, actual: Arrays, kinds: Mapping[str, Output]) -> OutputError:
+    name = value.name or ""
+    before, after = (_elements(name, arrays) for arrays in (expected, actual))
+    common = [key for key in before if key in after]
+    for key in common:
+        _check_shape(value, before[key], after[key])
+    if not common:
+        return OutputError(name, float(len(before) != len(after)), note=_note(name, before, after, kinds))
+    if not is_float(before[common[0]]):
+        shares = [_share(before[key], after[key], kinds[key]) for key in common]
+        return OutputError(name, float(np.mean(shares)), "share that differs", note=_note(name, before, after, kinds))
+    pairs = [_paired(*without_shared_infinities(before[key], after[key]), kinds[key]) for key in common]
+    a, b = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
+    error = relative_error(a, b)
+    if not np.isfinite(error):
+        raise VerificationError(f"output '{name}' of the written file has NaN or infinity where the original does not")
+    by_channel = _by_channel(kinds[common[0]], *pairs[0]) if len(pairs) == 1 else (None, None, None)
+    return OutputError(name, error, "relative error", *by_channel, _note(name, before, after, kinds))
+
+
+def _elements(name: str, arrays: Arrays) -> Arrays:
+    """The array of an output, or those of its elements."""
+    return {key: array for key, array in arrays.items() if key == name or key.startswith(f"{name}[")}
+
+
+def _check_shape(value: ir.Value, before: np.ndarray, after: np.ndarray) -> None:
+    declared = value.shape if isinstance(value.type, ir.TensorType) else None
+    sizes: Sequence[object] = tuple(declared) if declared is not None else (None,) * before.ndim
+    same = before.ndim == after.ndim and all(
+        was == now or not isinstance(size, int)
+        for was, now, size in zip(before.shape, after.shape, sizes, strict=False)
+    )
+    if not same:
+        raise VerificationError(
+            f"output '{value.name}' of the written file has the shape {list(after.shape)}, that of the original "
+            f"{list(before.shape)}"
+        )
+
+
+def _share(before: np.ndarray, after: np.ndarray, output: Output) -> float:
+    if _sized(before, after, output):
+        return 1.0 - items_agree(before, after, item_axis(before, after, output))
+    return float(np.mean(before != after)) if before.size else 0.0
+
+
+def _sized(before: np.ndarray, after: np.ndarray, output: Output) -> bool:
+    return output.kind is OutputKind.ITEMS or before.shape != after.shape
+
+
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
+def _paired(before: np.ndarray, after: np.ndarray, output: Output) -> tuple[np.ndarray, np.ndarray]:
+    """What is held against each other: the arrays, or each item and, of another size, what it is nearest to."""
+    rows = items(before, after, item_axis(before, after, output)) if _sized(before, after, output) else None
+    if rows is None or not np.isfinite(after).all():
+        return before, after
+    lengths = [np.square(np.nan_to_num(side)).sum(axis=1) for side in rows]
+    apart = [squared_distances(*sides, missing) for sides, missing in zip((rows, rows[::-1]), lengths, strict=True)]
+    a = np.sqrt(np.concatenate(lengths))
+    return a, a - np.sqrt(np.concatenate(apart))
+
+
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
+def _by_channel(output: Output, before: np.ndarray, after: np.ndarray) -> tuple[int | None, float | None, float | None]:
+    """The worst channel, its error, and that of the channels that larger ones hide."""
+    channels = before.shape[output.axis] if before.ndim > 1 else 1
+    if output.kind is not OutputKind.VALUES or channels < 2 or before.size < FEW * channels:
+        return None, None, None
+    errors = channel_errors(before, after, output.axis)
+    others = tuple(axis for axis in range(before.ndim) if axis != output.axis % before.ndim)
+    sizes = np.sqrt(np.square(before).mean(axis=others, dtype=np.float64))
+    small = (sizes > 0) & (sizes < _SMALL * sizes.max())
+    hidden = float(np.sqrt(errors[small].mean())) if small.mean() >= _SHARE else None
+    return int(errors.argmax()), float(np.sqrt(errors.max())), hidden
+
+
+def _note(name: str, before: Arrays, after: Arrays, kinds: Mapping[str, Output]) -> str:
+    if len(before) != len(after):
+        return (
+            f"output '{name}' has {len(after)} elements on the inputs it was verified on, the original {len(before)}: "
+            "compared as far as both go"
+        )
+    sized = [key for key in before if _sized(before[key], after[key], kinds[key])]
+    if not sized:
+        return ""
+    key = sized[0]
+    return (
+        f"values decide on the size of output '{name}': it is {list(after[key].shape)} on the inputs it was verified "
+        f"on, {list(before[key].shape)} in the original; compared as a set"
+    )

@@ -1,0 +1,1 @@
+"""The network as a graph: opened, bounded, its layers, shapes and cost, and sessions that run it."""

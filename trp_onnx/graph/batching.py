@@ -1,0 +1,151 @@
+"""How many samples a model takes at once: the one place that decides.
+
+A batch size that the model declares is kept to, and the last batch filled up. Where the batch is dynamic, one sample
+and two are run: if the two come out as each did alone, samples go in many at a time. Otherwise (a Reshape to [1, ...]
+in the graph, outputs whose first axis is not the samples', statistics taken over the batch) they go in one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trp_onnx.errors import ModelError
+from trp_onnx.graph.session import Arrays, run_session
+
+_SAME = 0.05
+"""Largest relative difference of a sample that ran alone and beside another: kernels and int8 steps, no mixture."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How samples are fed.
+
+    Attributes:
+        size: Samples of a run.
+        fixed: Whether a run takes exactly so many.
+    """
+
+    size: int
+    fixed: bool = False
+
+    def pieces(self, count: int) -> list[slice]:
+        """Where each run's samples are among `count`; the last piece may be short."""
+        return [slice(start, min(start + self.size, count)) for start in range(0, count, self.size)]
+
+    def filled(self, x: np.ndarray) -> np.ndarray:
+        """A piece, (b, ...), as a run takes it: a short one is filled up with its last sample where it must be."""
+        missing = self.size - len(x) if self.fixed else 0
+        return x if missing <= 0 else np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
+
+    def counted(self, outputs: Arrays, count: int) -> Arrays:
+        """The outputs of a run without what only filled its batch up."""
+        if not self.fixed:
+            return outputs
+        return {name: value[:count] if value.shape[:1] == (self.size,) else value for name, value in outputs.items()}
+
+    def feeds(self, samples: Mapping[str, np.ndarray]) -> Iterator[tuple[Arrays, int]]:
+        """What each run is fed, and how many of its samples count; `samples` are (n, ...) by input."""
+        for piece in self.pieces(len(next(iter(samples.values())))):
+            yield {name: self.filled(x[piece]) for name, x in samples.items()}, piece.stop - piece.start
+
+
+def find_batching(
+    session: Any, samples: Mapping[str, np.ndarray], *, most: int = 32, memory: int | None = None
+) -> Batching:
+    """Try a model out.
+
+    Args:
+        session: Of the model, with its own outputs.
+        samples: By input, (n, ...) with n at least 1, of the model's types; two are looked at.
+        most: Samples of a run at most, where the model leaves that open.
+        memory: Bytes that the outputs of a run may take.
+
+    Raises:
+        ModelError: The model runs on no number of samples.
+    """
+    for value in session.get_inputs():
+        if value.name in samples and value.shape and _is_size(value.shape[0]):
+            return Batching(int(value.shape[0]), fixed=True)
+    first = {name: x[:1] for name, x in samples.items()}
+    try:
+        alone = run_session(session, first)
+    except ModelError as error:
+        return _size_of_outputs(session, samples, error)
+    second = {name: x[-1:] for name, x in samples.items()}
+    try:
+        together = run_session(session, {name: np.concatenate([first[name], second[name]]) for name in first})
+        mixed = not _follow(alone, run_session(session, second), together)
+    except ModelError:
+        mixed = True
+    if mixed:
+        return Batching(1)
+    size = max(1, sum(np.asarray(value).nbytes for value in alone.values()))
+    return Batching(max(1, most if memory is None else min(most, memory // size)))
+
+
+def run_samples(session: Any, samples: Mapping[str, np.ndarray], batching: Batching | None = None) -> Arrays:
+    """Outputs of all samples, one behind the other, whatever the number that goes in at once.
+
+    Args:
+        session: Of the model.
+        samples: By input, (n, ...).
+        batching: As `find_batching` found it; found here where not given.
+
+    Raises:
+        ModelError: It does not run.
+    """
+    batching = batching or find_batching(session, samples)
+    found: dict[str, list[Any]] = {}
+    for feeds, count in batching.feeds(samples):
+        for name, value in batching.counted(run_session(session, feeds), count).items():
+            found.setdefault(name, []).append(value)
+    return {name: _joined(values) for name, values in found.items()}
+
+
+def _is_size(declared: object) -> bool:
+    return isinstance(declared, int) and declared > 0
+
+
+def _size_of_outputs(session: Any, samples: Mapping[str, np.ndarray], error: ModelError) -> Batching:
+    """A graph made for one batch size under inputs that say nothing of it: the outputs may."""
+    for size in sorted({value.shape[0] for value in session.get_outputs() if value.shape and _is_size(value.shape[0])}):
+        batching = Batching(size, fixed=True)
+        try:
+            run_session(session, {name: batching.filled(x[:size]) for name, x in samples.items()})
+        except ModelError:
+            continue
+        return batching
+    raise error
+
+
+def _follow(one: Arrays, other: Arrays, together: Arrays) -> bool:
+    """Whether what two samples give together is what each gave alone."""
+    if not one.keys() == other.keys() == together.keys():  # a sequence of one element a sample
+        return False
+    for name, value in together.items():
+        parts = (one[name], other[name])
+        if not all(isinstance(part, np.ndarray) and part.ndim for part in (*parts, value)):
+            return False
+        if parts[0].shape[1:] != parts[1].shape[1:]:
+            return False
+        expected = np.concatenate(parts)
+        if expected.shape != value.shape or (value.dtype.kind == "f" and not _close(expected, value)):
+            return False
+    return True
+
+
+def _close(expected: np.ndarray, actual: np.ndarray) -> bool:
+    a, b = (np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0) for x in (expected, actual))
+    return bool(np.linalg.norm(a - b) <= _SAME * np.linalg.norm(a))
+
+
+def _joined(values: list[Any]) -> Any:
+    """One array where the pieces fit together; a list where they are lists, or their sizes depend on the values."""
+    if all(isinstance(value, list) for value in values):
+        return [entry for value in values for entry in value]
+    arrays = [np.atleast_1d(value) for value in values]
+    return np.concatenate(arrays) if len({array.shape[1:] for array in arrays}) == 1 else values

@@ -1,0 +1,1 @@
+"""The maths of low rank. Knows no ONNX."""

@@ -1,0 +1,80 @@
+"""Carry out a plan: factors alone or in turn, then the statistics of what is behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.calibration.batch_norm import reestimate_statistics, unfolded
+from trp_onnx.calibration.output_factors import by_outputs
+from trp_onnx.calibration.sequential import factorise_in_turn
+from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.model import to_proto
+from trp_onnx.passes import FactorisePass
+from trp_onnx.passes.factorise import Keep
+from trp_onnx.planning import Evidence, Plan
+from trp_onnx.progress import track
+
+ASYMMETRIC_SAMPLES = 256
+"""Samples that walk through both networks side by side, which keeps their activations twice."""
+
+STATISTICS_SAMPLES = 128
+"""Samples on which a BatchNormalization that stays gets its statistics anew."""
+
+
+def carry_out(
+    plan: Plan,
+    model: ir.Model,
+    layers: Sequence[Layer],
+    evidence: Evidence,
+    x: np.ndarray | None = None,
+    keep: Keep | None = None,
+    *,
+    asymmetric: bool = False,
+    untouched: Collection[str] = (),
+) -> list[str]:
+    """Factorise a model in place as the plan says.
+
+    Args:
+        plan: Scheme and rank by layer.
+        model: Normalised.
+        layers: Its layers.
+        evidence: With the moments that factors are fitted to.
+        x: (b, ...) the samples that they are fitted to, where there are any.
+        keep: How to store the factors, see `FactorisePass`.
+        asymmetric: Whether each layer makes up for those before it, see `sequential`; needs `x`.
+        untouched: Names of the layers whose weights may not change.
+
+    Returns:
+        Notes for the owner.
+
+    Raises:
+        ModelError: The model does not run on the samples.
+    """
+    notes: list[str] = []
+
+    def progress(layers: Sequence[Layer]) -> Iterable[Layer]:
+        return track(layers, "factorising")
+
+    original = to_proto(model) if x is not None and unfolded(model) else None
+    if asymmetric and x is not None:
+        walking = x[:ASYMMETRIC_SAMPLES]
+        refitted = factorise_in_turn(
+            model, layers, plan.chosen, walking, evidence.moments, keep, untouched=untouched, progress=progress
+        )
+        if refitted:
+            notes.append(
+                f"{len(refitted)} layers that stay dense ('{refitted[0]}', ...) got new weights, which make up for the "
+                "factorised layers before them; keep = true in --config leaves one as it is"
+            )
+    else:
+        FactorisePass(layers, plan.chosen, keep, by_outputs(evidence.moments), progress)(model)
+    if original is not None and x is not None:
+        count = reestimate_statistics(
+            model, original, x[:STATISTICS_SAMPLES], progress=lambda nodes: track(nodes, "statistics")
+        )  # fmt: skip
+        if count:
+            notes.append(f"{count} BatchNormalizations that cannot be folded got their statistics anew")
+    return notes

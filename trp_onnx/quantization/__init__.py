@@ -1,0 +1,9 @@
+"""int8 of a float model.
+
+`quantizer` makes it, `sensitivity` finds what int8 hurts, and the pass `balance_factors` evens out what flows between
+factors.
+"""
+
+from trp_onnx.quantization.quantizer import Quantized, quantize
+
+__all__ = ["Quantized", "quantize"]

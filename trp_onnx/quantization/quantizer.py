@@ -1,0 +1,327 @@
+"""`trp-onnx quantize`: int8 after low rank, measured on what was written.
+
+open -> normalise -> balance factors -> calibrate -> keep in float what int8 hurts -> save -> verify -> measure
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from trp_onnx.calibration.moments import with_outputs
+from trp_onnx.data import Dataset, Preprocessing, open_data
+from trp_onnx.data.feeding import only_input, take
+from trp_onnx.edge.ort_format import TARGETS
+from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
+from trp_onnx.evaluation.accuracy import Accuracy, check_labels, evaluate
+from trp_onnx.evaluation.outputs import classes_of
+from trp_onnx.files.paths import cannot_write, guard
+from trp_onnx.files.staging import Staging
+from trp_onnx.graph.batching import Batching, find_batching, run_samples
+from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.graph.model import file_bytes, open_model, to_proto
+from trp_onnx.graph.session import open_session, run_session
+from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.latency.benchmark import bench
+from trp_onnx.latency.timing import Ratio
+from trp_onnx.lowrank.linalg import Array
+from trp_onnx.passes import CleanUpPass, FoldWeightsPass
+from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
+from trp_onnx.passes.normalise import normalise
+from trp_onnx.process.silence import silence
+from trp_onnx.progress import collected_notes
+from trp_onnx.quantization.calibrated import Calibrated, in_int8
+from trp_onnx.quantization.sensitivity import InFloat, keep_what_is_hurt
+
+CALIBRATION, JUDGING, LEAST = 256, 256, 32
+"""Samples that ranges are taken of, samples that int8 is judged on, and the fewest of both together."""
+
+_STORED_TWICE = 1024
+"""Bytes of a tensor from which a second copy is worth a note."""
+
+_OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+_VERIFIED = 32
+"""Samples that the written file is run on."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One file of the comparison.
+
+    Attributes:
+        name: "float", "int8", and with the original before them "original" and "original, int8".
+        bytes: Its size.
+        accuracy: On the test data; None without any.
+        milliseconds: Median run, for orientation.
+        ratio: Speed-up over the first of the table.
+    """
+
+    name: str
+    bytes: int
+    accuracy: Accuracy | None
+    milliseconds: float
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What `quantize` wrote.
+
+    Attributes:
+        model: The float file.
+        output: The int8 file.
+        layers: Layers in int8.
+        in_float: Layers that stayed in float, with reasons.
+        lost: What is lost on the samples that int8 was judged on, 0 to 1: accuracy by the float model's own
+            probabilities, where it gives any (see `sensitivity`).
+        measure: The same in words: what was measured, and of which output.
+        variants: Float and int8 side by side.
+        notes: What a reader should know.
+    """
+
+    model: str
+    output: str
+    layers: int
+    in_float: tuple[InFloat, ...]
+    lost: float
+    measure: str
+    variants: tuple[Variant, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the JSON."""
+        document = dataclasses.asdict(self)
+        for entry, variant in zip(document["variants"], self.variants, strict=True):
+            if variant.accuracy is not None:
+                entry["accuracy"]["top1"] = variant.accuracy.top1
+        return document
+
+
+def quantize(
+    model: str | PathLike[str],
+    out: str | PathLike[str],
+    data: str | PathLike[str] | Dataset,
+    *,
+    preprocessing: Preprocessing | None = None,
+    max_drop: float = 1.0,
+    keep_ends: bool = False,
+    target: str = "any",
+    original: str | PathLike[str] | None = None,
+    test: str | PathLike[str] | Dataset | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    threads: int = 1,
+) -> Quantized:
+    """Quantise a model to int8 and write it, verified, to another file.
+
+    Args:
+        model: The float model, compressed or not; not modified.
+        out: Where the int8 one goes.
+        data: Samples to calibrate and to judge on, labels not needed; not the test data.
+        preprocessing: How samples become inputs.
+        max_drop: Points of accuracy to lose at most, by the float model's own probabilities; of outputs that are no
+            scores of classes per cent of what `Quantized.measure` names: mean square error, cosine, elements that
+            differ. Layers return to float until that holds.
+        keep_ends: Whether the first and the last layer stay in float.
+        target: "any", "arm" (signed activations, which its kernels prefer) or "amd64".
+        original: The dense model, to be quantised in the same way and measured beside.
+        test: Labelled samples; the accuracy of every file is measured on them once, at the end.
+        input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
+        threads: Intra-op threads of the timing.
+
+    Raises:
+        ModelError: The model cannot be read, run or quantised, or is in int8 already.
+        DataError: The data does not fit, or holds too few samples.
+        UsageError: An option makes no sense.
+        OutputError: The result cannot be written.
+        VerificationError: The written file does not run or gives NaN; it was removed.
+    """
+    if not 0 <= max_drop < 100:
+        raise UsageError(f"--max-drop is the points of accuracy to lose at most, from 0 to below 100, not {max_drop}")
+    if target not in TARGETS:
+        raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
+    source, out = Path(model), Path(out)
+    guard(writes=[out], reads=[model, data, original, test])
+    with collected_notes() as heard:
+        dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
+        tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
+        if len(dataset) < LEAST:
+            raise DataError(
+                f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
+            )
+        opened = open_model(source)
+        if tested is not None:
+            check_labels(source, tested)
+        if only_input(opened).dtype not in _OTHER_FLOATS:  # refused further down
+            input_shapes = sizes_from(opened, take(dataset, opened, np.arange(2)), input_shapes, samples=True)
+        with _space_for(out), Staging(out, opened) as staging:
+            made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes)
+            onnx.save(made.proto, staging.path)
+            _verify(staging.path, source, opened, dataset)
+            files = {"float": source, "int8": staging.path}
+            notes = [*heard, *made.notes]
+            if original is not None:
+                dense, path = Path(original), staging.folder / f"original-of-{out.name}"
+                other = _quantise(open_model(dense), dataset, max_drop, keep_ends, target == "arm", input_shapes)
+                onnx.save(other.proto, path)
+                notes += [f"original: {note}" for note in other.notes]
+                files = {"original": dense, "original, int8": path} | files
+            variants = _side_by_side(files, tested, input_shapes, threads)
+            staging.publish()
+    return Quantized(
+        str(source), str(out), made.layers, tuple(made.in_float), made.lost, made.measure, tuple(variants),
+        tuple(notes),
+    )  # fmt: skip
+
+
+@contextmanager
+def _space_for(out: Path) -> Iterator[None]:
+    """A full disk, of the result or of temporary files, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(out, error) from error
+
+
+@dataclass(frozen=True)
+class _Made:
+    proto: onnx.ModelProto
+    layers: int
+    in_float: list[InFloat]
+    lost: float
+    measure: str
+    notes: list[str]
+
+
+def _quantise(
+    model: ir.Model,
+    dataset: Dataset,
+    max_drop: float,
+    keep_ends: bool,
+    signed: bool,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+) -> _Made:
+    """One model in int8, in memory."""
+    if any("QuantizeLinear" in node.op_type for node in model.graph):
+        raise ModelError("the model is in int8 already: quantize takes the float one")
+    normal, notes = normalise(model, input_shapes)
+    layers = find_layers(normal, input_shapes)
+    kinds = {layer.constant.dtype for layer in layers if layer.constant is not None}
+    if not kinds <= {ir.DataType.FLOAT, None}:
+        raise ModelError("the model has weights that are no float32: quantize takes the float32 model")
+    notes += _fold_weights(normal, layers)
+    layers = find_layers(normal, input_shapes)
+    for i, node in enumerate(normal.graph):
+        node.name = node.name or f"{node.op_type}_{i}"
+    order = np.random.default_rng(0).permutation(len(dataset))
+    batching = find_batching(open_session(to_proto(normal)), take(dataset, normal, order[:2]))
+    calibration = _batches(normal, batching, dataset, order[: min(CALIBRATION, len(order) // 2)])
+    judging = _batches(normal, batching, dataset, order[len(order) // 2 :][:JUDGING])
+    pairs = pairs_of(layers)
+    if pairs:
+        BalanceFactorsPass(pairs, _largest(normal, pairs, calibration))(normal)
+    proto = to_proto(normal)
+    calibrated = Calibrated(proto, calibration, signed=signed)
+    ends = [layer.name for layer in layers if keep_ends and layer.role and layer.name in calibrated.layers]
+    classes = classes_of(dataset.labels, dataset.preprocessing.label_offset)
+    judged = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends, classes)
+    small = in_int8(judged.proto)
+    named = {entry.layer for entry in judged.in_float}
+    left = [
+        InFloat(name, "the quantiser leaves it in float") for name in calibrated.layers if name not in {*small, *named}
+    ]
+    left += [
+        InFloat(layer.name, f"it stands in the {layer.place}, where the quantiser does not go")
+        for layer in layers
+        if layer.place and layer.constant is not None
+    ]
+    if judged.lost > max_drop / 100:
+        notes.append(f"even with every layer in float more is lost than --max-drop {max_drop:g} allows")
+    if not small:
+        notes.append("every layer stayed in float: int8 gains nothing here")
+    return _Made(judged.proto, len(small), [*judged.in_float, *left], judged.lost, judged.measure, notes)
+
+
+def _fold_weights(model: ir.Model, layers: Sequence[Layer]) -> list[str]:
+    """Weights behind Transpose or Reshape become initializers, which the quantiser takes; notes on copies."""
+    sources = [
+        (layer.name, value)
+        for layer in layers
+        if layer.constant is not None
+        for node in layer.constant.nodes
+        for value in node.inputs
+        if value is not None and value.const_value is not None and value.const_value.nbytes >= _STORED_TWICE
+    ]
+    FoldWeightsPass(layers)(model)
+    CleanUpPass()(model)
+    return [
+        f"the weight of '{name}' is stored twice: other nodes read it as '{value.name}'"
+        for name, value in sources
+        if value.uses()
+    ]
+
+
+def _batches(
+    model: ir.Model, batching: Batching, dataset: Dataset, indices: np.ndarray
+) -> list[dict[str, np.ndarray]]:  # fmt: skip
+    """Samples as the model takes them."""
+    pieces = [take(dataset, model, indices[piece]) for piece in batching.pieces(len(indices))]
+    return [{name: batching.filled(x) for name, x in feeds.items()} for feeds in pieces]
+
+
+def _largest(
+    model: ir.Model, pairs: Sequence[tuple[Any, Any]], batches: Sequence[dict[str, np.ndarray]]
+) -> dict[str, Array]:
+    """Largest absolute activation of each channel between two layers, (C,), by the name of the value."""
+    names = {between(first): first for first, _ in pairs}
+    session = open_session(with_outputs(to_proto(model), list(names)))
+    found: dict[str, Array] = {}
+    for batch in batches:
+        values = run_session(session, batch)
+        for name, layer in names.items():
+            axis = 1 if layer.op == "Conv" else values[name].ndim - 1
+            others = tuple(i for i in range(values[name].ndim) if i != axis)
+            largest = np.abs(values[name]).max(axis=others).astype(np.float64)
+            found[name] = np.maximum(found[name], largest) if name in found else largest
+    return found
+
+
+def _verify(path: Path, source: Path, original: ir.Model, dataset: Dataset) -> None:
+    """The written file is sound, runs, and gives numbers where its source does."""
+    try:
+        with silence():
+            onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise VerificationError(f"the int8 file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
+    samples = take(dataset, original, np.arange(min(len(dataset), _VERIFIED)))
+    expected, found = (run_samples(open_session(file), samples) for file in (source, path))
+    for name, array in found.items():
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+            before = expected[name]
+            was = np.isfinite(before) if before.shape == array.shape else np.array(True)
+            if (was & ~np.isfinite(array)).any():
+                raise VerificationError(f"output '{name}' of the int8 file is NaN or infinite; it was not kept")
+
+
+def _side_by_side(
+    files: Mapping[str, Path],
+    test: Dataset | None,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    threads: int,
+) -> list[Variant]:
+    """Size, accuracy and time of every file; times in one interleaved run."""
+    accuracies = [evaluate(path, test) if test is not None else None for path in files.values()]
+    timed = bench(list(files.values()), input_shapes=input_shapes, threads=threads, rounds=100)
+    return [
+        Variant(name, file_bytes(path), accuracy, contender.milliseconds, contender.ratio)
+        for (name, path), accuracy, contender in zip(files.items(), accuracies, timed.contenders, strict=True)
+    ]
