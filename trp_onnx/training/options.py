@@ -7,14 +7,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+import msgspec
 
 from trp_onnx.errors import UsageError
 from trp_onnx.files.documents import read_toml
 
-STRATEGIES = ("ranks", "replan", "energy", "paper")
-SCHEDULES = ("cosine", "step", "constant")
-DISTILL = ("auto", "kl", "mse")
+Strategy = Literal["ranks", "replan", "energy", "paper"]
+Schedule = Literal["cosine", "step", "constant"]
+Distance = Literal["auto", "kl", "mse"]
+_CHOICES = {"strategy": get_args(Strategy), "schedule": get_args(Schedule), "distill_kind": get_args(Distance)}
 
 
 @dataclass(frozen=True)
@@ -27,50 +30,50 @@ class TrainingOptions:
         micro_batch: Samples of one forward pass, over which BatchNormalization takes its statistics; a
             step adds the gradients of `batch / micro_batch` of them up, wherever they run.
         rate: Peak step size.
-        schedule: "cosine", "step" or "constant", see `optimizer.rate_at`.
+        schedule: How the step size falls.
         warmup: Steps of linear rise.
         milestones: Where "step" divides the rate by ten, as parts of the whole.
-        momentum: Of SGD.
+        momentum: SGD momentum.
         nesterov: Whether momentum looks ahead.
         weight_decay: On weights; not on biases and BatchNormalization.
         clip: Largest norm of the gradient; None for any.
-        strategy: What decides on ranks, see `projection`; None for "paper" with an energy alone, else "ranks".
+        strategy: What decides on ranks, see the documentation; None for "paper" with an energy alone, else "ranks".
         every: m, steps from one projection to the next.
         nuclear: lambda of the nuclear norm; 0 for none.
         nuclear_every_step: Add it on every step, divided by m, not on projection steps alone.
         labels: Weight of the cross-entropy on labels; None for 0.3 beside distillation, 1 alone.
         distill: Weight of the distance to the teacher's outputs; None for 0.7 with labels, 1 without.
         temperature: T of the softened outputs.
-        distill_kind: "kl", "mse", or "auto": KL for class scores, see `outputs`.
-        output_weights: Weight of each output in the loss by name; 1 where not given.
+        distill_kind: Distance to the teacher's outputs; "auto" is KL for class scores, else the mean square error.
+        output_weights: Weight of an output in the loss by its name, 1 where not given; may be repeated.
         augment: Any of "crop", "flip", "resized", "color".
         validation: Part of the data that is held out to choose the best checkpoint.
         finetune_epochs: Passes in which the factors are trained after factorisation.
-        finetune_rate: Peak step size of those.
-        workers: Processes on this machine.
+        finetune_rate: Peak step size of the passes over the factors.
+        workers: Processes on this machine; more than one needs trp-onnx[mpi].
         checkpoint_seconds: Longest time between two checkpoints.
-        seed: Of the data's order and the augmentation.
+        seed: Seeds the data's order and the augmentation.
     """
 
     epochs: int = 12
     batch: int = 128
     micro_batch: int = 64
     rate: float = 0.05
-    schedule: str = "cosine"
+    schedule: Schedule = "cosine"
     warmup: int = 200
     milestones: tuple[float, ...] = (0.5, 0.75)
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
     clip: float | None = None
-    strategy: str | None = None
+    strategy: Strategy | None = None
     every: int = 20
     nuclear: float = 0.0
     nuclear_every_step: bool = False
     labels: float | None = None
     distill: float | None = None
     temperature: float = 4.0
-    distill_kind: str = "auto"
+    distill_kind: Distance = "auto"
     output_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     augment: tuple[str, ...] = ("crop", "flip")
     validation: float = 0.1
@@ -96,11 +99,10 @@ class TrainingOptions:
         _require(self.clip is None or self.clip > 0, "clip", "is positive", self.clip)
         _require(0 <= self.momentum < 1, "momentum", "is from 0 to below 1", self.momentum)
         _require(0 < self.validation < 1, "validation", "is a part of the data between 0 and 1", self.validation)
-        choices: dict[str, tuple[str, ...]] = {"schedule": SCHEDULES, "distill_kind": DISTILL}
-        if self.strategy is not None:
-            choices["strategy"] = STRATEGIES
-        for name, known in choices.items():
-            _require(getattr(self, name) in known, name, f"is one of {', '.join(known)}", getattr(self, name))
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            open_ = name == "strategy" and value is None
+            _require(open_ or value in known, name, f"is one of {', '.join(known)}", value)
         for name in self.augment:
             _require(name in ("crop", "flip", "resized", "color"), "augment", "knows crop, flip, resized, color", name)
         if self.epochs + self.finetune_epochs == 0:
@@ -124,14 +126,18 @@ class TrainingOptions:
         Raises:
             UsageError: An unknown name, or a value of the wrong kind.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        for name, value in values.items():
-            if name not in fields:
-                raise UsageError(f"training: unknown key '{name}'; there are {', '.join(sorted(fields))}")
-            if not _is(value, str(fields[name].type)):
-                raise UsageError(f"training: {name} takes {fields[name].type}, not '{value}'")
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**(values | lists))
+        known = sorted(field.name for field in dataclasses.fields(cls))
+        for name in values:
+            if name not in known:
+                raise UsageError(f"training: unknown key '{name}'; there are {', '.join(known)}")
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).replace("`", "").replace("[...]", "").partition(" - at $.")
+            said = what.replace("Expected", "takes").replace(", got", ", not")
+            if where in _CHOICES:
+                said = f"is one of {', '.join(_CHOICES[where])}, not {values[where]}"
+            raise UsageError(f"training: {where} {said}") from error
 
 
 def read_training(path: Path | None, **overrides: Any) -> TrainingOptions:
@@ -144,19 +150,6 @@ def read_training(path: Path | None, **overrides: Any) -> TrainingOptions:
     if path is not None:
         values = read_toml(path, "the training file", UsageError)
     return TrainingOptions.from_dict(values | {key: value for key, value in overrides.items() if value is not None})
-
-
-def _is(value: object, annotation: str) -> bool:
-    """Whether a value fits one of the annotations above."""
-    kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
-    for kind in annotation.split(" | "):
-        if kind.startswith("tuple") and isinstance(value, (list, tuple)):
-            return all(_is(item, kind[len("tuple[") :].partition(",")[0]) for item in value)
-        if kind.startswith("dict") and isinstance(value, dict):
-            return all(_is(item, "float") for item in value.values())
-        if kind in kinds and isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool)):
-            return True
-    return False
 
 
 def _require(holds: bool, name: str, what: str, value: object) -> None:

@@ -1,0 +1,195 @@
+"""Options that several commands share: the same names, types and groups everywhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trp_onnx.cli.flags import flags_of
+from trp_onnx.cli.help import option
+
+if TYPE_CHECKING:
+    from trp_onnx.data import Preprocessing
+
+GOAL, DATA, LAYERS = "How far to go (at most one)", "Data", "Ranks and schemes"
+SAMPLES, DEVICE, TRAINING, OUTPUT = "How samples become inputs", "Device", "Training", "Output"
+"""Headings of the help."""
+
+FILE = click.Path(path_type=Path)
+SCHEMES = click.Choice(["auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2", "svd"])
+TARGETS = click.Choice(["any", "arm", "amd64"])
+
+Decorator = Callable[[Any], Any]
+
+
+class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """`name:1,3,224,224`."""
+
+    name = "NAME:D,D,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name and the sizes."""
+        name, separator, dims = str(value).rpartition(":")
+        try:
+            shape = tuple(int(d) for d in dims.split(","))
+        except ValueError:
+            shape = ()
+        if not separator or not name or not shape or min(shape) < 1:
+            self.fail(f"'{value}' is not of the form input:1,3,224,224", param, ctx)
+        return name, shape
+
+
+def every(*decorators: Decorator) -> Decorator:
+    """Several options as one decorator, in the order in which the help lists them."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def shapes_option(what: str = "Size of an input with dynamic dimensions; may be repeated.") -> Decorator:
+    """`--input-shape`; the command gets a dictionary."""
+    return option(
+        "--input-shape", "input_shapes", group=DATA, type=Shape(), multiple=True,
+        callback=lambda ctx, param, value: dict(value), help=what,
+    )  # fmt: skip
+
+
+def inputs_option(what: str) -> Decorator:
+    """`--inputs`."""
+    return option("--inputs", group=DATA, type=FILE, metavar="NPZ", help=f"An .npz with one array a name, {what}.")
+
+
+def no_simplify_option() -> Decorator:
+    """`--no-simplify`."""
+    return option("--no-simplify", group=LAYERS, common=False, is_flag=True, help="Do not run onnx-simplifier first.")
+
+
+def json_option() -> Decorator:
+    """`--json`."""
+    return option("--json", "json_to", group=OUTPUT, metavar="FILE", help="Write the result as JSON; - for stdout.")
+
+
+def quiet_option(what: str) -> Decorator:
+    """`-q`."""
+    return option("-q", "--quiet", group=OUTPUT, is_flag=True, help=what)
+
+
+def threads_option(what: str) -> Decorator:
+    """`--threads`."""
+    return option(
+        "--threads", group=DEVICE, type=click.IntRange(min=1), default=1, show_default=True,
+        help=f"Intra-op threads {what}.",
+    )  # fmt: skip
+
+
+def target_option(what: str) -> Decorator:
+    """`--target`."""
+    return option("--target", group=DEVICE, type=TARGETS, default="any", show_default=True, help=what)
+
+
+def scheme_option(what: str) -> Decorator:
+    """`--scheme`."""
+    return option("--scheme", group=LAYERS, type=SCHEMES, default="auto", show_default=True, help=what)
+
+
+def data_options(required: bool) -> Decorator:
+    """`--data` and how its samples become inputs; the command gets a function that reads the latter."""
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        @functools.wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            names = ("layout", "scale", "mean", "std", "color", "resize", "crop", "label_offset")
+            flags = {name: kwargs.pop(name) for name in names}
+            path = kwargs.pop("preprocess")
+
+            def preprocessing() -> Preprocessing:
+                from trp_onnx.data import read_preprocessing
+
+                return read_preprocessing(path, **flags)
+
+            return command(*args, preprocessing=preprocessing, **kwargs)
+
+        samples = functools.partial(option, group=SAMPLES, common=False)
+        return every(
+            option(
+                "--data", group=DATA, type=FILE, required=required,
+                help="Samples: an .npz (x, y), a folder of images with one subfolder a class, CIFAR-10's files, or "
+                "pkg.module:function to train on. compress fits ranks and factors to them, without labels, or trains.",
+            ),
+            samples("--preprocess", type=FILE, metavar="TOML", help="Preprocessing as a file; flags go first."),
+            samples("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout that the model takes."),
+            samples("--scale", metavar="X", help="Factor on the stored values, e.g. 1/255."),
+            samples("--mean", metavar="X[,X,X]", help="Subtracted after scaling."),
+            samples("--std", metavar="X[,X,X]", help="Divided by after that."),
+            samples("--color", type=click.Choice(["rgb", "bgr"]), help="Colour order that the model takes."),
+            samples("--resize", type=int, metavar="PX", help="Resize the shorter side first."),
+            samples("--crop", type=int, metavar="PX", help="Cut out the centre."),
+            samples("--label-offset", type=int, metavar="N", help="Outputs before the first class."),
+        )(wrapped)  # fmt: skip
+
+    return decorate
+
+
+def training_options(command: Callable[..., Any]) -> Any:
+    """`--train` and how; the command gets a function that makes the options, or None without `--train`."""
+    from trp_onnx.training.options import TrainingOptions
+
+    fields = list(TrainingOptions.__dataclass_fields__)
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        flags = {name: kwargs.pop(name) for name in fields}
+        flags["output_weights"] = dict(flags["output_weights"]) or None
+        train, path = kwargs.pop("train"), kwargs.pop("training")
+
+        def options() -> Any:
+            if train:
+                from trp_onnx.training import read_training
+
+                return read_training(path, **flags)
+            given = [name for name, value in (flags | {"training": path}).items() if value is not None]
+            if given or kwargs["teacher"] or kwargs["run"] or kwargs["resume"]:
+                from trp_onnx.errors import UsageError
+
+                first = (given or [n for n in ("teacher", "run", "resume") if kwargs[n]])[0].replace("_", "-")
+                raise UsageError(f"--{first} says how to train, but there is no --train")
+            return None
+
+        return command(*args, train=options, **kwargs)
+
+    how = functools.partial(option, group=TRAINING)
+    return every(
+        how("--train", is_flag=True, help="Train on --data with projection first (Trained Rank Pruning)."),
+        *flags_of(TrainingOptions, TRAINING, common=("epochs",)),
+        how("--training", common=False, type=FILE, metavar="TOML", help="Training options as a file; flags go first."),
+        how("--teacher", common=False, type=FILE, metavar="ONNX", help="Learn from this model's outputs instead."),
+        how("--run", common=False, type=FILE, metavar="DIR", help="Keep checkpoints and curves there (OUT.trp-run)."),
+        how("--resume", is_flag=True, help="Go on with the training that was interrupted."),
+    )(wrapped)
+
+
+def where_options(command: Any) -> Any:
+    """Options of every command that times."""
+    return every(
+        threads_option("of a run"),
+        option(
+            "--provider", group=DEVICE, default="cpu", show_default=True,
+            help="cpu, cpu-im2col (its kernels on ARM and in .ort files), xnnpack, nnapi, coreml, qnn or openvino.",
+        ),
+        option(
+            "--runtime", group=DEVICE, default="local", show_default=True,
+            help="Where: local, python:PATH, node, web (in Chromium) or ssh:HOST[:PYTHON].",
+        ),
+        option(
+            "--timeout", group=DEVICE, type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
+            help="Seconds without a sign of life after which another runtime is given up.",
+        ),
+    )(command)  # fmt: skip
