@@ -26,8 +26,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.linalg import _umath_linalg
 from numpy.typing import NDArray
+
+try:
+    from numpy.linalg import _umath_linalg
+except ImportError:  # it is not of NumPy's public face
+    _umath_linalg = None
 
 Array = NDArray[np.float64]
 
@@ -84,6 +88,8 @@ def eigvalsh(symmetric: NDArray[Any]) -> NDArray[Any]:
 
     Numpy's own front end computes in float64 whatever it is given; scipy's holds the interpreter's lock meanwhile.
     """
+    if _umath_linalg is None:
+        return np.asarray(np.linalg.eigvalsh(symmetric))
     kind = symmetric.dtype.char
     with np.errstate(all="ignore"):
         return np.asarray(_umath_linalg.eigvalsh_lo(symmetric, signature=f"{kind}->{kind}"))
@@ -91,6 +97,9 @@ def eigvalsh(symmetric: NDArray[Any]) -> NDArray[Any]:
 
 def eigh(symmetric: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """`eigvalsh`, and the eigenvectors as columns: (..., n, n)."""
+    if _umath_linalg is None:
+        values, vectors = np.linalg.eigh(symmetric)
+        return values, vectors
     kind = symmetric.dtype.char
     with np.errstate(all="ignore"):
         values, vectors = _umath_linalg.eigh_lo(symmetric, signature=f"{kind}->{kind}{kind}")
