@@ -23,13 +23,14 @@ of 1e30 do not overflow, those of 1e-40 do not vanish, and weights that were flo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 try:
-    from numpy.linalg import _umath_linalg
+    _umath_linalg: Any = import_module("numpy.linalg._umath_linalg")
 except ImportError:  # it is not of NumPy's public face
     _umath_linalg = None
 
