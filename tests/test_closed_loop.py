@@ -220,7 +220,7 @@ def test_a_slow_spell_is_waited_out(net: Path, tmp_path: Path, monkeypatch: pyte
     runs_on(monkeypatch, tmp_path)
     found = [trp_onnx.bench([net, net], rounds=12).contenders[1].ratio.median]
     assert found == [1.0]
-    spell = itertools.chain([(1.25, 1.5)] * 8, itertools.repeat((1.0, 1.0)))
+    spell = itertools.chain([(1.25, 1.5)] * 6, itertools.repeat((1.0, 1.0)))
 
     def slowed(index: int, model: onnx.ModelProto) -> float:
         if index == 0:

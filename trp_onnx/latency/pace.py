@@ -22,9 +22,6 @@ from trp_onnx.runners import Rounds
 REMEMBERED = 3600.0
 """Seconds after which it is forgotten: the machine itself may have become slower."""
 
-PATIENCE, PAUSE = 3, 1.0
-"""Times that a slow spell is waited out, and seconds of the wait, beside a measurement that falls into it."""
-
 _READ = 1 << 20
 """Bytes by which a model is known, beside its size."""
 
@@ -62,7 +59,7 @@ def measure_at(
     limit_seconds: float = math.inf,
     on_round: Callable[[int], object] = lambda done: None,
 ) -> Timing:
-    """`measure`, spread over some seconds, and again while the base is slower than it is known to be.
+    """`measure`, spread over some seconds, and longer while the base is slower than it is known to be.
 
     Args:
         pace: Of the base; it is learnt from.
@@ -72,12 +69,8 @@ def measure_at(
         limit_seconds: After so much time a measurement ends.
         on_round: Called now and then with the number of rounds so far.
     """
-    for attempt in range(1 + PATIENCE):
-        time.sleep(PAUSE if attempt else 0)
-        timing = measure(
-            turns, count, rounds, limit_seconds=limit_seconds, apart=APART, pace=pace.seconds, on_round=on_round
-        )
-        if not timing.slow:
-            break
+    timing = measure(
+        turns, count, rounds, limit_seconds=limit_seconds, apart=APART, pace=pace.seconds, on_round=on_round
+    )
     pace.learn(timing.pace)
     return timing

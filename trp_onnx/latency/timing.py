@@ -46,6 +46,9 @@ _QUIET_PART, _SLOWED = 0.1, 1.15
 APART = 0.03
 """Seconds from round to round that spread a hundred rounds over more than most slow spells last."""
 
+PATIENCE = 3
+"""Times as many rounds more, where a spell is slow."""
+
 BUSY = 0.2
 """Part of the machine that others may keep busy before times are doubted."""
 
@@ -76,7 +79,7 @@ class Timing:
         ratios: Speed-up of each over the first, whose own is exactly 1.
         rounds: Rounds that were run.
         disturbed: Part of them in which another process took the core.
-        pace: Seconds of one call of the base in its faster rounds.
+        pace: Seconds of one call of the base in the quiet rounds.
         slow: Whether nearly all rounds fell into a slow spell: the base is known to be faster.
         others: Part of the machine that other processes kept busy meanwhile; None where it is not known.
     """
@@ -139,7 +142,7 @@ def measure(
         turns: Rounds, calls of each contender in a turn, and whether one that is not timed goes before them ->
             seconds of one call; `Runner.run` is one.
         count: Contenders; the first is the base.
-        rounds: At most so many.
+        rounds: At most so many; a few times as many where nearly all fall into a slow spell.
         repeats: Calls in one sample at most, of as many as take 3 ms.
         limit_seconds: After so much time it ends, but not before `LEAST_ROUNDS`.
         apart: Seconds from round to round, at least, for the sake of `APART`.
@@ -151,29 +154,30 @@ def measure(
     first = np.min(turns(1 if long else WARM_UP - 1, [1] * count, False).seconds, axis=0)
     calls = [int(min(repeats, max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))))) for seconds in first]
     samples, disturbed, others = list[Sequence[float]](), list[bool](), list[float | None]()
-    began = time.perf_counter()
-    while len(samples) < rounds:
-        found = turns(min(_AT_ONCE, rounds - len(samples)), calls, count > 2 or not long)
+    least, longer = min(MIN_ROUNDS, rounds // 2), 1 if math.isinf(pace) else 1 + PATIENCE
+    began, calm = time.perf_counter(), 0
+    while len(samples) < rounds or (calm < least and len(samples) < longer * rounds):
+        found = turns(min(_AT_ONCE, longer * rounds - len(samples)), calls, True)
         samples += found.seconds
         disturbed += found.disturbed
         others.append(found.others)
-        done, passed = len(samples), time.perf_counter() - began
-        on_round(done)
-        if done >= LEAST_ROUNDS and passed > limit_seconds:
+        times, quiet, allowed = _quiet(samples, disturbed, pace)
+        done, calm, passed = len(samples), int(quiet[:, 0].sum()), time.perf_counter() - began
+        on_round(min(done, rounds))
+        if done >= LEAST_ROUNDS and passed > limit_seconds * (1 if calm >= least else longer):
             break
         if passed < apart * done:
             time.sleep(apart * done - passed)
-        elif done >= MIN_ROUNDS and all(r.width < PRECISION for r in _ratios(*_quiet(samples, disturbed, pace))):
+        elif done >= MIN_ROUNDS <= calm and all(r.width < PRECISION for r in _ratios(times, quiet, allowed)):
             break
-    times, quiet, allowed = _quiet(samples, disturbed, pace)
     known = [part for part in others if part is not None]
     return Timing(
         seconds=tuple(float(t) for t in np.median(times, axis=0)),
         ratios=tuple(_ratios(times, quiet, allowed)),
         rounds=len(samples),
         disturbed=sum(disturbed) / len(samples),
-        pace=float(np.quantile(times[:, 0], _QUIET_PART)),
-        slow=quiet[:, 0].sum() < LEAST_ROUNDS <= len(samples),
+        pace=float(np.median(times[quiet[:, 0], 0] if calm else times[:, 0])),
+        slow=calm < least,
         others=float(np.mean(known)) if known else None,
     )
 
