@@ -197,7 +197,7 @@ def doctor(json_to: str | None) -> None:
 @shapes_option()
 @where_options
 @option("--rounds", group=DEVICE, type=click.IntRange(min=1), default=200, show_default=True,
-        help="At most so many rounds.")  # fmt: skip
+        help="Rounds; more where they are short or the machine is slow, fewer where all is clear.")  # fmt: skip
 @json_option()
 @quiet_option("Print the models, not every layer.")
 def bench(models: tuple[Path, ...], json_to: str | None, quiet: bool, **options: Any) -> None:

@@ -91,7 +91,7 @@ def bench(
 
     Args:
         models: `.onnx` or `.ort` files that take the same inputs.
-        rounds: At most so many; it ends when every interval is under 1 %.
+        rounds: So many; more where they are short or the machine is slow, fewer when every interval is under 1 %.
         threads: Intra-op threads.
         provider: "cpu", "cpu-im2col" (the kernels of ARM and of `.ort` files), "xnnpack", "nnapi", "coreml", "qnn" or
             "openvino".

@@ -44,7 +44,8 @@ _QUIET_PART, _SLOWED = 0.1, 1.15
 """A sample is slowed down when it takes so many times what this part of a contender's samples stay below."""
 
 APART = 0.03
-"""Seconds from round to round that spread a hundred rounds over more than most slow spells last."""
+"""Seconds of a round that make a hundred of them last longer than most slow spells. Nothing sleeps meanwhile: a core
+that wakes is slow at first."""
 
 PATIENCE = 3
 """Times as many rounds more, where a spell is slow."""
@@ -142,10 +143,10 @@ def measure(
         turns: Rounds, calls of each contender in a turn, and whether one that is not timed goes before them ->
             seconds of one call; `Runner.run` is one.
         count: Contenders; the first is the base.
-        rounds: At most so many; a few times as many where nearly all fall into a slow spell.
+        rounds: At most so many, but for `apart`; a few times as many where nearly all fall into a slow spell.
         repeats: Calls in one sample at most, of as many as take 3 ms.
         limit_seconds: After so much time it ends, but not before `LEAST_ROUNDS`.
-        apart: Seconds from round to round, at least, for the sake of `APART`.
+        apart: Seconds of a round, at least, for the sake of `APART`: there are more of them where they are short.
         pace: Seconds of one call of the base, if it is known how fast it is when nothing slows it down.
         on_round: Called now and then with the number of rounds so far.
     """
@@ -155,21 +156,23 @@ def measure(
     calls = [int(min(repeats, max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))))) for seconds in first]
     samples, disturbed, others = list[Sequence[float]](), list[bool](), list[float | None]()
     least, longer = min(MIN_ROUNDS, rounds // 2), 1 if math.isinf(pace) else 1 + PATIENCE
-    began, calm = time.perf_counter(), 0
-    while len(samples) < rounds or (calm < least and len(samples) < longer * rounds):
-        found = turns(min(_AT_ONCE, longer * rounds - len(samples)), calls, True)
+    began, span, ends = time.perf_counter(), apart * rounds, False
+    while not ends:
+        left = rounds - len(samples)
+        found = turns(min(_AT_ONCE, left) if left > 0 else _AT_ONCE, calls, True)
         samples += found.seconds
         disturbed += found.disturbed
         others.append(found.others)
         times, quiet, allowed = _quiet(samples, disturbed, pace)
         done, calm, passed = len(samples), int(quiet[:, 0].sum()), time.perf_counter() - began
         on_round(min(done, rounds))
-        if done >= LEAST_ROUNDS and passed > limit_seconds * (1 if calm >= least else longer):
-            break
-        if passed < apart * done:
-            time.sleep(apart * done - passed)
-        elif done >= MIN_ROUNDS <= calm and all(r.width < PRECISION for r in _ratios(times, quiet, allowed)):
-            break
+        many = 1 if calm >= least else longer
+        precise = done >= MIN_ROUNDS <= calm and all(r.width < PRECISION for r in _ratios(times, quiet, allowed))
+        ends = (
+            (done >= many * rounds and passed >= many * span)
+            or (done >= LEAST_ROUNDS and passed > many * limit_seconds)
+            or (precise and passed >= span)
+        )
     known = [part for part in others if part is not None]
     return Timing(
         seconds=tuple(float(t) for t in np.median(times, axis=0)),
