@@ -32,8 +32,8 @@ ROUNDS, SECONDS = 100, 3.0
 SPELL = 1.08
 """A trial in which the original took so many times what it is known to take fell into a slow spell."""
 
-STEADY, LONGER = 0.03, 4
-"""Where the interval is wider than this part of the ratio, it is timed again, so many times as long."""
+STEADY, LONGER = 0.03, (1, 4, 10)
+"""Where the interval is wider than this part of the ratio, it is timed again, so many times as long as at first."""
 
 Chosen = Mapping[str, tuple[str, Rank]]
 """Scheme and rank by layer name."""
@@ -105,9 +105,10 @@ class Trials:
         try:
             self._write(path, chosen)
             pace = self._pace = self._pace or Pace(self._source, self._feeds, table.target)
-            found = self._time(path, table.target, pace, 1)
-            if found.ratios[1].width > STEADY:
-                found = self._time(path, table.target, pace, LONGER)
+            for longer in LONGER:
+                found = self._time(path, table.target, pace, longer)
+                if found.ratios[1].width <= STEADY:
+                    break
             return Trial(predicted, found.ratios[1], found.pace if found.slow else pace.seconds)
         finally:
             for file in self._folder.glob(f"{path.name}*"):
