@@ -326,7 +326,7 @@ class Once(Worker):
 
     def run(self, rounds: int, repeats: Sequence[int], warm: bool = True) -> dict[str, Any]:
         found = super().run(1, [1] * len(repeats), False)
-        return {name: values * rounds for name, values in found.items()}
+        return found | {name: found[name] * rounds for name in ("seconds", "disturbed")}
 
     def profile(self, models: Sequence[int], rounds: int) -> dict[str, Any]:
         found = super().profile(models, 1)
