@@ -105,6 +105,17 @@ def test_thousands_of_layers_are_allocated_in_little_memory() -> None:
     assert taken < 250e6
 
 
+def test_a_gap_that_is_rounding_alone_leaves_the_choice() -> None:
+    """Of thousands of layers the sum of the errors may come out below its own bound."""
+    errors = np.random.default_rng(0).uniform(0, 1, 3000).cumsum()
+    choices = [[Option("svd", (1,), 10, 0, float(e)), Option("svd", (2,), 20, 0, float(e) / 3)] for e in errors]
+    for budget in (30_000, 40_000, 45_010, 60_000):
+        found = allocate(choices, budget)
+        assert found is not None and sum(option.macs for option in found) <= budget
+        cheap = sorted(errors)[: 3000 - (budget - 30_000) // 10]
+        assert sum(option.damage for option in found) == pytest.approx(errors.sum() / 3 + sum(cheap) * 2 / 3, rel=1e-9)
+
+
 @pytest.mark.slow
 def test_a_large_budget_is_allocated_within_a_ten_thousandth_of_the_lp_bound() -> None:
     """Sixty layers of up to 500 ranks with coprime costs, against the linear relaxation by HiGHS."""

@@ -100,7 +100,7 @@ def _bound(costs: Vectors, errors: Vectors, price: float, budget: int) -> float:
 
 def _within_gap(costs: Vectors, errors: Vectors, price: float, gap: float) -> list[NDArray[np.intp]]:
     """Indices of the options that a solution closer to the bound than `gap` may hold."""
-    slack = gap * (1 + 1e-9) + 1e-15
+    slack = max(0.0, gap) * (1 + 1e-9) + 1e-15  # of thousands of layers rounding alone may make a gap negative
     reduced = [error + price * cost for cost, error in zip(costs, errors, strict=True)]
     return [np.flatnonzero(values - values.min() <= slack) for values in reduced]
 

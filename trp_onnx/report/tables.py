@@ -63,13 +63,19 @@ def _layer_table(decisions: tuple[Decision, ...]) -> Table:
     for heading in ("rank", "MACs before", "after", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("why", overflow="fold", style="dim")
-    for d in decisions:
+    for d in decisions[:MOST_ROWS]:
         name = f"{d.name} ({d.role})" if d.role else d.name
         rank = ",".join(map(str, d.rank)) if d.rank else ""
         error = f"{d.relative_error:.3f}" if d.scheme else ""
         after = si(d.macs_after) if d.scheme else "="
         table.add_row(plain(name), d.scheme or "kept", rank, si(d.macs_before), after, error, plain(d.reason))
+    if len(decisions) > MOST_ROWS:
+        table.caption, table.caption_justify = _more(len(decisions) - MOST_ROWS), "left"
     return table
+
+
+def _more(count: int) -> str:
+    return f"and {count} more layers: --json has them all"
 
 
 def _summary_table(report: Report) -> Table:
@@ -156,7 +162,7 @@ def inspection_table(inspection: Inspection) -> Table:
     table.add_column("full", justify="right", no_wrap=True)
     table.add_column("spectrum of", no_wrap=True)
     reasons: dict[str, int] = {}
-    for view in inspection.layers:
+    for view in inspection.layers[:MOST_ROWS]:
         channels = f"{view.channels[0]}>{view.channels[1]}" if view.channels else "-"
         if view.groups > 1:
             channels += f"/{view.groups}"
@@ -172,9 +178,12 @@ def inspection_table(inspection: Inspection) -> Table:
             str(view.full_rank or ""),
             f"- ({number})" if number else view.scheme or "",
         )
-    notes = [f"({number}) {reason}" for reason, number in reasons.items()]
-    if len(notes) > _REASONS:
-        notes[_REASONS:] = [f"({_REASONS + 1}) other reasons: --json has that of every layer"]
+    more = len(inspection.layers) - MOST_ROWS
+    notes = [*([_more(more)] if more > 0 else []), *(f"({number}) {reason}" for reason, number in reasons.items())]
+    if len(reasons) > _REASONS:
+        notes[len(notes) - len(reasons) + _REASONS :] = [
+            f"({_REASONS + 1}) other reasons: --json has that of every layer"
+        ]
     notes.append(
         f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers{_others(inspection)}; 90 %, 95 %, 99 %: the "
         "rank that keeps so much of the energy, dim where that rank costs more than the dense layer; /g: groups"
@@ -183,6 +192,9 @@ def inspection_table(inspection: Inspection) -> Table:
     table.caption_justify = "left"
     return table
 
+
+MOST_ROWS = 1000
+"""Layers that a table shows; those of a terminal take a millisecond a row."""
 
 _REASONS = 8
 """Reasons that are shown below the table."""
