@@ -92,6 +92,6 @@ def runs_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, **changes: Any) -> t
         clock = changes.get("clock", 0.0)
 
     monkeypatch.setattr(transport, "Worker", Machine)
-    monkeypatch.setattr(latency_pace, "APART", 0.0)
+    monkeypatch.setattr(latency_pace, "APART", 1e-9)
     monkeypatch.setenv("TRP_ONNX_CACHE", str(tmp_path / "cache"))
     return Machine

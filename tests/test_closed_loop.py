@@ -90,16 +90,20 @@ def test_no_entry_is_faster_than_kernels_are(net: Path, tmp_path: Path, monkeypa
     assert report.latency.measured.median == pytest.approx(1.4, rel=0.03)
 
 
-def test_no_larger_rank_is_faster(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shaken", [(0.8, 1.25), (0.5, 2.0)])
+def test_no_larger_rank_is_faster(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shaken: tuple[float, float]
+) -> None:
+    """Rounds that are slowed down by a quarter are left out; where times vary by four, that is said as well."""
     noise = np.random.default_rng(5)
-    runs_on(monkeypatch, tmp_path, slowed=lambda index, model: noise.uniform(0.5, 2.0))
+    runs_on(monkeypatch, tmp_path, slowed=lambda index, model: noise.uniform(*shaken))
     table, layer = trp_onnx.profile(net), conv2(net)
     for scheme in ("tucker2", "spatial", "channel"):
         parts = parts_of(table, layer, scheme)
         for small, large in itertools.product(parts, parts):
             if all(r <= s for r, s in zip(small, large, strict=True)):
                 assert parts[small] <= parts[large] + 1e-9, (scheme, small, large)
-    assert any("unsteady" in note for note in table.notes)
+    assert shaken == (0.8, 1.25) or any("unsteady" in note for note in table.notes)
 
 
 def test_the_full_rank_is_timed_itself(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,9 +222,9 @@ def test_rounds_in_which_one_is_slowed_down_are_left_out() -> None:
 def test_a_slow_spell_is_waited_out(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole machine slows down for a while, and small nodes suffer more: the ratio is another then."""
     runs_on(monkeypatch, tmp_path)
-    found = [trp_onnx.bench([net, net], rounds=12).contenders[1].ratio.median]
+    found = [trp_onnx.bench([net, net]).contenders[1].ratio.median]
     assert found == [1.0]
-    spell = itertools.chain([(1.25, 1.5)] * 6, itertools.repeat((1.0, 1.0)))
+    spell = itertools.chain([(1.25, 1.5)] * 8, itertools.repeat((1.0, 1.0)))
 
     def slowed(index: int, model: onnx.ModelProto) -> float:
         if index == 0:
@@ -229,10 +233,10 @@ def test_a_slow_spell_is_waited_out(net: Path, tmp_path: Path, monkeypatch: pyte
 
     state: list[tuple[float, float]] = []
     runs_on(monkeypatch, tmp_path, slowed=slowed)
-    bench = trp_onnx.bench([net, net], rounds=12)
+    bench = trp_onnx.bench([net, net])
     assert bench.contenders[1].ratio.median == 1.0 and not bench.notes
     spell = itertools.repeat((1.25, 1.5))
-    bench = trp_onnx.bench([net, net], rounds=12)
+    bench = trp_onnx.bench([net, net])
     assert bench.contenders[1].ratio.median == pytest.approx(1.25 / 1.5)
     assert any("slower than before" in note for note in bench.notes)
 
@@ -245,6 +249,9 @@ def test_what_others_do_meanwhile_is_told(net: Path, tmp_path: Path, monkeypatch
     assert any("other processes kept 50% of this machine busy" in note for note in notes)
     report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.4)
     assert any("other processes kept 50% of this machine busy" in note for note in report.notes)
+    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1)  # nobody asked for time
+    assert report.latency is not None and "50%" in report.latency.doubts[0]
+    assert not any("busy" in note for note in report.notes)
 
 
 def test_by_a_table_of_another_machine_it_is_predicted(

@@ -359,7 +359,7 @@ def test_inputs_that_are_strings(tmp_path: Path) -> None:
     graph = onnx.helper.make_graph(nodes, "g", [shape], [out])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8),
               tmp_path / "s.onnx")  # fmt: skip
-    assert trp_onnx.bench([tmp_path / "s.onnx"], rounds=2).rounds >= 2
+    assert trp_onnx.bench([tmp_path / "s.onnx"], rounds=2).rounds == 2
 
 
 def test_a_worker_that_is_killed(net: Path, tmp_path: Path, holders: Holders) -> None:

@@ -38,7 +38,7 @@ def test_the_scale_of_a_weight_changes_nothing(scale: float) -> None:
     weight = decaying(260, 24, (3, 3))
     plain = error_curves(candidates("auto", (3, 3)), weight)
     for name, errors in error_curves(candidates("auto", (3, 3)), weight * scale).items():
-        assert np.abs(errors - plain[name]).max() < 1e-6, name
+        assert np.allclose(errors, plain[name], atol=1e-9), name
         rank = tuple(size // 2 for size in np.array(errors.shape) - 1)
         factors = SCHEMES[name].split(weight * scale, rank)
         near = SCHEMES[name].merge(factors) / scale

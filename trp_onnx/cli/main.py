@@ -196,8 +196,8 @@ def doctor(json_to: str | None) -> None:
 @inputs_option("to run on; generated otherwise")
 @shapes_option()
 @where_options
-@option("--rounds", group=DEVICE, type=click.IntRange(min=1), default=200, show_default=True,
-        help="Rounds; more where they are short or the machine is slow, fewer where all is clear.")  # fmt: skip
+@option("--rounds", group=DEVICE, type=click.IntRange(min=1),
+        help="At most so many rounds; 200, or as many as take some seconds, where not given.")  # fmt: skip
 @json_option()
 @quiet_option("Print the models, not every layer.")
 def bench(models: tuple[Path, ...], json_to: str | None, quiet: bool, **options: Any) -> None:

@@ -29,6 +29,9 @@ from trp_onnx.runners.open import TIMEOUT
 _BLOCKED = "_nchwc"
 _PROFILED_RUNS = 15
 
+ROUNDS = 200
+"""Where nobody says how many."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -79,7 +82,7 @@ class Bench:
 def bench(
     models: Sequence[str | PathLike[str]],
     *,
-    rounds: int = 200,
+    rounds: int | None = None,
     threads: int = 1,
     provider: str = "cpu",
     runtime: str = "local",
@@ -91,7 +94,8 @@ def bench(
 
     Args:
         models: `.onnx` or `.ort` files that take the same inputs.
-        rounds: So many; more where they are short or the machine is slow, fewer when every interval is under 1 %.
+        rounds: At most so many; where not given 200, or as many as take some seconds, and more while the machine is
+            slower than it is known to be. It ends when every interval is under 1 %.
         threads: Intra-op threads.
         provider: "cpu", "cpu-im2col" (the kernels of ARM and of `.ort` files), "xnnpack", "nnapi", "coreml", "qnn" or
             "openvino".
@@ -109,7 +113,7 @@ def bench(
     paths = [Path(model) for model in models]
     if not paths:
         raise UsageError("give at least one model")
-    if rounds < 1 or threads < 1:
+    if (rounds is not None and rounds < 1) or threads < 1:
         raise UsageError("--rounds and --threads are whole numbers from 1")
     for path in paths:
         if not path.is_file():
@@ -128,7 +132,10 @@ def bench(
         runner.prepare(paths, feeds, provider, threads)
         pace, what = Pace(paths[0], feeds, target_of(runner, provider, threads)), f"timing {len(paths)} models"
         with watch(what) as show:
-            timing = measure_at(pace, runner.run, len(paths), rounds, on_round=lambda done: show(done, rounds, what))
+            most, apart = (ROUNDS, None) if rounds is None else (rounds, 0.0)
+            timing = measure_at(
+                pace, runner.run, len(paths), most, apart=apart, on_round=lambda done: show(done, most, what)
+            )
         found = [_nodes(runner, i, path, provider) for i, path in enumerate(paths)]
     contenders = []
     for path, seconds, ratio, nodes in zip(paths, timing.seconds, timing.ratios, found, strict=True):

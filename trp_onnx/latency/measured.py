@@ -53,11 +53,12 @@ class Latency:
         return replace(self, asked=asked, trials=trials)
 
     def notes(self) -> tuple[str, ...]:
-        """Where the written file is not as fast as was asked, or where that is in doubt."""
+        """Where the written file is slower than was asked; and what is in doubt, where ranks were planned by time."""
+        doubts = self.doubts if self.predicted is not None else ()
         if self.asked is None or self.measured is None or self.measured.median >= (1 - SHORT) * self.asked:
-            return self.doubts
+            return doubts
         return (
-            *self.doubts,
+            *doubts,
             f"the written file was measured {self.measured.median:.2f}x as fast, short of --speedup {self.asked:g}, "
             "though a candidate of its shapes was not: time both again with trp-onnx bench, when the machine is quiet",
         )

@@ -56,6 +56,7 @@ def measure_at(
     count: int,
     rounds: int,
     *,
+    apart: float | None = None,
     limit_seconds: float = math.inf,
     on_round: Callable[[int], object] = lambda done: None,
 ) -> Timing:
@@ -65,12 +66,14 @@ def measure_at(
         pace: Of the base; it is learnt from.
         turns: See `measure`, as are the others.
         count: Contenders.
-        rounds: At most so many at a time.
+        rounds: At most so many, but for `apart`.
+        apart: See `measure`; `APART` where not given.
         limit_seconds: After so much time a measurement ends.
         on_round: Called now and then with the number of rounds so far.
     """
+    apart = APART if apart is None else apart
     timing = measure(
-        turns, count, rounds, limit_seconds=limit_seconds, apart=APART, pace=pace.seconds, on_round=on_round
+        turns, count, rounds, limit_seconds=limit_seconds, apart=apart, pace=pace.seconds, on_round=on_round
     )
     pace.learn(timing.pace)
     return timing

@@ -143,10 +143,11 @@ def measure(
         turns: Rounds, calls of each contender in a turn, and whether one that is not timed goes before them ->
             seconds of one call; `Runner.run` is one.
         count: Contenders; the first is the base.
-        rounds: At most so many, but for `apart`; a few times as many where nearly all fall into a slow spell.
+        rounds: At most so many, but for `apart`.
         repeats: Calls in one sample at most, of as many as take 3 ms.
         limit_seconds: After so much time it ends, but not before `LEAST_ROUNDS`.
-        apart: Seconds of a round, at least, for the sake of `APART`: there are more of them where they are short.
+        apart: Seconds of a round, at least, for the sake of `APART`: there are more of them where they are short, and a
+            few times as many where nearly all fall into a slow spell.
         pace: Seconds of one call of the base, if it is known how fast it is when nothing slows it down.
         on_round: Called now and then with the number of rounds so far.
     """
@@ -155,7 +156,7 @@ def measure(
     first = np.min(turns(1 if long else WARM_UP - 1, [1] * count, False).seconds, axis=0)
     calls = [int(min(repeats, max(1, math.ceil(SAMPLE_SECONDS / max(seconds, 1e-9))))) for seconds in first]
     samples, disturbed, others = list[Sequence[float]](), list[bool](), list[float | None]()
-    least, longer = min(MIN_ROUNDS, rounds // 2), 1 if math.isinf(pace) else 1 + PATIENCE
+    least, longer = min(MIN_ROUNDS, rounds // 2), 1 + PATIENCE if apart and math.isfinite(pace) else 1
     began, span, ends = time.perf_counter(), apart * rounds, False
     while not ends:
         left = rounds - len(samples)

@@ -16,8 +16,8 @@ of a full SVD.
 A curve of errors for planning does with float32, at half of the time, as long as the errors that it tells apart are
 well above that: where `_DEEP` of the ranks leave less than `_FINE` of the energy, float64 takes over.
 
-The scale of a matrix changes no direction and no ratio, so Gram matrices are of `M / 2^k` with entries up to 1: weights
-of 1e30 do not overflow, those of 1e-40 do not vanish, and weights that were float32 still are, exactly.
+The scale of a matrix changes no direction and no ratio, so Gram matrices are of `M / max|M|`: weights of 1e30 do not
+overflow, those of 1e-40 do not vanish.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def _runs_out(energy: Array) -> bool:
 
 
 def scaled(matrix: Array) -> tuple[Array, float]:
-    """A stack divided by the power of two above its largest entry, and that power; 1 for zeros."""
-    peak = float(np.ldexp(1.0, int(np.frexp(np.abs(matrix).max(initial=0.0))[1]))) or 1.0
+    """A stack divided by its largest entry, and that entry; 1 for zeros."""
+    peak = float(np.abs(matrix).max(initial=0.0)) or 1.0
     return matrix / peak, peak
 
 
