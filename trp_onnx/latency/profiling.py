@@ -32,6 +32,7 @@ from trp_onnx.latency.parts import STEADY, Place, dissect, time_parts
 from trp_onnx.latency.probe import signature
 from trp_onnx.latency.table import NETWORK, LatencyTable, target_of
 from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme, candidates
+from trp_onnx.passes.normalise import normalise
 from trp_onnx.progress import track
 from trp_onnx.runners import Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
@@ -77,8 +78,6 @@ def profile(
         DataError: The inputs cannot be read.
         RunnerError: The runtime is not there, died or did not answer.
     """
-    from trp_onnx.passes.normalise import normalise
-
     opened = open_model(Path(model))
     given = None if inputs is None else read_inputs(opened, Path(inputs))
     if given is not None:

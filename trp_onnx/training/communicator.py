@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
-_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def launched_rank() -> int | None:
@@ -18,12 +17,6 @@ def launched_rank() -> int | None:
         if value.isdigit():
             return int(value)
     return None
-
-
-def launched_size() -> int:
-    """Number of processes that the launcher started; 1 without one."""
-    sizes = [os.environ.get(name, "") for name in _SIZE_VARIABLES]
-    return next((int(size) for size in sizes if size.isdigit()), 1)
 
 
 class Communicator(Protocol):

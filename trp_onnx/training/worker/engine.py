@@ -29,8 +29,6 @@ import onnx
 from trp_onnx.errors import ModelError
 
 VERSION = "1.19.2"
-MAX_IR = 10
-MAX_OPSET = 21
 _QUIET = 4
 
 
