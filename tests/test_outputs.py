@@ -13,9 +13,9 @@ import trp_onnx
 from tests.graphs import conv_net, distance, info, model, rng, run, save, tensor, weights
 from trp_onnx.cli.main import main
 from trp_onnx.data import Dataset
-from trp_onnx.errors import DataError, ModelError
+from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.evaluation.divergence import RUINED, agreement, channel_errors, divergence
-from trp_onnx.evaluation.outputs import Output, OutputKind, classes_of, output_kinds
+from trp_onnx.evaluation.outputs import ClassLabels, Output, OutputKind, Told, output_kinds, read_said
 from trp_onnx.graph.model import open_model
 from trp_onnx.passes.normalise import normalise
 from trp_onnx.training.losses import OutputLoss, choose_losses
@@ -30,8 +30,11 @@ def softmax(z: np.ndarray, axis: int = -1) -> np.ndarray:
     return powers / powers.sum(axis=axis, keepdims=True)
 
 
+TEN = Told(labels=ClassLabels(10))
+
+
 def kind_of(array: np.ndarray, classes: int = 0) -> OutputKind:
-    return output_kinds(None, {"y": array}, classes)["y"].kind
+    return output_kinds(None, {"y": array}, Told(labels=ClassLabels(classes) if classes else None))["y"].kind
 
 
 def masked(path: Path) -> Path:
@@ -110,8 +113,47 @@ def test_labels_make_scores_where_they_fit() -> None:
     assert kind_of(LOGITS, classes=11) is OutputKind.VALUES
     assert kind_of(LOGITS.reshape(40, 5, 2), classes=3) is OutputKind.VALUES
     assert kind_of(LOGITS / np.linalg.norm(LOGITS, axis=1, keepdims=True), classes=3) is OutputKind.UNIT_VECTORS
-    both = output_kinds(None, {"features": rng(1).standard_normal((40, 64)), "logits": LOGITS}, 10)
+    both = output_kinds(None, {"features": rng(1).standard_normal((40, 64)), "logits": LOGITS}, TEN)
     assert [output.kind for output in both.values()] == [OutputKind.VALUES, OutputKind.SCORES]
+
+
+def test_labels_of_tokens_and_pixels_speak_of_their_scores() -> None:
+    tokens, maps = rng().standard_normal((8, 5, 97)), rng().standard_normal((8, 3, 6, 7))
+    outputs = {"features": rng().standard_normal((8, 5, 12)), "tokens": tokens, "maps": maps}
+    for shape, name, axis in (((8, 5), "tokens", 2), ((8, 6, 7), "maps", 1)):
+        labels = rng().integers(0, outputs[name].shape[axis], shape)
+        labels.flat[:3] = 96 if name == "tokens" else 2
+        found = output_kinds(None, outputs, Told(labels=ClassLabels.of(labels)))
+        assert found[name] == Output(OutputKind.SCORES, axis) and found[name].labelled
+        assert [output.kind for other, output in found.items() if other != name] == [OutputKind.VALUES] * 2
+    unlabelled = np.full((8, 6, 7), 255)
+    unlabelled[:, 0] = -100
+    unlabelled[0, 1] = 2
+    assert ClassLabels.of(unlabelled) == ClassLabels(3, (6, 7))
+    assert ClassLabels.of(None) is None and ClassLabels.of(np.array([0.5, 1.5])) is None
+
+
+def test_a_user_says_what_outputs_are() -> None:
+    outputs = {"a:0": rng().standard_normal((8, 5, 97)), "b": rng().standard_normal((8, 3, 6, 6)), "c": LOGITS[:8]}
+    said = read_said(["a:0:tokens", "b:maps", "c:scores"])
+    found = output_kinds(None, outputs, Told(said))
+    assert found == {name: Output(OutputKind.SCORES, axis) for name, axis in (("a:0", 2), ("b", 1), ("c", 1))}
+    assert found == output_kinds(None, outputs, Told(read_said({"a:0": "scores:2", "b": "scores:1", "c": "scores:-1"})))
+    assert str(found["c"]) == "scores along axis 1 (as you said)"
+    for wrong in ("c", "c:logits", ":scores", "c:scores:x"):
+        with pytest.raises(UsageError, match=r"NAME:KIND:AXIS, KIND one of scores, "):
+            read_said([wrong])
+    with pytest.raises(UsageError, match="'c' has 2 axes, so none of number 2"):
+        output_kinds(None, outputs, Told(read_said(["c:scores:2"])))
+    with pytest.raises(UsageError, match="'c' is of int64, which are no scores"):
+        output_kinds(None, {"c": np.arange(8)}, Told(read_said(["c:scores:0"])))
+
+
+def test_detectors_give_boxes() -> None:
+    boxes, scores = 640 * rng().random((4, 4, 300)), rng(1).random((4, 80, 300)) ** 4
+    for axis in (1, 2):
+        both = np.ascontiguousarray(np.moveaxis(np.concatenate([boxes, scores], axis=1), 1, axis))
+        assert output_kinds(None, {"y": both})["y"] == Output(OutputKind.BOXES, axis)
 
 
 def test_boxes_in_pixels_do_not_drown_scores() -> None:
@@ -147,7 +189,7 @@ def test_squares_beyond_float32() -> None:
 def test_outputs_agree() -> None:
     turned = np.roll(LOGITS, 1, axis=1)
     turned[:30] = 2 * LOGITS[:30]
-    kinds = output_kinds(None, {"y": LOGITS}, 10)
+    kinds = output_kinds(None, {"y": LOGITS}, TEN)
     assert agreement({"y": LOGITS}, {"y": turned}, kinds) == 0.75
     assert agreement({"y": np.arange(40)}, {"y": np.arange(40) % 30}) == 0.75
     unit = LOGITS / np.linalg.norm(LOGITS, axis=1, keepdims=True)
@@ -317,7 +359,7 @@ def losses(net: Path, given: np.ndarray | None, **options: float) -> dict[str, O
     x = rng().standard_normal((4, 3, 12, 12)).astype(np.float32)
     ready = make_trainable(normalise(open_model(net))[0], x)
     chosen = TrainingOptions(**options)  # type: ignore[arg-type]
-    found = choose_losses(ready.model, chosen, given is not None, ready.outputs, classes_of(given))
+    found = choose_losses(ready.model, chosen, given is not None, ready.outputs, Told(labels=ClassLabels.of(given)))
     return {loss.name: loss for loss in found}
 
 

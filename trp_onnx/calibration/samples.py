@@ -11,7 +11,7 @@ import onnx_ir as ir
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.data.feeding import take
 from trp_onnx.errors import DataError
-from trp_onnx.evaluation.outputs import classes_of
+from trp_onnx.evaluation.outputs import ClassLabels
 from trp_onnx.progress import note
 
 SAMPLES = 512
@@ -67,9 +67,9 @@ class Samples:
         self._rest = order[count + SAMPLES :]
 
     @property
-    def classes(self) -> int:
-        """How many classes the labels name, see `outputs.classes_of`."""
-        return classes_of(self.dataset.labels, self.dataset.preprocessing.label_offset)
+    def labels(self) -> ClassLabels | None:
+        """What the labels say of the output that they speak of; None where they name no classes."""
+        return ClassLabels.of(self.dataset.labels, self.dataset.preprocessing.label_offset)
 
     def fitting(self, model: ir.Model) -> np.ndarray:
         """Samples to fit to, in the type that the model takes: (b, ...)."""

@@ -23,6 +23,7 @@ from trp_onnx.errors import OutputError, TargetError, UsageError
 from trp_onnx.evaluation.accuracy import Accuracy, check_labels, evaluate
 from trp_onnx.evaluation.agreement import Agreement, measure_agreement
 from trp_onnx.evaluation.judging import by_accuracy, by_agreement, by_error
+from trp_onnx.evaluation.outputs import Told
 from trp_onnx.evaluation.verify import MAPPED_FROM, reference_outputs, verify
 from trp_onnx.files.paths import MADE_BY, REPORT_FILES, default_output, guard, is_ours
 from trp_onnx.files.staging import Staging, files_of, write_text
@@ -262,7 +263,7 @@ def compress(
                 seen[:DAMAGE_SAMPLES],
                 scheme,
                 evidence,
-                classes=samples.classes if samples is not None else 0,
+                told=Told(labels=samples.labels if samples is not None else None),
                 progress=lambda groups: track(groups, "damage"),
             )
             evidence = replace(evidence, damage=damage)

@@ -11,7 +11,7 @@ import numpy as np
 from trp_onnx.data import Dataset, Preprocessing, open_data
 from trp_onnx.data.feeding import as_feed, bound, interface_of
 from trp_onnx.errors import DataError
-from trp_onnx.evaluation.outputs import classes_of, scores_of
+from trp_onnx.evaluation.outputs import ClassLabels, Told, labelled, output_kinds
 from trp_onnx.graph.batching import find_batching
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays, open_session, run_session
@@ -48,7 +48,7 @@ def evaluate(
     """Measure the top-1 accuracy of an ONNX or `.ort` file.
 
     The first input of the model takes the samples, the output that has one score a class for each sample is read (of
-    several see `outputs.scores_of`); both may have further dimensions of size 1.
+    several see `outputs`); both may have further dimensions of size 1.
 
     Args:
         model: The file.
@@ -75,7 +75,7 @@ def evaluate(
         assert y is not None
         feeds = {name: batching.filled(array) for name, array in as_feed(opened, x).items()}
         outputs = run_session(session, feeds)
-        named = named or _named(outputs, len(x), classes_of(dataset.labels, offset), str(model))
+        named = named or _named(outputs, len(x), ClassLabels.of(dataset.labels, offset), str(model))
         scores = outputs[named].reshape(len(outputs[named]), -1)[: len(x), offset:]
         if y.min() < 0 or y.max() >= scores.shape[1]:
             wrong = int(y.min() if y.min() < 0 else y.max())
@@ -101,10 +101,10 @@ def check_labels(model: Path, dataset: Dataset) -> None:
     evaluate(model, dataset.subset(np.array(ends, dtype=np.int64)) if ends else dataset)
 
 
-def _named(outputs: Arrays, count: int, classes: int, model: str) -> str:
+def _named(outputs: Arrays, count: int, labels: ClassLabels | None, model: str) -> str:
     """The output that labels speak of."""
     each = {name: output[:count] for name, output in outputs.items() if output.ndim and len(output) >= count}
-    name = scores_of(each, classes) or scores_of(each)
+    name = labelled(output_kinds(None, each, Told(labels=labels)))
     if name is None:
         raise DataError(
             f"'{model}' has no output with one score a class for each sample: its accuracy cannot be measured"

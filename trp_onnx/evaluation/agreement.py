@@ -11,7 +11,7 @@ from trp_onnx.data import Dataset
 from trp_onnx.data.feeding import as_feed, bound
 from trp_onnx.errors import ModelError
 from trp_onnx.evaluation.divergence import AGREEMENT_NAMES, agreements
-from trp_onnx.evaluation.outputs import classes_of, joined, output_kinds
+from trp_onnx.evaluation.outputs import ClassLabels, Told, joined, output_kinds
 from trp_onnx.graph.batching import find_batching
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays, open_session, run_session
@@ -55,7 +55,7 @@ def measure_agreement(before: Path, after: Path, dataset: Dataset) -> Agreement:
     """
     model = open_model(before)
     sessions = open_session(before), open_session(after)
-    classes = classes_of(dataset.labels, dataset.preprocessing.label_offset)
+    told = Told(labels=ClassLabels.of(dataset.labels, dataset.preprocessing.label_offset))
     dataset = bound(dataset, model)
     first = as_feed(model, dataset.take(np.arange(min(2, len(dataset))))[0])
     batching = find_batching(sessions[0], first, most=_BATCH, memory=_MEMORY // 4)
@@ -73,7 +73,7 @@ def measure_agreement(before: Path, after: Path, dataset: Dataset) -> Agreement:
             continue
         counts = [count for _, _, count in runs]
         wanted, found = joined([run for run, _, _ in runs], counts), joined([run for _, run, _ in runs], counts)
-        kinds = output_kinds(model, wanted, classes) if kinds is None else kinds
+        kinds = output_kinds(model, wanted, told) if kinds is None else kinds
         for name, value in agreements(wanted, found, kinds).items():
             totals[name] = totals.get(name, 0.0) + value * sum(counts)
         runs, held = [], 0

@@ -135,7 +135,7 @@ def _paired(before: np.ndarray, after: np.ndarray, output: Output) -> tuple[np.n
 def _by_channel(output: Output, before: np.ndarray, after: np.ndarray) -> tuple[int | None, float | None, float | None]:
     """The worst channel, its error, and that of the channels that larger ones hide."""
     channels = before.shape[output.axis] if before.ndim > 1 else 1
-    if output.kind is not OutputKind.VALUES or channels < 2 or before.size < FEW * channels:
+    if not output.has_channels or channels < 2 or before.size < FEW * channels:
         return None, None, None
     errors = channel_errors(before, after, output.axis)
     others = tuple(axis for axis in range(before.ndim) if axis != output.axis % before.ndim)

@@ -7,7 +7,7 @@ stands beside that axis (samples, tokens, pixels):
 SCORES           mean KL(softmax(z / T) || softmax(z' / T))                     mean [arg max z = arg max z']
 PROBABILITIES    the same of log z                                              the same
 UNIT_VECTORS     1 - mean cos(z, z')                                            mean cos(z, z')
-VALUES           mean over channels c of mean((z_c - z'_c)^2) / s_c^2           1 - that
+VALUES, BOXES    mean over channels c of mean((z_c - z'_c)^2) / s_c^2           1 - that
 DISCRETE         share of elements that differ                                  share of equal ones
 ITEMS            1 - |A and B| / |A or B| of whole numbers, as multisets; of    1 - that
                  floats the mean over both sides of min(1, that of VALUES from the nearest item of the other)
@@ -46,6 +46,7 @@ AGREEMENT_NAMES: Mapping[OutputKind, str] = {
     OutputKind.UNIT_VECTORS: "mean cosine",
     OutputKind.DISCRETE: "equal elements",
     OutputKind.ITEMS: "common items",
+    OutputKind.BOXES: "1 - relative mean square error",
     OutputKind.VALUES: "1 - relative mean square error",
 }
 """What `agreement` is of each kind."""
@@ -168,13 +169,13 @@ def _measure(name: str, value: Value, output: Output) -> Callable[[Value], float
     numbers = [floats(run) for run in runs_of(value) if is_float(run)]
     if any(np.isnan(z).any() or (z.size and np.isinf(z).all()) for z in numbers):
         raise ModelError(f"output '{name}' of the model is NaN or infinite on the data: nothing can be measured by it")
-    if isinstance(value, list) or output.kind not in (OutputKind.SCORES, OutputKind.PROBABILITIES, OutputKind.VALUES):
+    if isinstance(value, list) or not (output.chooses or output.has_channels):
         may = any(np.isinf(z).any() for z in numbers)
         return lambda after: RUINED if _ruined(after, may) else 1.0 - _agreement(value, after, output)
     before = floats(value)
     infinite = np.isinf(before)
     finite = _filling(before, infinite, output)
-    measure = (_errors if output.kind is OutputKind.VALUES else _kl)(finite(before), output)
+    measure = (_errors if output.has_channels else _kl)(finite(before), output)
 
     def measured(after: Value) -> float:
         z = floats(runs_of(after)[0])
@@ -252,14 +253,14 @@ def _agreement(before: Value, after: Value, output: Output) -> float:
         return items_agree(before, after, item_axis(before, after, output))
     if not before.size:
         return 1.0
-    if output.kind in (OutputKind.SCORES, OutputKind.PROBABILITIES):
+    if output.chooses:
         return float(np.mean(before.argmax(output.axis) == after.argmax(output.axis)))
     if output.kind is OutputKind.UNIT_VECTORS:
         a, b = _channels(before, output.axis), _channels(after, output.axis)
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosine = np.einsum("ij,ij->i", a, b) / np.maximum(lengths, _TINY)
         return float(np.clip(np.nan_to_num(cosine).mean(), 0, 1))
-    if output.kind is OutputKind.VALUES:
+    if output.has_channels:
         return float(np.clip(1 - channel_errors(before, after, output.axis).mean(), 0, 1))
     return float(np.mean(before == after))
 

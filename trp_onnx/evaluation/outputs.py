@@ -1,14 +1,17 @@
-"""What an output is: the one place that decides it, for planning, quantisation, training and the report.
+"""What an output is: the one place that decides it, for metrics, planning, quantisation, training and the report.
 
-It is read from the values that the original network gives, and from its graph:
+A user may say it (`read_said`). What is not said is read from the labels of the data, the values that the original
+network gives, and its graph:
 
 PROBABILITIES  along one axis they are not negative and sum to 1 at every place: of images (N, C), of tokens (N, T, C),
                of pixels (N, C, H, W), whichever operators made them
 SCORES         logarithms of such (LogSoftmax); what an ArgMax or a TopK chooses from, along its axis; or one score a
-               class for each sample, (N, C) beside axes of size 1, where the data has labels that fit
+               class at each place that has a label: (N, C) and labels (N,), (N, T, C) and (N, T), (N, C, H, W) and
+               (N, H, W), beside axes of size 1
 UNIT_VECTORS   along one axis their length is 1 at every place: embeddings
 DISCRETE       whole numbers, booleans, strings: answers that are right or wrong
 ITEMS          as many as the values make them (NonZero, NonMaxSuppression): compared as a set
+BOXES          boxes in pixels beside scores between 0 and 1, as detectors give them: (N, 4 + classes, boxes)
 VALUES         all else: coordinates, maps, features, and logits that no label and no softmax speaks for
 
 (N, C) alone makes no class scores: ten landmarks, an embedding of 64 and a regression look the same.
@@ -20,12 +23,14 @@ run is the list of what the runs gave (see `joined`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.errors import UsageError
+from trp_onnx.evaluation.origins import Origins
 from trp_onnx.graph.session import Arrays
 
 Value = np.ndarray | list[np.ndarray]
@@ -34,8 +39,14 @@ Value = np.ndarray | list[np.ndarray]
 _LOOKED_AT = 32
 """Samples on which it is seen what an output is."""
 
-_DECADES = 0.5
-"""How much more unequal in scale the entries of another axis are than those of the usual one, to be the channels."""
+_DECADES, _MANY_DECADES = 0.5, 1.0
+"""How much more unequal in scale the entries of another axis are than those of the usual one, to be the channels, and
+how unequal they are where some are boxes and others scores."""
+
+_SAID = "as you said"
+
+_UNLABELLED = 255
+"""Label of a pixel that counts for nothing, beside the negative ones."""
 
 
 class OutputKind(Enum):
@@ -46,7 +57,16 @@ class OutputKind(Enum):
     UNIT_VECTORS = "unit vectors"
     DISCRETE = "discrete"
     ITEMS = "items"
+    BOXES = "boxes"
     VALUES = "values"
+
+
+NAMES: Mapping[str, tuple[OutputKind, int]] = {
+    **{kind.value.replace(" ", "-"): (kind, -1) for kind in OutputKind},
+    "maps": (OutputKind.SCORES, 1),
+    "tokens": (OutputKind.SCORES, -1),
+}
+"""What users call kinds, and the axis of each where they name none: maps are scores of each pixel, (N, C, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +76,107 @@ class Output:
     Attributes:
         kind: What its values are.
         axis: Of SCORES, PROBABILITIES and UNIT_VECTORS the axis of classes or components, of ITEMS the axis along which
-            their number varies, of VALUES the axis of channels; -1 where there is none.
+            their number varies, of BOXES and VALUES the axis of channels; -1 where there is none.
+        why: How that is known.
+        labelled: Whether the labels of the data speak of it.
     """
 
     kind: OutputKind
     axis: int = -1
+    why: str = field(default="", compare=False)
+    labelled: bool = field(default=False, compare=False)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its answer is the largest entry along the axis."""
+        return self.kind in (OutputKind.SCORES, OutputKind.PROBABILITIES)
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether its error is counted channel by channel, each beside its own spread."""
+        return self.kind in (OutputKind.VALUES, OutputKind.BOXES)
+
+    def __str__(self) -> str:
+        """For people."""
+        axis = f" along axis {self.axis}" if self.axis > 0 else ""
+        return self.kind.value + axis + f" ({self.why})" * bool(self.why)
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """What labels that name classes say of the output that they speak of.
+
+    Attributes:
+        classes: Scores that it has along its axis of classes, at least.
+        places: Shape of the labels of one sample: () for one label, (T,) for tokens, (H, W) for maps.
+    """
+
+    classes: int
+    places: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, labels: np.ndarray | None, offset: int = 0) -> ClassLabels | None:
+        """What these labels, (n, ...), say; None where there are none, or where they are no whole numbers.
+
+        Args:
+            labels: Of the data.
+            offset: Outputs before the first class.
+        """
+        if labels is None or not labels.size or labels.dtype.kind not in "iub":
+            return None
+        return cls(max(0, int(labels.max(where=counted(labels), initial=0))) + 1 + offset, labels.shape[1:])
+
+    def axis_in(self, value: Value) -> int:
+        """The axis of an output along which one score a class stands at each place; -1 where there is none."""
+        if isinstance(value, list) or value.ndim < 2:
+            return -1
+        usual = 1 if value.ndim >= 4 else value.ndim - 1
+        axes: list[int] = list(dict.fromkeys((usual, *range(1, value.ndim))))
+        for axis in axes:
+            others = [size for other, size in enumerate(value.shape) if other not in (0, axis) and size > 1]
+            if value.shape[axis] > 1 and others == [size for size in self.places if size > 1]:
+                return axis
+        return -1
+
+
+def counted(labels: np.ndarray) -> np.ndarray:
+    """Which labels count, (n, ...): of several a sample those that are neither negative nor 255."""
+    return np.ones(labels.shape, bool) if labels.ndim < 2 else (labels >= 0) & (labels != _UNLABELLED)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of outputs beside their values and the graph.
+
+    Attributes:
+        said: What a user said they are, by name.
+        labels: What the labels of the data say; None without labels that name classes.
+    """
+
+    said: Mapping[str, Output] = field(default_factory=dict)
+    labels: ClassLabels | None = None
+
+
+def read_said(said: Iterable[str] | Mapping[str, str]) -> dict[str, Output]:
+    """What a user says of outputs: "NAME:KIND" or "NAME:KIND:AXIS", or a mapping from names to "KIND" or "KIND:AXIS".
+
+    Raises:
+        UsageError: It is not of this form.
+    """
+    lines = [f"{name}:{kind}" for name, kind in said.items()] if isinstance(said, Mapping) else list(said)
+    return dict(_read_line(line) for line in lines)
+
+
+def _read_line(line: str) -> tuple[str, Output]:
+    name, _, last = line.rpartition(":")
+    axis: int | None = None
+    if last.lstrip("-").isdigit():
+        axis, (name, _, last) = int(last), name.rpartition(":")
+    if not name or last not in NAMES:
+        kinds = ", ".join(NAMES)
+        raise UsageError(f"--output-kind is NAME:KIND or NAME:KIND:AXIS, KIND one of {kinds}; not '{line}'")
+    kind, usual = NAMES[last]
+    return name, Output(kind, usual if axis is None else axis, _SAID)
 
 
 def joined(runs: Iterable[Arrays], samples: Sequence[int] | None = None) -> dict[str, Value]:
@@ -101,64 +217,88 @@ def floats(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, np.float64 if array.dtype == np.float64 else np.float32)
 
 
-def output_kinds(model: ir.Model | None, expected: Mapping[str, Value], classes: int = 0) -> dict[str, Output]:
+def output_kinds(model: ir.Model | None, expected: Mapping[str, Value], told: Told | None = None) -> dict[str, Output]:
     """What each output is.
 
     Args:
         model: The network, whose graph is asked what it chooses from and what it counts; None to go by values alone.
-        expected: What the original gives, by name: outputs, or values within the network (see `measurable`).
-        classes: How many classes the labels of the data name, see `classes_of`; 0 without labels.
+        expected: What the original gives, by name: outputs, or values within the network (see `origins.measurable`).
+        told: What is known beside; nothing where not given.
+
+    Raises:
+        UsageError: A user speaks of an output that the network does not have, or of an axis that it does not have.
     """
-    graph = _Graph(model) if model is not None else None
-    found = {name: _kind(name, value, graph) for name, value in expected.items()}
-    named = scores_of(expected, classes) if classes else None
-    if named is not None and found[named].kind is OutputKind.VALUES:
-        found[named] = Output(OutputKind.SCORES, _one_axis(expected[named]))
+    told = told or Told()
+    graph = Origins(model) if model is not None else None
+    found = {name: _said(name, value, told.said) or _kind(name, value, graph) for name, value in expected.items()}
+    if model is not None:
+        _check_names(told.said, [value.name or "" for value in model.graph.outputs], expected)
+    named = None if told.labels is None else _named_by(told.labels, expected, found)
+    if named is not None and told.labels is not None:
+        found[named] = _labelled(found[named], expected[named], told.labels)
     return found
 
 
-def classes_of(labels: np.ndarray | None, offset: int = 0) -> int:
-    """How many scores a network has at least whose classes these labels name; 0 without labels."""
-    return 0 if labels is None or not len(labels) else int(labels.max()) + 1 + offset
+def _said(name: str, value: Value, said: Mapping[str, Output]) -> Output | None:
+    """What a user said, its axis counted from the front."""
+    output = said.get(name) or said.get(name.partition("[")[0])
+    if output is None or isinstance(value, list):
+        return output
+    if not -value.ndim <= output.axis < value.ndim:
+        raise UsageError(f"--output-kind: output '{name}' has {value.ndim} axes, so none of number {output.axis}")
+    if output.chooses and not is_float(value):
+        raise UsageError(f"--output-kind: output '{name}' is of {value.dtype}, which are no {output.kind.value}")
+    return replace(output, axis=output.axis % value.ndim if value.ndim > 1 else -1)
 
 
-def scores_of(outputs: Mapping[str, Value], classes: int = 0) -> str | None:
-    """The output that labels speak of: (N, C) beside axes of size 1, no unit vectors; None where there is none.
+def _check_names(said: Mapping[str, Output], names: Sequence[str], expected: Mapping[str, Value]) -> None:
+    for name in said:
+        if name not in names and name not in expected:
+            raise UsageError(f"--output-kind: the model has no output '{name}'; it has {', '.join(names)}")
 
-    Of several, one that holds probabilities, then one that has as many scores as classes, then one that has more, then
-    the first.
+
+def labelled(kinds: Mapping[str, Output]) -> str | None:
+    """The output that the labels of the data speak of; None where there is none."""
+    return next((name for name, output in kinds.items() if output.labelled), None)
+
+
+def _named_by(labels: ClassLabels, expected: Mapping[str, Value], kinds: Mapping[str, Output]) -> str | None:
+    """The output that labels speak of: one score a class at each of their places, no unit vectors.
+
+    Of several, one that has enough scores, one that is known to be scores, one of probabilities, one that has as many
+    scores as classes, then the first.
     """
-    fitting = {}
-    for name, value in outputs.items():
-        if isinstance(value, list) or not is_float(value) or _one_axis(value) < 0:
+    fitting: dict[str, tuple[bool, ...]] = {}
+    for name, value in expected.items():
+        axis, output = labels.axis_in(value), kinds[name]
+        if isinstance(value, list) or axis < 0 or not is_float(value):
             continue
-        kind, size = _kind(name, value, None).kind, value.shape[_one_axis(value)]
-        if kind is not OutputKind.UNIT_VECTORS and size >= classes:
-            fitting[name] = (kind is not OutputKind.PROBABILITIES, size != classes)
+        if output.kind in (OutputKind.UNIT_VECTORS, OutputKind.ITEMS) or (output.chooses and output.axis != axis):
+            continue
+        size = value.shape[axis]
+        known = output.kind is OutputKind.PROBABILITIES or output.why == _SAID
+        fitting[name] = (size < labels.classes, not known, size != labels.classes)
     return min(fitting, key=lambda name: fitting[name]) if fitting else None
 
 
-def holds_classes(value: Value) -> bool:
-    """Whether it has the shape of class scores, (N, C) beside axes of size 1."""
-    return _one_axis(value) > 0
-
-
-def _one_axis(value: Value) -> int:
-    """The only axis behind the first that is longer than 1; -1 where there are several, or none."""
-    longer = [axis for axis in range(1, value.ndim) if value.shape[axis] > 1] if isinstance(value, np.ndarray) else []
-    return longer[0] if len(longer) == 1 else -1
+def _labelled(output: Output, value: Value, labels: ClassLabels) -> Output:
+    axis = labels.axis_in(value)
+    if output.chooses or runs_of(value)[0].shape[axis] < labels.classes:  # too few: who reads the labels says so
+        return replace(output, axis=axis, labelled=True)
+    return Output(OutputKind.SCORES, axis, "the labels name its classes", labelled=True)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
-def _kind(name: str, value: Value, graph: _Graph | None) -> Output:
+def _kind(name: str, value: Value, graph: Origins | None) -> Output:
     first = np.atleast_1d(runs_of(value)[0])
     items = graph.items_axis(name) if graph is not None else -1
     if isinstance(value, list) or items >= 0:
-        return Output(OutputKind.ITEMS, items if items >= 0 else _varying(runs_of(value)))
+        axis = items if items >= 0 else _varying(runs_of(value))
+        return Output(OutputKind.ITEMS, axis, "values decide on its size")
     if not is_float(first):
         if graph is not None and graph.is_quantity(name) and first.dtype.kind in "iu" and np.ptp(first) > 1:
-            return Output(OutputKind.VALUES, channel_axis(value))
-        return Output(OutputKind.DISCRETE)
+            return Output(OutputKind.VALUES, channel_axis(value), "rounded floats")
+        return Output(OutputKind.DISCRETE, why="no floats")
     z = floats(first[:_LOOKED_AT])
     if not z.size or np.isnan(z).any():
         return Output(OutputKind.VALUES)
@@ -166,17 +306,27 @@ def _kind(name: str, value: Value, graph: _Graph | None) -> Output:
     axes = [axis for axis in dict.fromkeys((z.ndim - 1, *range(1, z.ndim))) if axis > 0 and z.shape[axis] > 1]
     for axis in axes:
         if z.min() >= 0 and _all_one(z.sum(axis), tolerance):
-            return Output(OutputKind.PROBABILITIES, axis)
+            return Output(OutputKind.PROBABILITIES, axis, "they sum to 1")
     for axis in axes:
         if z.max() <= tolerance and _all_one(np.exp(z).sum(axis), tolerance):
-            return Output(OutputKind.SCORES, axis)
+            return Output(OutputKind.SCORES, axis, "their exponentials sum to 1")
     chosen = graph.chosen_along(name, z.ndim) if graph is not None else None
     if chosen is not None and z.shape[chosen] > 1 and not (z.min() >= 0 and z.max() <= 1):  # a sigmoid's are no logits
-        return Output(OutputKind.SCORES, chosen)
+        return Output(OutputKind.SCORES, chosen, "the network takes the largest")
     for axis in axes:
         if _all_one(np.square(z).sum(axis), tolerance):
-            return Output(OutputKind.UNIT_VECTORS, axis)
-    return Output(OutputKind.VALUES, channel_axis(z))
+            return Output(OutputKind.UNIT_VECTORS, axis, "their length is 1")
+    axis = channel_axis(z)
+    if z.ndim == 3 and _holds_boxes(z, axis):
+        return Output(OutputKind.BOXES, axis, "some channels are as large as pixels, others between 0 and 1")
+    return Output(OutputKind.VALUES, axis)
+
+
+def _holds_boxes(z: np.ndarray, axis: int) -> bool:
+    """Whether some channels hold probabilities and at least four are far larger."""
+    others = tuple(other for other in range(z.ndim) if other != axis)
+    low, high = z.min(axis=others), z.max(axis=others)
+    return bool(((low >= 0) & (high <= 1)).any() and (high > 10).sum() >= 4 and _unevenness(z, axis) > _MANY_DECADES)
 
 
 def _all_one(sums: np.ndarray, tolerance: float) -> bool:
@@ -204,154 +354,14 @@ def channel_axis(values: np.ndarray) -> int:
     if not few.size or np.isnan(few).any():
         return usual
 
-    def unevenness(axis: int) -> float:
-        """Decades by which the energies of its entries differ."""
-        others = tuple(other for other in range(few.ndim) if other != axis)
-        energy = few.var(axis=others, dtype=np.float64)
-        return float(np.log10(np.maximum(energy, 1e-6 * energy.max() + 1e-300)).std())
-
-    found = {axis: unevenness(axis) for axis in range(1, values.ndim)}
+    found = {axis: _unevenness(few, axis) for axis in range(1, values.ndim)}
     most = max(found, key=lambda axis: found[axis])
     return most if found[most] > found[usual] + _DECADES else usual
 
 
-# --- what stands behind them ------------------------------------------------------------------------------------------
-
-_COMPARING = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "IsNaN", "IsInf", "And", "Or", "Xor", "Not")
-_COUNTING = ("NonZero", "NonMaxSuppression", "Unique", "Compress")
-_WHOLE = (
-    *_COMPARING, "ArgMax", "ArgMin", "NonZero", "NonMaxSuppression", "QuantizeLinear", "Shape", "Size", "Multinomial",
-)  # fmt: skip
-_OF_ANOTHER_TYPE = ("Constant", "ConstantOfShape", "DequantizeLinear", "If", "Loop", "Scan")  # than their first input
-_FIXED = ("ScatterND", "ScatterElements", "Shape", "Size")  # as large as their first input, whatever is put in
-_PASSING = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Cast", "Dropout")
-_ROUNDING = (*_PASSING, "Clip", "Round", "Floor", "Ceil", "Transpose")
-_WHOLE_TYPES = "iub"
-
-
-def measurable(model: ir.Model) -> tuple[str, ...]:
-    """The values that show small changes: each output, or, of one that decides or counts, the floats that it rests on.
-
-    An arg max of 21 classes, the boxes that suppression left, a mask: a change shows there only where it tips an
-    answer. The floats behind are measured instead, as further outputs of the network. An output that rests on none
-    stands for itself.
-    """
-    graph = _Graph(model)
-    found: dict[str, None] = {}
-    for value in model.graph.outputs:
-        found |= dict.fromkeys(graph.behind(value) or [value.name or ""])
-    return tuple(found)
-
-
-class _Graph:
-    """What a network's graph says of its values, in one pass from the inputs on."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._values: dict[str, ir.Value] = {}
-        self._whole: set[ir.Value] = set()
-        self._counted: set[ir.Value] = set()
-        self._constant: set[ir.Value] = set(model.graph.initializers.values())
-        self._symbols = {
-            str(size.value)
-            for value in model.graph.inputs
-            for size in value.shape or ()
-            if isinstance(size, ir.SymbolicDim) and size.value is not None
-        }
-        for value in (*model.graph.inputs, *self._constant):
-            self._note(value, value.dtype is not None and _is_whole(value.dtype))
-        for node in model.graph:
-            self._pass(node)
-        self._outputs = {value.name: value for value in model.graph.outputs}
-
-    def _note(self, value: ir.Value, whole: bool) -> None:
-        self._values[value.name or ""] = value
-        if whole:
-            self._whole.add(value)
-
-    def _pass(self, node: ir.Node) -> None:
-        given = [value for value in node.inputs if value is not None]
-        constant = node.op_type == "Constant" or (bool(given) and all(value in self._constant for value in given))
-        sources = given[:1] if node.op_type in _FIXED else given
-        counted = node.op_type in _COUNTING or any(value in self._counted for value in sources)
-        for place, value in enumerate(node.outputs):
-            self._note(value, self._makes_whole(node, given, place))
-            if constant:
-                self._constant.add(value)
-            if counted and node.op_type not in ("Shape", "Size"):
-                self._counted.add(value)
-
-    def _makes_whole(self, node: ir.Node, given: Sequence[ir.Value], place: int) -> bool:
-        if node.outputs[place].dtype is not None:
-            return _is_whole(node.outputs[place].dtype)
-        if node.op_type == "Cast":
-            return _is_whole(ir.DataType(node.attributes.get_int("to", 1)))
-        if node.op_type in _WHOLE or (node.op_type == "TopK" and place == 1):
-            return True
-        if node.op_type == "OneHot":
-            return given[-1] in self._whole
-        data = given[1:2] if node.op_type == "Where" else given[:1]
-        return node.op_type not in _OF_ANOTHER_TYPE and bool(data) and data[0] in self._whole
-
-    def items_axis(self, name: str) -> int:
-        """The axis of an output along which its size depends on values; -1 where none does."""
-        value = self._outputs.get(name)
-        if value is None or value not in self._counted or value.shape is None:
-            return 0 if value is not None and value in self._counted else -1
-        free = [
-            axis
-            for axis, size in enumerate(value.shape)
-            if isinstance(size, ir.SymbolicDim) and str(size.value) not in self._symbols
-        ]
-        named = [axis for axis in free if value.shape[axis].value is not None]  # type: ignore[union-attr]
-        return (named or free or [-1])[0]
-
-    def is_quantity(self, name: str) -> bool:
-        """Whether whole numbers are rounded floats: pixels, not answers."""
-        node = self._values[name].producer() if name in self._values else None
-        while node is not None and node.op_type in (*_ROUNDING, "QuantizeLinear"):
-            source = node.inputs[0]
-            if source is None:
-                return False
-            if source not in self._whole:
-                return True
-            node = source.producer()
-        return False
-
-    def chosen_along(self, name: str, ndim: int) -> int | None:
-        """The axis along which the largest entry is chosen from a value; None where none is."""
-        for node in self._values[name].consumers() if name in self._values else ():
-            if node.op_type == "ArgMax" or (node.op_type == "TopK" and node.attributes.get_int("largest", 1) != 0):
-                axis = node.attributes.get_int("axis", -1 if node.op_type == "TopK" else 0)
-                return axis + ndim if axis < 0 else axis
-        return None
-
-    def behind(self, output: ir.Value) -> list[str]:
-        """The floats that an output rests on, in the graph's order; none for one that shows small changes itself."""
-        if not self._decided(output):
-            return []
-        found: dict[str, None] = {}
-        seen: set[ir.Value] = set()
-        waiting = [output]
-        while waiting:
-            value = waiting.pop()
-            node = value.producer()
-            if value in seen or node is None:
-                continue
-            seen.add(value)
-            for source in reversed(node.inputs if node.op_type not in ("Shape", "Size") else ()):
-                if source is None or source in self._constant:
-                    continue
-                if self._decided(source):
-                    waiting.append(source)
-                elif source.producer() is not None:
-                    found[source.name or ""] = None
-        return list(found)
-
-    def _decided(self, value: ir.Value) -> bool:
-        node = value.producer()
-        chosen = node is not None and node.op_type == "TopK"
-        return chosen or value in self._whole or value in self._counted
-
-
-def _is_whole(dtype: ir.DataType | None) -> bool:
-    return dtype is not None and (dtype == ir.DataType.STRING or dtype.numpy().kind in _WHOLE_TYPES)
+@np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
+def _unevenness(values: np.ndarray, axis: int) -> float:
+    """Decades by which the energies of the entries of an axis differ."""
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    energy = values.var(axis=others, dtype=np.float64)
+    return float(np.log10(np.maximum(energy, 1e-6 * energy.max() + 1e-300)).std())

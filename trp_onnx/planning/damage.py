@@ -32,7 +32,8 @@ import onnx_ir as ir
 
 from trp_onnx.calibration.moments import Moments, mean_error
 from trp_onnx.evaluation.divergence import SURE, Divergence
-from trp_onnx.evaluation.outputs import joined, measurable, output_kinds
+from trp_onnx.evaluation.origins import measurable
+from trp_onnx.evaluation.outputs import Told, joined, output_kinds
 from trp_onnx.files.cache import Cache
 from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.layers import Layer
@@ -76,7 +77,7 @@ def measure_damage(
     scheme: str = "auto",
     evidence: Evidence | None = None,
     *,
-    classes: int = 0,
+    told: Told | None = None,
     progress: Callable[[Sequence[tuple[Layer, ...]]], Iterable[tuple[Layer, ...]]] = lambda groups: groups,
 ) -> dict[str, DamageCurve]:
     """Perturb every layer that can be factorised, one at a time.
@@ -87,7 +88,7 @@ def measure_damage(
         x: (b, ...) samples, as the model takes them.
         scheme: In whose direction the weights move; "auto" takes the first that fits.
         evidence: With the moments of what flows into the layers.
-        classes: How many the labels of the data name, see `output_kinds`.
+        told: What is known of the outputs, see `output_kinds`.
         progress: Wraps the list of weights.
 
     Raises:
@@ -96,9 +97,9 @@ def measure_damage(
     Returns:
         The curves; none where no output moves whatever is done to the layers, which a note says.
     """
-    evidence = evidence or Evidence()
+    evidence, told = evidence or Evidence(), told or Told()
     proto = to_proto(model)
-    cache = Cache("damage", _fingerprint(proto, x, scheme, evidence.moments, classes))
+    cache = Cache("damage", _fingerprint(proto, x, scheme, evidence.moments, told))
     network: _Network | None = None
     curves: dict[str, DamageCurve] = {}
     groups = sites_of(layers)
@@ -109,7 +110,7 @@ def measure_damage(
     for group in progress(groups):
         known = stored[group[0].name]
         if known is None:
-            network = network or _Network(model, proto, x, classes)
+            network = network or _Network(model, proto, x, told)
             direction = next(directions)
             known = [[0.0, 0.0], *([] if direction is None else _curve(network, group, direction))]
             cache.put(group[0].name, known)
@@ -124,14 +125,14 @@ def measure_damage(
 
 
 def _fingerprint(
-    model: onnx.ModelProto, x: np.ndarray, scheme: str, moments: Mapping[str, Moments], classes: int
+    model: onnx.ModelProto, x: np.ndarray, scheme: str, moments: Mapping[str, Moments], told: Told
 ) -> str:  # fmt: skip
     """All that a curve depends on."""
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
     digest.update(np.ascontiguousarray(x).data)
     for found in moments.values():
         digest.update(np.ascontiguousarray(found.mean).data)
-    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {LEAST} {PIECE_BYTES} {CLEAR} {SURE} {classes}"
+    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {LEAST} {PIECE_BYTES} {CLEAR} {SURE} {told}"
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,8 @@ class _Network:
         pieces: Of the samples.
     """
 
-    def __init__(self, graph: ir.Model, model: onnx.ModelProto, x: np.ndarray, classes: int) -> None:
-        self._graph, self._model, self._classes = graph, model, classes
+    def __init__(self, graph: ir.Model, model: onnx.ModelProto, x: np.ndarray, told: Told) -> None:
+        self._graph, self._model, self._told = graph, model, told
         self._measured = measurable(graph)
         self._walk = Walk(model, x, self._measured)
         size = min(PIECE, max(LEAST, PIECE_BYTES // max(1, x[:1].nbytes)))
@@ -244,7 +245,7 @@ class _Network:
         kinds = None
         for piece in self.pieces:
             expected = joined(self._walk.feed(session, piece))
-            kinds = output_kinds(self._graph, expected, self._classes) if kinds is None else kinds
+            kinds = output_kinds(self._graph, expected, self._told) if kinds is None else kinds
             self._divergences[piece.start] = Divergence(expected, kinds)
 
 

@@ -23,7 +23,7 @@ from trp_onnx.data.feeding import only_input, take
 from trp_onnx.edge.ort_format import TARGETS
 from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
 from trp_onnx.evaluation.accuracy import Accuracy, check_labels, evaluate
-from trp_onnx.evaluation.outputs import classes_of
+from trp_onnx.evaluation.outputs import ClassLabels, Told
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import Staging
 from trp_onnx.graph.batching import Batching, find_batching, run_samples
@@ -232,8 +232,8 @@ def _quantise(
     proto = to_proto(normal)
     calibrated = Calibrated(proto, calibration, signed=signed)
     ends = [layer.name for layer in layers if keep_ends and layer.role and layer.name in calibrated.layers]
-    classes = classes_of(dataset.labels, dataset.preprocessing.label_offset)
-    judged = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends, classes)
+    told = Told(labels=ClassLabels.of(dataset.labels, dataset.preprocessing.label_offset))
+    judged = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends, told)
     small = in_int8(judged.proto)
     named = {entry.layer for entry in judged.in_float}
     left = [

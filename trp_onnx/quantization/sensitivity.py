@@ -8,7 +8,7 @@ after, and p the original's probabilities, at every place (sample, token, pixel)
     lost = mean (p(c) - p(c'))         for SCORES and PROBABILITIES
            1 - agreement               for all other kinds (see `divergence`), of several outputs the worst
 
-measured on the floats that decisions rest on (see `outputs.measurable`). The first is the accuracy that is lost if p is
+measured on the floats that decisions rest on (see `origins.measurable`). The first is the accuracy that is lost if p is
 to be believed, and needs no labels: an answer that changes between two classes that the original held for equally
 likely costs nothing.
 """
@@ -25,7 +25,8 @@ import onnx_ir as ir
 from trp_onnx.calibration.moments import with_outputs
 from trp_onnx.errors import ModelError
 from trp_onnx.evaluation.divergence import Divergence, agreements, probabilities
-from trp_onnx.evaluation.outputs import Output, OutputKind, Value, joined, measurable, output_kinds
+from trp_onnx.evaluation.origins import measurable
+from trp_onnx.evaluation.outputs import Output, OutputKind, Told, Value, joined, output_kinds
 from trp_onnx.graph.session import open_session, run_session
 from trp_onnx.progress import track
 from trp_onnx.quantization.calibrated import Calibrated
@@ -53,6 +54,7 @@ LOST: Mapping[OutputKind, str] = {
     OutputKind.UNIT_VECTORS: "mean cosine {:.2f} % below 1",
     OutputKind.DISCRETE: "{:.2f} % of the elements differ",
     OutputKind.ITEMS: "{:.2f} % of the items differ",
+    OutputKind.BOXES: "relative mean square error {:.2f} %",
     OutputKind.VALUES: "relative mean square error {:.2f} %",
 }
 """What is lost of each kind, in words; the number is per cent."""
@@ -74,7 +76,7 @@ def lost(expected: Mapping[str, Value], actual: Mapping[str, Value], kinds: Mapp
     found = {name: 1.0 - agrees for name, agrees in agreements(expected, actual, kinds).items()}
     for name in found:
         before = expected[name]
-        if kinds[name].kind in (OutputKind.SCORES, OutputKind.PROBABILITIES) and isinstance(before, np.ndarray):
+        if kinds[name].chooses and isinstance(before, np.ndarray):
             p, rows = probabilities(before, kinds[name]), np.arange(before.size // before.shape[kinds[name].axis])
             now = probabilities(np.asarray(actual[name]), kinds[name]).argmax(axis=1)
             found[name] = float((p.max(axis=1) - p[rows, now]).mean())
@@ -105,11 +107,11 @@ class Judged:
 class _Judge:
     """What the original gives on the samples that nothing was calibrated on."""
 
-    def __init__(self, float_model: onnx.ModelProto, judging: Sequence[dict[str, np.ndarray]], classes: int) -> None:
+    def __init__(self, float_model: onnx.ModelProto, judging: Sequence[dict[str, np.ndarray]], told: Told) -> None:
         graph = ir.from_proto(float_model)
         self._proto, self._judging, self._shown = float_model, judging, measurable(graph)
         self._expected = self._outputs(float_model, judging)
-        self._kinds = output_kinds(graph, self._expected, classes)
+        self._kinds = output_kinds(graph, self._expected, told)
 
     def _outputs(self, model: onnx.ModelProto, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Value]:
         """Outputs, and the floats that those which decide rest on."""
@@ -149,7 +151,7 @@ def keep_what_is_hurt(
     judging: Sequence[dict[str, np.ndarray]],
     allowed: float,
     always: Sequence[str] = (),
-    classes: int = 0,
+    told: Told | None = None,
 ) -> Judged:
     """An int8 model that loses no more than is allowed, with as few layers in float as that takes.
 
@@ -159,12 +161,12 @@ def keep_what_is_hurt(
         judging: Batches that nothing was calibrated on.
         allowed: What may be lost, see the module, 0 to 1.
         always: Layers that stay in float whatever they do.
-        classes: How many the labels of the data name, see `output_kinds`.
+        told: What is known of the outputs, see `output_kinds`.
 
     Raises:
         ModelError: There is no output to judge by.
     """
-    judge = _Judge(float_model, judging, classes)
+    judge = _Judge(float_model, judging, told or Told())
     kept = [InFloat(name, "asked for: first or last layer") for name in always]
 
     def attempt(worst: Sequence[tuple[str, float]]) -> tuple[onnx.ModelProto, float, str]:

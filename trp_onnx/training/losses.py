@@ -23,7 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_onnx.errors import DataError, ModelError, UsageError
-from trp_onnx.evaluation.outputs import OutputKind, holds_classes, is_float, output_kinds, scores_of
+from trp_onnx.evaluation.outputs import ClassLabels, OutputKind, Told, is_float, labelled, output_kinds
 from trp_onnx.graph.session import Arrays
 from trp_onnx.training.options import TrainingOptions
 
@@ -57,26 +57,26 @@ class OutputLoss:
 
 
 def choose_losses(
-    model: onnx.ModelProto, options: TrainingOptions, labelled: bool, outputs: Arrays, classes: int = 0
+    model: onnx.ModelProto, options: TrainingOptions, has_labels: bool, outputs: Arrays, told: Told
 ) -> tuple[OutputLoss, ...]:
     """What each output is held to: labels on the one that holds class scores, the teacher on all that are floats.
 
     Args:
         model: With the sizes of its outputs.
         options: Weights and kinds.
-        labelled: Whether the data has labels.
+        has_labels: Whether the data has labels.
         outputs: What the model gives on a few samples, which says what its outputs are (see `output_kinds`).
-        classes: How many classes the labels name, as far as that is known; 0 without labels.
+        told: What is known of the outputs, see `output_kinds`.
 
     Raises:
         DataError: Labels are asked for, but there are none, or no output to compare them with.
         ModelError: No output is a float, so that nothing can be learnt from the teacher.
         UsageError: Nothing to learn from, or a weight for an output that does not exist.
     """
-    if options.labels and not labelled:
+    if options.labels and not has_labels:
         raise DataError("the training data has no labels: train with distillation alone, --labels 0")
     labels = (1.0 if options.distill == 0 else 0.3) if options.labels is None else options.labels
-    labels = labels if labelled else 0.0
+    labels = labels if has_labels else 0.0
     distill = (0.7 if labels else 1.0) if options.distill is None else options.distill
     if not labels and not distill:
         raise UsageError("training: without labels the loss needs --distill")
@@ -88,20 +88,25 @@ def choose_losses(
             "no output of the model is a float, so nothing can be learnt from it: export it with what its last "
             "operator chooses from as an output"
         )
-    kinds = output_kinds(None, outputs, classes)
-    named = (scores_of(outputs, classes) or scores_of(outputs)) if labels else None
-    if labels and named is None:
+    kinds = output_kinds(None, outputs, told)
+    named = labelled(kinds) if labels else None
+    if labels and (named is None or not _one_a_sample(outputs[named])):
         raise DataError("the model has no output with one score a class: train with --labels 0")
     losses: list[OutputLoss] = []
     for value in model.graph.output:
         weight = options.output_weights.get(value.name, 1.0)
         teaches = distill * weight if is_float(outputs[value.name]) else 0.0
         probabilities = kinds[value.name].kind is OutputKind.PROBABILITIES
-        scores = holds_classes(outputs[value.name]) and (probabilities or kinds[value.name].kind is OutputKind.SCORES)
+        scores = kinds[value.name].chooses and _one_a_sample(outputs[value.name])
         logits = value.name == named or options.distill_kind == "kl" or (options.distill_kind == "auto" and scores)
         label_weight = labels * weight if value.name == named else 0.0
         losses.append(OutputLoss(value.name, logits, logits and probabilities, label_weight, teaches))
     return tuple(losses)
+
+
+def _one_a_sample(output: np.ndarray) -> bool:
+    """Whether it has the shape of scores of one answer a sample, (N, C) beside axes of size 1."""
+    return ClassLabels(0).axis_in(output) > 0
 
 
 def size_of(model: onnx.ModelProto, output: str) -> int:

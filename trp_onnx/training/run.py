@@ -17,7 +17,7 @@ import onnx_ir as ir
 from trp_onnx.data import Dataset, Preprocessing
 from trp_onnx.data.feeding import as_feed
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
-from trp_onnx.evaluation.outputs import classes_of
+from trp_onnx.evaluation.outputs import ClassLabels, Told
 from trp_onnx.files.staging import write_text, written_whole
 from trp_onnx.graph.batching import find_batching
 from trp_onnx.graph.layers import Layer, find_layers, network_macs
@@ -309,8 +309,8 @@ class TrainingRun:
         separate_vectors(model)
         trainable = make_trainable(model, self._x)
         offset = self._source.preprocessing.label_offset
-        classes = classes_of(self._batches.labels, offset) or int(self._labelled)
-        outputs = choose_losses(trainable.model, options, self._labelled, trainable.outputs, classes)
+        labels = ClassLabels.of(self._batches.labels, offset) or (ClassLabels(1) if self._labelled else None)
+        outputs = choose_losses(trainable.model, options, self._labelled, trainable.outputs, Told(labels=labels))
         for output in outputs:
             if output.label_weight:
                 self._named = output.name
