@@ -9,6 +9,9 @@ from onnx import helper
 import trp_onnx
 from tests.graphs import conv_net, info, model, rng, run, save, weights
 from trp_onnx.errors import UsageError
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.graph.model import open_model
+from trp_onnx.planning import LayerRule, left_by_budgets
 from trp_onnx.planning.curve import DamageCurve
 
 
@@ -61,3 +64,33 @@ def test_planning_by_outputs_needs_data(tmp_path: Path) -> None:
 def test_curves_interpolate_and_go_on_in_proportion() -> None:
     curve = DamageCurve(np.array([0.0, 0.1, 0.2]), np.array([0.0, 1.0, 4.0]))
     assert [curve(e) for e in (0.0, 0.05, 0.2, 0.4)] == [0.0, 0.5, 4.0, 8.0]
+
+
+@pytest.fixture
+def large_and_tiny(tmp_path: Path) -> Path:
+    """Of the MACs of a large product and a tiny one, the second has one in a thousand."""
+    w = {"a": weights(128, 128, seed=1), "b": weights(128, 4, seed=2), "c": weights(4, 4, seed=3)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"], name="large"),
+        helper.make_node("Relu", ["p"], ["q"]),
+        helper.make_node("MatMul", ["q", "b"], ["r"], name="narrow"),
+        helper.make_node("MatMul", ["r", "c"], ["y"], name="tiny"),
+    ]
+    return save(model(nodes, [info("x", ["N", 40, 128])], [info("y", ["N", 40, 4])], w), tmp_path / "net.onnx")
+
+
+def test_layers_that_no_budget_changes_are_not_measured(large_and_tiny: Path, tmp_path: Path) -> None:
+    found = find_layers(open_model(large_and_tiny))
+    assert left_by_budgets(found) == {"tiny"}
+    assert left_by_budgets(found, rules=[LayerRule("large", keep=True)]) == {"large", "tiny"}
+    assert left_by_budgets(found, rules=[LayerRule("tiny", rank=(1,))]) == set()
+    np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 40, 128)).astype(np.float32))
+    options = {"align": 1, "data": tmp_path / "x.npz"}
+    planned = trp_onnx.compress(large_and_tiny, tmp_path / "a.onnx", macs=0.6, **options)
+    (tiny,) = [layer for layer in planned.layers if layer.name == "tiny"]
+    assert tiny.scheme is None and "next to nothing of the network" in tiny.reason
+    rules = [LayerRule("tiny", rank=(2,))]
+    alone = trp_onnx.compress(large_and_tiny, tmp_path / "a.onnx", config=rules, **options)
+    within = trp_onnx.compress(large_and_tiny, tmp_path / "a.onnx", config=rules, macs=0.6, **options)
+    errors = [layer.relative_error for report in (alone, within) for layer in report.layers if layer.name == "tiny"]
+    assert errors[0] == errors[1] > 0  # of its outputs, in both

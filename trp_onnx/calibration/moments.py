@@ -165,7 +165,7 @@ def collect_moments(
     sharing: dict[LayerKey, list[Layer]] = {key: [] for key in sums}
     for layer in seen:
         sharing[layer.key].append(layer)
-    positions = {key: np.random.default_rng(i) for i, key in enumerate(sums)}
+    positions = {key: np.random.default_rng([*sharing[key][0].name.encode()]) for key in sums}
     for batch in progress(_batches(session, given, x, batching)):
         values = run_session(session, {given: batch}) | {given: batch}
 

@@ -49,6 +49,7 @@ from trp_onnx.planning import (
     check_rule,
     choose_schemes,
     fastest_within,
+    left_by_budgets,
     measure_damage,
     plan_for_speedup,
     plan_to_toml,
@@ -245,13 +246,19 @@ def compress(
             block = table.step if align == "auto" else block
             notes += table.notes
             clock.lap("time")
-        evidence = Evidence(table=table)
         budgeted = searched or macs is not None or speedup is not None
+        left = (
+            left_by_budgets(layers, table, rules=rules, scheme=scheme, align=block)
+            if budgeted and data is not None
+            else frozenset[str]()
+        )
+        evidence = Evidence(table=table, left=left)
+        judged = [layer for layer in layers if layer.name not in left]
         by_damage = plan_by == "outputs" or (plan_by == "auto" and samples is not None and budgeted)
         x: np.ndarray | None = None
         if samples is not None:
             x = samples.fitting(original)
-            moments = collect_moments(normal, layers, x, progress=lambda batches: track(batches, "moments"))
+            moments = collect_moments(normal, judged, x, progress=lambda batches: track(batches, "moments"))
             evidence = replace(evidence, moments=moments)
             clock.lap("moments")
         if by_damage:
@@ -259,7 +266,7 @@ def compress(
             assert seen is not None  # planning by outputs needs data
             damage = measure_damage(
                 normal,
-                layers,
+                judged,
                 seen[:DAMAGE_SAMPLES],
                 scheme,
                 evidence,

@@ -99,11 +99,12 @@ def measure_damage(
     """
     evidence, told = evidence or Evidence(), told or Told()
     proto = to_proto(model)
-    cache = Cache("damage", _fingerprint(proto, x, scheme, evidence.moments, told))
+    cache = Cache("damage", _fingerprint(proto, x, scheme, told))
     network: _Network | None = None
     curves: dict[str, DamageCurve] = {}
     groups = sites_of(layers)
-    stored = {group[0].name: cache.get(group[0].name) for group in groups}
+    keys = {group[0].name: _key(group[0], evidence.moments) for group in groups}
+    stored = {name: cache.get(key) for name, key in keys.items()}
     directions = each(
         lambda group: _direction(group, scheme, evidence), [group for group in groups if stored[group[0].name] is None]
     )
@@ -113,7 +114,7 @@ def measure_damage(
             network = network or _Network(model, proto, x, told)
             direction = next(directions)
             known = [[0.0, 0.0], *([] if direction is None else _curve(network, group, direction))]
-            cache.put(group[0].name, known)
+            cache.put(keys[group[0].name], known)
         if len(known) > 1:
             errors, damages = np.array(known).T
             rising = np.maximum.accumulate(damages)
@@ -124,14 +125,17 @@ def measure_damage(
     return curves
 
 
-def _fingerprint(
-    model: onnx.ModelProto, x: np.ndarray, scheme: str, moments: Mapping[str, Moments], told: Told
-) -> str:  # fmt: skip
-    """All that a curve depends on."""
+def _key(layer: Layer, moments: Mapping[str, Moments]) -> str:
+    """A layer, and the data that its direction is found on."""
+    found = moments.get(layer.name)
+    seen = "" if found is None else hashlib.sha256(np.ascontiguousarray(found.mean).data).hexdigest()
+    return f"{layer.name} {seen}"
+
+
+def _fingerprint(model: onnx.ModelProto, x: np.ndarray, scheme: str, told: Told) -> str:
+    """All that the curves depend on."""
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
     digest.update(np.ascontiguousarray(x).data)
-    for found in moments.values():
-        digest.update(np.ascontiguousarray(found.mean).data)
     return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {LEAST} {PIECE_BYTES} {CLEAR} {SURE} {told}"
 
 

@@ -43,12 +43,14 @@ class Evidence:
         moments: Of what flows into its layers, by name: errors are those of the outputs then.
         damage: What errors of each layer do to the network's outputs, by its name.
         table: What its layers and their factors take in time.
+        left: Names of the layers that no budget changes, see `left_by_budgets`: nothing else is known of them.
         curves: What `errors` has found; goes along where more becomes known.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
     damage: Mapping[str, DamageCurve] = field(default_factory=dict)
     table: LatencyTable | None = None
+    left: frozenset[str] = frozenset()
     curves: dict[object, dict[str, Array]] = field(default_factory=dict, repr=False, compare=False)
 
     def errors(self, layer: Layer, schemes: Sequence[Scheme]) -> dict[str, Array]:
@@ -157,6 +159,24 @@ def survey(layers: tuple[Layer, ...], choice: str, align: int, evidence: Evidenc
     for scheme, errors in zip(schemes, evidence.errors(owner, schemes).values(), strict=True):
         found += _options(layers, scheme, _ranks(scheme, layers, align), errors, evidence, _below(dense) + 1)
     return _site(layers, dense, found)
+
+
+def most_saved(layers: tuple[Layer, ...], choice: str, align: int, table: LatencyTable | None) -> float:
+    """What any option saves at most: of the network's time where there is a table, else MACs; 0 where none pays."""
+    geometry = layers[0].geometry
+    assert geometry is not None
+    evidence, dense = Evidence(table=table), dense_option(layers, table)
+    found: list[Option] = []
+    for scheme in candidates(choice, geometry.kernel):
+        errors = np.broadcast_to(0.0, tuple(size + 1 for size in scheme.full_rank(geometry)))  # whatever they are
+        found += _options(layers, scheme, _ranks(scheme, layers, align), errors, evidence, _below(dense) + 1)
+    site = _site(layers, dense, found)
+    return max((site.saves(option) for option in site.options), default=0.0)
+
+
+def least_saved(sites: int) -> float:
+    """The part of a network of so many sites that an option saves at least."""
+    return min(LEAST_SAVED, LEAST_OF_AVERAGE / sites)
 
 
 def retimed(site: Site, table: LatencyTable) -> Site:

@@ -25,12 +25,11 @@ from trp_onnx.graph.layers import Layer, counted_layers, network_macs
 from trp_onnx.lowrank.schemes import SCHEMES
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import (
-    LEAST_OF_AVERAGE,
-    LEAST_SAVED,
     Evidence,
     Option,
     Site,
     in_time,
+    least_saved,
     retimed,
     sites_of,
     survey,
@@ -103,7 +102,9 @@ class Planner:
 
     def _offered(self, site: Site, *, by_size: bool = False) -> Site:
         """The site without options that save next to nothing of the network; `by_size` parameters count as well."""
-        part = min(LEAST_SAVED, LEAST_OF_AVERAGE / len(self._sites))
+        if site.layers[0].name in self.evidence.left:
+            return replace(site, options=())
+        part = least_saved(len(self._sites))
         timed = site.dense.time is not None
         least = part * (1.0 if timed else self._macs)
         parameters = part * self._parameters if by_size else inf
@@ -220,7 +221,7 @@ class Planner:
     def _notes_on_moments(self) -> list[str]:
         if not self.evidence.moments:
             return []
-        judged = [layer for site in self._sites for layer in site.layers]
+        judged = [layer for site in self._sites for layer in site.layers if layer.name not in self.evidence.left]
         blind = [layer.name for layer in judged if not observable(layer)]
         if not blind:
             return []

@@ -80,10 +80,15 @@ class LayerRule:
             value = getattr(self, key)
             fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
             _require(value is None or fits, f"{key} is a number from 0 to below 1")
-        given = [key for key in _TARGETS if getattr(self, key) is not None and getattr(self, key) is not False]
+        given = self.targets
         _require(len(given) <= 1, f"give only one of {', '.join(_TARGETS)}, not {' and '.join(given)}")
         if self.regex:
             _compiled(self.pattern)
+
+    @property
+    def targets(self) -> list[str]:
+        """Those that are set: none where the entry names a scheme alone, and one in any other."""
+        return [key for key in _TARGETS if getattr(self, key) is not None and getattr(self, key) is not False]
 
     def matches(self, name: str) -> bool:
         """Whether the entry speaks of the layer of this name."""
