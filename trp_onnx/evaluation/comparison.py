@@ -26,7 +26,7 @@ from trp_onnx.evaluation.divergence import (
 from trp_onnx.evaluation.outputs import Output, OutputKind, is_float, output_kinds
 from trp_onnx.graph.session import Arrays, relative_error
 
-_SMALL, _SHARE = 0.01, 0.02
+SMALL, SHARE = 0.01, 0.02
 """Size of a channel, beside the largest, below which its error is hidden, and the least part of all that such are."""
 
 
@@ -79,9 +79,9 @@ def _compare(value: ir.Value, expected: Arrays, actual: Arrays, kinds: Mapping[s
     if not common:
         return OutputError(name, float(len(before) != len(after)), note=_note(name, before, after, kinds))
     if not is_float(before[common[0]]):
-        shares = [_share(before[key], after[key], kinds[key]) for key in common]
+        shares = [share(before[key], after[key], kinds[key]) for key in common]
         return OutputError(name, float(np.mean(shares)), "share that differs", note=_note(name, before, after, kinds))
-    pairs = [_paired(*without_shared_infinities(before[key], after[key]), kinds[key]) for key in common]
+    pairs = [paired(*without_shared_infinities(before[key], after[key]), kinds[key]) for key in common]
     a, b = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
     error = relative_error(a, b)
     if not np.isfinite(error):
@@ -109,20 +109,22 @@ def _check_shape(value: ir.Value, before: np.ndarray, after: np.ndarray) -> None
         )
 
 
-def _share(before: np.ndarray, after: np.ndarray, output: Output) -> float:
-    if _sized(before, after, output):
+def share(before: np.ndarray, after: np.ndarray, output: Output) -> float:
+    """The share of elements that differ, 0 to 1; of outputs whose size values decide on that of items."""
+    if sized(before, after, output):
         return 1.0 - items_agree(before, after, item_axis(before, after, output))
     return float(np.mean(before != after)) if before.size else 0.0
 
 
-def _sized(before: np.ndarray, after: np.ndarray, output: Output) -> bool:
+def sized(before: np.ndarray, after: np.ndarray, output: Output) -> bool:
+    """Whether values decide on its size."""
     return output.kind is OutputKind.ITEMS or before.shape != after.shape
 
 
 @np.errstate(over="ignore", invalid="ignore")  # squares beyond float32 are infinite
-def _paired(before: np.ndarray, after: np.ndarray, output: Output) -> tuple[np.ndarray, np.ndarray]:
+def paired(before: np.ndarray, after: np.ndarray, output: Output) -> tuple[np.ndarray, np.ndarray]:
     """What is held against each other: the arrays, or each item and, of another size, what it is nearest to."""
-    rows = items(before, after, item_axis(before, after, output)) if _sized(before, after, output) else None
+    rows = items(before, after, item_axis(before, after, output)) if sized(before, after, output) else None
     if rows is None or not np.isfinite(after).all():
         return before, after
     lengths = [np.square(np.nan_to_num(side)).sum(axis=1) for side in rows]
@@ -140,8 +142,8 @@ def _by_channel(output: Output, before: np.ndarray, after: np.ndarray) -> tuple[
     errors = channel_errors(before, after, output.axis)
     others = tuple(axis for axis in range(before.ndim) if axis != output.axis % before.ndim)
     sizes = np.sqrt(np.square(before).mean(axis=others, dtype=np.float64))
-    small = (sizes > 0) & (sizes < _SMALL * sizes.max())
-    hidden = float(np.sqrt(errors[small].mean())) if small.mean() >= _SHARE else None
+    small = (sizes > 0) & (sizes < SMALL * sizes.max())
+    hidden = float(np.sqrt(errors[small].mean())) if small.mean() >= SHARE else None
     return int(errors.argmax()), float(np.sqrt(errors.max())), hidden
 
 
@@ -151,7 +153,7 @@ def _note(name: str, before: Arrays, after: Arrays, kinds: Mapping[str, Output])
             f"output '{name}' has {len(after)} elements on the inputs it was verified on, the original {len(before)}: "
             "compared as far as both go"
         )
-    sized = [key for key in before if _sized(before[key], after[key], kinds[key])]
+    sized = [key for key in before if sized(before[key], after[key], kinds[key])]
     if not sized:
         return ""
     key = sized[0]

@@ -51,7 +51,7 @@ AGREEMENT_NAMES: Mapping[OutputKind, str] = {
 }
 """What `agreement` is of each kind."""
 
-_CONSTANT = 1e-6
+CONSTANT = 1e-6
 """Part of a channel's mean square below which its variance is none."""
 
 _TINY = 1e-30
@@ -113,7 +113,7 @@ def agreements(
 ) -> dict[str, float]:
     """How much of each output stayed the same, 0 to 1; what that means of each kind is in `AGREEMENT_NAMES`."""
     kinds = output_kinds(None, expected) if kinds is None else kinds
-    return {name: _agreement(value, actual[name], kinds[name]) for name, value in expected.items() if name in kinds}
+    return {name: agreement_of(value, actual[name], kinds[name]) for name, value in expected.items() if name in kinds}
 
 
 def channel_errors(before: np.ndarray, after: np.ndarray, axis: int | None = None) -> np.ndarray:
@@ -125,7 +125,7 @@ def channel_errors(before: np.ndarray, after: np.ndarray, axis: int | None = Non
         axis: The axis of channels, see `channel_axis`.
     """
     axis = channel_axis(before) if axis is None else axis
-    return _channel_errors(*(_channels(side, axis) for side in without_shared_infinities(before, after)))
+    return _channel_errors(*(as_channels(side, axis) for side in without_shared_infinities(before, after)))
 
 
 def without_shared_infinities(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,8 +145,8 @@ def _channel_errors(before: np.ndarray, after: np.ndarray, spreads: np.ndarray |
     return np.asarray(np.nan_to_num(errors, nan=np.inf, posinf=np.inf))
 
 
-def _channels(value: np.ndarray, axis: int) -> np.ndarray:
-    """As (places, channels)."""
+def as_channels(value: np.ndarray, axis: int) -> np.ndarray:
+    """As (places, channels), floats."""
     z = floats(value)
     return z.reshape(-1, 1) if axis < 0 or z.ndim <= axis else np.moveaxis(z, axis, -1).reshape(-1, z.shape[axis])
 
@@ -159,7 +159,7 @@ def squared_spreads(channels: np.ndarray) -> np.ndarray:
         square[:] = square.mean()
     else:
         variance = channels.var(axis=0, dtype=np.float64)
-        square = np.where(variance > _CONSTANT * square, variance, square)
+        square = np.where(variance > CONSTANT * square, variance, square)
     used = square > 0
     return np.asarray(np.where(used, square, square[used].mean() if used.any() else 1.0))
 
@@ -171,7 +171,7 @@ def _measure(name: str, value: Value, output: Output) -> Callable[[Value], float
         raise ModelError(f"output '{name}' of the model is NaN or infinite on the data: nothing can be measured by it")
     if isinstance(value, list) or not (output.chooses or output.has_channels):
         may = any(np.isinf(z).any() for z in numbers)
-        return lambda after: RUINED if _ruined(after, may) else 1.0 - _agreement(value, after, output)
+        return lambda after: RUINED if _ruined(after, may) else 1.0 - agreement_of(value, after, output)
     before = floats(value)
     infinite = np.isinf(before)
     finite = _filling(before, infinite, output)
@@ -203,9 +203,9 @@ def _filling(before: np.ndarray, infinite: np.ndarray, output: Output) -> Callab
 
 
 def _errors(before: np.ndarray, output: Output) -> Callable[[np.ndarray], float]:
-    channels = _channels(before, output.axis)
+    channels = as_channels(before, output.axis)
     spreads = squared_spreads(channels)
-    return lambda after: float(_channel_errors(channels, _channels(after, output.axis), spreads).mean())
+    return lambda after: float(_channel_errors(channels, as_channels(after, output.axis), spreads).mean())
 
 
 def _kl(value: np.ndarray, output: Output) -> Callable[[np.ndarray], float]:
@@ -227,13 +227,13 @@ def _kl(value: np.ndarray, output: Output) -> Callable[[np.ndarray], float]:
 
 def probabilities(value: np.ndarray, output: Output) -> np.ndarray:
     """Of SCORES or PROBABILITIES, as (places, classes)."""
-    z = _channels(value, output.axis)
+    z = as_channels(value, output.axis)
     return z if output.kind is OutputKind.PROBABILITIES else np.exp(_log_softmax(z.copy()))
 
 
 def _logits(value: np.ndarray, output: Output) -> np.ndarray:
     """Scores, or the logarithms of probabilities, as (places, classes)."""
-    z = _channels(value, output.axis)
+    z = as_channels(value, output.axis)
     return np.log(np.maximum(z, _TINY)) if output.kind is OutputKind.PROBABILITIES else z
 
 
@@ -245,7 +245,8 @@ def _log_softmax(z: np.ndarray) -> np.ndarray:
     return z
 
 
-def _agreement(before: Value, after: Value, output: Output) -> float:
+def agreement_of(before: Value, after: Value, output: Output) -> float:
+    """How much of one output stayed the same, 0 to 1; see the module."""
     if isinstance(before, list) or isinstance(after, list) or output.kind is OutputKind.ITEMS:
         pairs = list(zip(runs_of(before), runs_of(after), strict=False))
         return float(np.mean([items_agree(a, b, item_axis(a, b, output)) for a, b in pairs])) if pairs else 0.0
@@ -256,7 +257,7 @@ def _agreement(before: Value, after: Value, output: Output) -> float:
     if output.chooses:
         return float(np.mean(before.argmax(output.axis) == after.argmax(output.axis)))
     if output.kind is OutputKind.UNIT_VECTORS:
-        a, b = _channels(before, output.axis), _channels(after, output.axis)
+        a, b = as_channels(before, output.axis), as_channels(after, output.axis)
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         cosine = np.einsum("ij,ij->i", a, b) / np.maximum(lengths, _TINY)
         return float(np.clip(np.nan_to_num(cosine).mean(), 0, 1))
