@@ -275,7 +275,7 @@ def test_images_that_go_in_as_they_are_stored(tmp_path: Path, net: Path) -> None
 @pytest.mark.parametrize(
     ("option", "text", "complaint"),
     [
-        ("--config", "layer = [1, 2]", "layers stand in tables"),
+        ("--config", "layer = [1, 2]", "holds [[layer]] entries: layer[0] takes a table, not 1"),
         ("--training", '[output_weights]\nlogits = "a"', "output_weights takes"),
         ("--training", 'milestones = ["a"]', "milestones[0] takes"),
     ],
@@ -378,8 +378,8 @@ def test_data_that_is_no_archive(tmp_path: Path, net: Path) -> None:
         (("--macs", 0.5, "--align", "some"), "--align takes"),
         (("--macs", 0.5, "--align", 0), "--align takes"),
         (("--macs", 0.5, "--input-shape", "x"), "input:1,3,224,224"),
-        (("--macs", 0.5, "--scale", "much"), "scale takes numbers"),
-        (("--macs", 0.5, "--std", "0"), "std must not hold 0"),
+        (("--macs", 0.5, "--scale", "much"), "scale takes a number, not"),
+        (("--macs", 0.5, "--std", "0"), "std[0] takes a number from 1.17549e-38, not 0"),
         (("--macs", "much"), "not a valid float"),
     ],
 )

@@ -19,7 +19,7 @@ from PIL import Image
 import trp_onnx
 from tests import graphs
 from tests.test_inputs import cli
-from trp_onnx.data import read_npz
+from trp_onnx.data import read_npz, read_preprocessing
 
 
 @pytest.fixture
@@ -267,7 +267,9 @@ def test_numbers_that_are_none(tmp_path: Path, net: Path, option: str, value: st
 
 def test_fractions_are_what_they_were(tmp_path: Path) -> None:
     for text, value in (("1/255", 1 / 255), ("1/127.5", 1 / 127.5), ("0.5", 0.5), ("2", 2.0)):
-        assert trp_onnx.Preprocessing(scale=text).scale == value  # type: ignore[arg-type]
+        (tmp_path / "p.toml").write_text(f"scale = '{text}'\nmean = ['{text}', 0.5]\nstd = '{text},{text}'")
+        read = read_preprocessing(tmp_path / "p.toml")
+        assert (read.scale, read.mean, read.std) == (value, (value, 0.5), (value, value))
 
 
 def test_values_beyond_float32(tmp_path: Path, net: Path) -> None:

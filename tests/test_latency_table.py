@@ -142,7 +142,8 @@ def test_tables_that_are_wrong(net: Path, measured: Path, tmp_path: Path) -> Non
         {"signatures": 3},
     ):
         refused(another(measured, tmp_path, **damage), DataError, "damaged")
-    refused(another(measured, tmp_path, milliseconds=None), DataError, "is damaged: measure it again")
+    empty = another(measured, tmp_path, milliseconds=None)
+    refused(empty, DataError, "is damaged, measure it again: milliseconds takes a number, not None")
     narrow = conv_net(tmp_path / "narrow.onnx", channels=32)
     refused(measured, UsageError, "another network", narrow)
 

@@ -125,6 +125,15 @@ def test_rules_in_python_take_numpys_numbers(net: Path, tmp_path: Path) -> None:
     assert {layer.name: layer.rank for layer in report.layers}["conv2"] == (4,)
 
 
+def test_what_stands_for_a_value_becomes_it() -> None:
+    """Options of a user's own lists and arrays are those of tuples and numbers, and go through JSON."""
+    given = trp_onnx.Preprocessing(mean=[1, 2], std=np.array([3.0, 4.0], np.float32), crop=np.int64(5))  # type: ignore[arg-type]
+    assert given == trp_onnx.Preprocessing(mean=(1.0, 2.0), std=(3.0, 4.0), crop=5)
+    for values in ({"scale": "1/255"}, {"color": "grey"}, {"mean": None}, {"crop": Path("x")}, {"std": ()}):
+        with pytest.raises(trp_onnx.UsageError, match=next(iter(values))):
+            trp_onnx.Preprocessing(**values)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "values", [{"epochs": 10**400}, {"rate": float("inf")}, {"clip": float("nan")}, {"seed": 2**70}]
 )

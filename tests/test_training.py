@@ -606,8 +606,9 @@ def test_options_from_a_file(tmp_path: Path) -> None:
         epochs=3, rate=0.5, augment=("flip",), output_weights={"a": 2.0}
     )
     for text, message in (
-        ("epoch = 3", "unknown key 'epoch'"), ("epochs = 'three'", "epochs takes int"),
-        ("rate = -1.0", "rate is positive"), ("epochs = 0", "there are no epochs"), ("epochs", "is not TOML"),
+        ("epoch = 3", "unknown key 'epoch'"), ("epochs = 'three'", "epochs takes a whole number, not 'three'"),
+        ("rate = -1.0", "rate takes a number above 0, not -1.0"), ("epochs = 0", "there are no epochs"),
+        ("epochs", "is not TOML"),
         ("strategy = 'best'", "strategy is one of"), ("labels = 0.0\ndistill = 0.0", "nothing else to learn from"),
     ):  # fmt: skip
         path.write_text(text)

@@ -97,7 +97,8 @@ def _attributes(hint: Any) -> dict[str, Any]:
     if hint is bool:
         return {"default": None}
     if origin is tuple:
-        return {"type": Words(get_args(hint)[0])}
+        kind = get_args(hint)[0]
+        return {"type": Words(str if get_origin(kind) is Literal else kind)}
     return {"type": click.Choice(get_args(hint)) if origin is Literal else hint}
 
 

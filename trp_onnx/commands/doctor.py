@@ -5,17 +5,17 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 from trp_onnx._version import __version__
 from trp_onnx.errors import TrainingError
+from trp_onnx.files.documents import Document
 from trp_onnx.planning.alignment import simd_block
 
 _PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "onnxsim", "numpy", "scipy", "click", "rich", "pillow", "scikit-learn")
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Document):
     """Versions, providers, and everything that stands in the way.
 
     Attributes:
@@ -37,10 +37,6 @@ class Diagnosis:
     simd_block: int
     training: str
     problems: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
-        return dict(vars(self))
 
 
 def doctor() -> Diagnosis:

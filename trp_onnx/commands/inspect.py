@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trp_onnx.data.feeding import read_inputs
+from trp_onnx.files.documents import Document
 from trp_onnx.graph.layers import Layer, find_layers, network_macs
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.sizes import sizes_from
@@ -37,11 +38,11 @@ class LayerView:
         parameters: Entries of the weight.
         scheme: The scheme whose spectrum is shown: the one that costs least at 95 % of the energy.
         full_rank: Rank without loss, under that scheme.
-        ranks: Rank that keeps 90, 95 and 99 % of the energy.
-        pays: For each of these, whether it costs less than the dense layer.
         candidates: Names of all schemes that fit.
         reason: Why the layer cannot be factorised; None when it can.
         place: The subgraph it stands in; "" for the main graph.
+        rank_at_energy: Rank that keeps 90, 95 and 99 % of the energy, by "0.90", "0.95" and "0.99".
+        pays_at_energy: For each of these, whether it costs less than the dense layer.
     """
 
     name: str
@@ -55,22 +56,15 @@ class LayerView:
     parameters: int | None
     scheme: str | None
     full_rank: int | None
-    ranks: tuple[int, ...]
-    pays: tuple[bool, ...]
     candidates: tuple[str, ...]
     reason: str | None
     place: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
-        view = dict(vars(self))
-        view["rank_at_energy"] = dict(zip((f"{e:.2f}" for e in ENERGIES), view.pop("ranks"), strict=False))
-        view["pays_at_energy"] = dict(zip((f"{e:.2f}" for e in ENERGIES), view.pop("pays"), strict=False))
-        return view
+    rank_at_energy: dict[str, int]
+    pays_at_energy: dict[str, bool]
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Document):
     """What `inspect` returns.
 
     Attributes:
@@ -89,13 +83,8 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
-        return {
-            "model": self.model,
-            "macs": self.macs,
-            "macs_unknown_nodes": self.unknown,
-            "layers": [view.to_dict() for view in self.layers],
-            "notes": list(self.notes),
-        }
+        document = super().to_dict()
+        return document | {"macs_unknown_nodes": document.pop("unknown")}
 
 
 def inspect(
@@ -136,7 +125,7 @@ def inspect(
     return Inspection(str(model), total, views, (*heard, *notes, *notes_on(layers)), unknown)
 
 
-_Spectrum = tuple[str, int, tuple[int, ...], tuple[bool, ...], tuple[str, ...]]
+_Spectrum = tuple[str, int, dict[str, int], dict[str, bool], tuple[str, ...]]
 
 
 def _spectrum(group: tuple[Layer, ...]) -> _Spectrum:
@@ -156,14 +145,14 @@ def _spectrum(group: tuple[Layer, ...]) -> _Spectrum:
             best = (cost, scheme, values)
     assert best is not None
     _, scheme, values = best
-    ranks = tuple(linalg.energy_rank(values, 1 - energy) for energy in ENERGIES)
-    pays = tuple(int(scheme.macs(geometry, (rank,))) < geometry.macs for rank in ranks)
+    ranks = {f"{energy:.2f}": linalg.energy_rank(values, 1 - energy) for energy in ENERGIES}
+    pays = {energy: int(scheme.macs(geometry, (rank,))) < geometry.macs for energy, rank in ranks.items()}
     return scheme.name, values.shape[-1], ranks, pays, tuple(s.name for s in fitting)
 
 
 def _view(layer: Layer, total: int, spectrum: _Spectrum | None) -> LayerView:
     geometry = layer.geometry
-    scheme, full, ranks, pays, names = spectrum or (None, None, (), (), ())
+    scheme, full, ranks, pays, names = spectrum or (None, None, {}, {}, ())
     return LayerView(
         name=layer.name,
         op=layer.op,
@@ -178,9 +167,9 @@ def _view(layer: Layer, total: int, spectrum: _Spectrum | None) -> LayerView:
         parameters=layer.parameters,
         scheme=scheme,
         full_rank=full,
-        ranks=ranks,
-        pays=pays,
         candidates=names,
         reason=layer.reason,
         place=layer.place,
+        rank_at_energy=ranks,
+        pays_at_energy=pays,
     )

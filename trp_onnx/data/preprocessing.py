@@ -18,55 +18,46 @@ Data that is no image (not 4-d) is only scaled and normalised.
 
 from __future__ import annotations
 
-import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from trp_onnx.data.layout import CHANNELS
 from trp_onnx.errors import DataError, UsageError
-from trp_onnx.files.documents import read_toml
+from trp_onnx.files.documents import conform, converted, read_toml
 
-_PIXELS, _AREA = 2**14, 2**28
+_AREA = 2**28
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-_SHOWN = 60  # characters of a wrong value in a message
+Number = Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]
+Pixels = Annotated[int, Meta(ge=1, le=2**14)]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """See the module; every field may also be given as the text that the command line passes."""
+    """See the module.
 
-    layout: str = "nchw"
-    scale: float = 1.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    color: str = "rgb"
-    resize: int | None = None
-    crop: int | None = None
-    label_offset: int = 0
+    Raises:
+        UsageError: A value is of the wrong kind or out of its range.
+    """
+
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    scale: Number = 1.0
+    mean: Annotated[tuple[Number, ...], Meta(min_length=1)] = (0.0,)
+    std: Annotated[tuple[Annotated[float, Meta(ge=_SMALLEST, le=_LARGEST)], ...], Meta(min_length=1)] = (1.0,)
+    color: Literal["rgb", "bgr"] = "rgb"
+    resize: Pixels | None = None
+    crop: Pixels | None = None
+    label_offset: Annotated[int, Meta(ge=0, lt=2**31)] = 0
 
     def __post_init__(self) -> None:
-        for name, convert in (("scale", _number), ("mean", _numbers), ("std", _numbers)):
-            object.__setattr__(self, name, convert(name, getattr(self, name)))
-        for name, choices in (("layout", ("nchw", "nhwc")), ("color", ("rgb", "bgr"))):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"preprocessing: {name} is {' or '.join(choices)}, not '{brief(getattr(self, name))}'")
-        for name in ("resize", "crop"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or not 1 <= value <= _PIXELS):
-                raise UsageError(
-                    f"preprocessing: {name} is a number of pixels from 1 to {_PIXELS}, not '{brief(value)}'"
-                )
-        if type(self.label_offset) is not int or not 0 <= self.label_offset < 2**31:
-            raise UsageError(f"preprocessing: label_offset is a whole number from 0, not '{brief(self.label_offset)}'")
-        if 0.0 in self.std:
-            raise UsageError("preprocessing: std must not hold 0")
-        if min(self.std) < _SMALLEST:
-            raise UsageError(f"preprocessing: std takes positive numbers that float32 holds, not {min(self.std):g}")
+        conform(self)
         if self.scale == 0:
-            raise UsageError("preprocessing: scale must not be 0, which makes all samples equal")
+            raise UsageError("scale must not be 0, which makes all samples equal")
 
     @property
     def as_stored(self) -> bool:
@@ -131,43 +122,22 @@ def read_preprocessing(path: Path | None, **overrides: Any) -> Preprocessing:
     """
     values = {} if path is None else read_toml(path, "the preprocessing file", UsageError)
     values |= {key: value for key, value in overrides.items() if value is not None}
-    known = {field.name for field in dataclasses.fields(Preprocessing)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise UsageError(f"preprocessing: unknown key '{brief(unknown[0])}'; there are {', '.join(sorted(known))}")
-    return Preprocessing(**values)
+    if "scale" in values:
+        values["scale"] = _number(values["scale"])
+    for name in ("mean", "std"):
+        if name in values:
+            given = values[name].split(",") if isinstance(values[name], str) else values[name]
+            values[name] = [_number(one) for one in given] if isinstance(given, (list, tuple)) else [given]
+    return converted(values, Preprocessing, "preprocessing")
 
 
-def _number(name: str, value: Any) -> float:
-    try:
-        if isinstance(value, bool):
-            raise TypeError(value)
-        over, slash, under = value.partition("/") if isinstance(value, str) else (value, "", 1)
-        parts = float(over), float(under if slash else 1)
-        number = parts[0] / parts[1]
-    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-        raise UsageError(f"preprocessing: {name} takes numbers such as 0.5 or 1/255, not '{brief(value)}'") from error
-    if not all(abs(part) <= _LARGEST for part in (*parts, number)):
-        raise UsageError(f"preprocessing: {name} takes finite numbers that float32 holds, not '{brief(value)}'")
-    return number
-
-
-def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    if isinstance(value, str):
-        value = value.split(",")
-    items = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if not items:
-        raise UsageError(f"preprocessing: {name} is empty")
-    return tuple(_number(name, item.strip() if isinstance(item, str) else item) for item in items)
-
-
-def brief(value: object) -> str:
-    """A value in a message, whatever it is."""
-    try:
-        text = str(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists
-        return f"a {type(value).__name__} that is too long to show"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+def _number(value: object) -> object:
+    """A fraction as a number; what is none stays as it is."""
+    over, slash, under = value.partition("/") if isinstance(value, str) else ("", "", "")
+    with suppress(ValueError, OverflowError, ZeroDivisionError):
+        divisor = float(under if slash else 1)
+        return float(over) / divisor if isfinite(divisor) else value
+    return value
 
 
 def _resize(image: np.ndarray, shorter: int) -> np.ndarray:

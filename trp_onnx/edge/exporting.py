@@ -9,7 +9,6 @@ The `.ort` is run beside its source before anything appears.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -28,6 +27,7 @@ from trp_onnx.edge.advice import Advice, advise
 from trp_onnx.edge.ort_format import STYLES, TARGETS, convert_to_ort, is_plain, names_of
 from trp_onnx.edge.usability import Usability, check_usability
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
+from trp_onnx.files.documents import plain
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import EXTERNAL_FROM, hidden_beside, remove_dead
 from trp_onnx.graph.layers import find_layers
@@ -159,8 +159,8 @@ def _export(
         advice = tuple(advise(find_layers(opened, input_shapes)))
         shipped = [ort_file, config]
         manifest = _manifest(source, opened, shipped, target, style, tolerance, errors, command) | {
-            "usability": [dataclasses.asdict(found) for found in usability],
-            "advice": [dataclasses.asdict(entry) for entry in advice],
+            "usability": plain(usability),
+            "advice": plain(advice),
             "notes": notes,
         }
         text = staging / MANIFEST

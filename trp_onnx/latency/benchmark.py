@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.data.feeding import interface_of, read_inputs
 from trp_onnx.errors import DataError, ModelError, UsageError
+from trp_onnx.files.documents import Document
 from trp_onnx.graph.layers import FACTORISABLE
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.provenance import origins_of
@@ -53,7 +52,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Document):
     """The result of `bench`.
 
     Attributes:
@@ -73,10 +72,6 @@ class Bench:
     runtime: str
     shapes: dict[str, tuple[int, ...]]
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
-        return dataclasses.asdict(self)
 
 
 def bench(

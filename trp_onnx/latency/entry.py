@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from trp_onnx.latency.parts import Parts
 from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
 
@@ -36,14 +38,9 @@ class Entry:
     def read(cls, document: Any) -> Entry | None:
         """From the cache; None where there is none, or a damaged one."""
         try:
-            knots = {name: [(tuple(r), float(p)) for r, p in found] for name, found in document["knots"].items()}
-            return cls(knots, float(document["inside"]), float(document["pace"]), float(document["doubt"]))
-        except (KeyError, TypeError, ValueError, AttributeError):
+            return msgspec.convert(document, cls)
+        except msgspec.ValidationError:
             return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it is kept."""
-        return dict(vars(self))
 
     def with_parts(self, points: Sequence[tuple[Scheme, Rank]], found: Parts) -> Entry:
         """With what was found at some ranks."""

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from trp_onnx.data.feeding import read_inputs
 from trp_onnx.errors import ModelError
 from trp_onnx.files.cache import Cache
+from trp_onnx.files.documents import plain
 from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import open_model, to_proto
 from trp_onnx.graph.session import Arrays, feeds_for
@@ -218,7 +219,7 @@ def _entry(
     except ModelError:
         return NOTHING  # a type that the provider has no kernel for: MACs stand in
     entry = known.with_parts(missing, found)
-    store.put(key, entry.to_dict())
+    store.put(key, plain(entry))
     return entry
 
 

@@ -29,12 +29,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from trp_onnx.errors import DataError, UsageError
-from trp_onnx.files.documents import read_json
+from trp_onnx.files.documents import Document, brief, converted, read_json
 from trp_onnx.files.paths import guard
 from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer
@@ -48,6 +49,13 @@ FORMAT = "trp-onnx latency table 1"
 
 NETWORK = "network"
 """The key of the doubt in the shares."""
+
+_LARGEST = float(np.finfo(np.float64).max)
+Time = Annotated[float, Meta(gt=0, le=_LARGEST)]
+Measured = Annotated[float, Meta(ge=0, le=_LARGEST)]
+Part = Annotated[float, Meta(ge=0, le=1)]
+Knots = list[tuple[tuple[Annotated[int, Meta(ge=1)], ...], Time]]
+"""Ranks, and what their factors take over what the dense layer does."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def target_of(runner: Runner, provider: str, threads: int) -> Target:
 
 
 @dataclass(frozen=True)
-class LatencyTable:
+class LatencyTable(Document):
     """Times of one network on one target.
 
     Attributes:
@@ -95,13 +103,13 @@ class LatencyTable:
     """
 
     target: Target
-    step: int
-    milliseconds: float
+    step: Annotated[int, Meta(ge=1)]
+    milliseconds: Time
     signatures: dict[str, str]
-    shares: dict[str, float]
-    parts: dict[str, dict[str, list[tuple[Rank, float]]]]
-    paces: dict[str, float] = field(default_factory=dict)
-    doubts: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, Part]
+    parts: dict[str, dict[str, Knots]]
+    paces: dict[str, Measured] = field(default_factory=dict)
+    doubts: dict[str, Measured] = field(default_factory=dict)
 
     def share(self, layer: Layer) -> float:
         """Part of the dense network's time that a layer takes."""
@@ -214,7 +222,7 @@ class LatencyTable:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
-        return {"format": FORMAT} | dataclasses.asdict(self)
+        return {"format": FORMAT} | super().to_dict()
 
 
 class _Curve:
@@ -287,55 +295,15 @@ def read_table(path: Path) -> LatencyTable:
     if found != FORMAT:
         what = f"its format is '{found}', not '{FORMAT}'" if found else "it does not say its format"
         raise DataError(f"'{path}' is no latency table that this version reads: {what}")
-    try:
-        return _from_document(document)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        where = f" ({error})" if isinstance(error, ValueError) else ""  # the others speak of Python
-        raise DataError(f"the latency table '{path}' is damaged{where}: measure it again") from error
-
-
-def _from_document(document: Mapping[str, Any]) -> LatencyTable:
-    parts: dict[str, dict[str, list[tuple[Rank, float]]]] = {}
-    for key, by in document["parts"].items():
-        parts[key] = {name: [(_rank(rank, name), _time(part)) for rank, part in knots] for name, knots in by.items()}
-    target = document["target"]
-    step = document["step"]
-    if not isinstance(step, int) or step < 1:
-        raise ValueError(f"step is {step!r}")
-    table = LatencyTable(
-        Target(str(target["machine"]), str(target["runtime"]), str(target["provider"]), int(target["threads"])),
-        step,
-        _time(document["milliseconds"]),
-        {str(name): str(text) for name, text in document["signatures"].items()},
-        {str(name): float(share) for name, share in document["shares"].items()},
-        parts,
-        {str(key): _measured(pace) for key, pace in document.get("paces", {}).items()},
-        {str(key): _measured(doubt) for key, doubt in document.get("doubts", {}).items()},
-    )
+    damaged = f"the latency table '{path}' is damaged, measure it again"
+    table = converted(document, LatencyTable, damaged, DataError)
     total = sum(table.shares.values())
-    if not all(0 <= share <= 1 for share in table.shares.values()) or not total <= 1 + 1e-6:
-        raise ValueError(f"shares add up to {total:.3f}")
+    if total > 1 + 1e-6:
+        raise DataError(f"{damaged}: shares add up to {total:.3f}")
+    for scheme, knots in ((scheme, knots) for by in table.parts.values() for scheme, knots in by.items()):
+        if scheme not in SCHEMES:
+            raise DataError(f"{damaged}: there is no scheme {brief(scheme)}")
+        wrong = next((rank for rank, _ in knots if len(rank) != len(SCHEMES[scheme].parts) - 1), None)
+        if wrong is not None:
+            raise DataError(f"{damaged}: scheme {scheme} has no rank {wrong}")
     return table
-
-
-def _rank(rank: Any, scheme: str) -> Rank:
-    found = tuple(rank)
-    if scheme not in SCHEMES or len(found) != len(SCHEMES[scheme].parts) - 1:
-        raise ValueError(f"scheme {scheme!r} at rank {rank!r}")
-    if not all(isinstance(r, int) and r >= 1 for r in found):
-        raise ValueError(f"rank {rank!r}")
-    return found
-
-
-def _time(value: Any) -> float:
-    time = float(value)
-    if not (0 < time < math.inf):
-        raise ValueError(f"a time of {value!r}")
-    return time
-
-
-def _measured(value: Any) -> float:
-    found = float(value)
-    if not (0 <= found < math.inf):
-        raise ValueError(f"a measurement of {value!r}")
-    return found

@@ -20,24 +20,24 @@ import fnmatch
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import isfinite
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta
 
 from trp_onnx.errors import UsageError
-from trp_onnx.files.documents import read_toml
-from trp_onnx.lowrank.schemes import SCHEME_CHOICES, SCHEMES, Rank
+from trp_onnx.files.documents import brief, conform, converted, read_toml
+from trp_onnx.lowrank.schemes import SCHEME_CHOICES, SCHEMES
 from trp_onnx.printable import printable
 
 if TYPE_CHECKING:
     from trp_onnx.planning.plan import Decision
 
 _TARGETS = ("rank", "ratio", "energy", "vbmf", "keep")
-_LONGEST = 10_000  # characters of a pattern
-_LARGEST_RANK = 2**31 - 1
+Part = Annotated[float, Meta(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -48,40 +48,21 @@ class LayerRule:
         UsageError: A value makes no sense.
     """
 
-    pattern: str
+    pattern: Annotated[str, Meta(max_length=10_000)]
     regex: bool = False
     scheme: str | None = None
-    rank: Rank | None = None
-    ratio: float | None = None
-    energy: float | None = None
+    rank: Annotated[tuple[Annotated[int, Meta(ge=1, lt=2**31)], ...], Meta(min_length=1, max_length=2)] | None = None
+    ratio: Part | None = None
+    energy: Part | None = None
     vbmf: bool = False
     keep: bool = False
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.pattern, str), "name and regex are strings")
-        _require(len(self.pattern) <= _LONGEST, f"name and regex have at most {_LONGEST} characters")
-        for key in ("regex", "vbmf", "keep"):
-            _require(isinstance(getattr(self, key), bool), f"{key} is true or false")
-        known = ", ".join(SCHEME_CHOICES)
-        _require(
-            self.scheme is None or self.scheme in SCHEME_CHOICES, f"unknown scheme '{self.scheme}'; there are {known}"
-        )
-        if self.rank is not None:
-            _require(
-                isinstance(self.rank, tuple)
-                and 1 <= len(self.rank) <= 2
-                and all(
-                    isinstance(r, Integral) and not isinstance(r, bool) and 1 <= int(r) <= _LARGEST_RANK
-                    for r in self.rank
-                ),
-                "rank is a whole number from 1, or [r_in, r_out] for tucker2",
-            )
-        for key in ("ratio", "energy"):
-            value = getattr(self, key)
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
-            _require(value is None or fits, f"{key} is a number from 0 to below 1")
-        given = self.targets
-        _require(len(given) <= 1, f"give only one of {', '.join(_TARGETS)}, not {' and '.join(given)}")
+        conform(self)
+        if self.scheme is not None and self.scheme not in SCHEME_CHOICES:
+            raise UsageError(f"unknown scheme {brief(self.scheme)}; there are {', '.join(SCHEME_CHOICES)}")
+        if len(self.targets) > 1:
+            raise UsageError(f"give only one of {', '.join(_TARGETS)}, not {' and '.join(self.targets)}")
         if self.regex:
             _compiled(self.pattern)
 
@@ -123,15 +104,7 @@ def read_rules(path: Path) -> tuple[LayerRule, ...]:
         UsageError: No such file, not TOML, an unknown key, or a value that makes no sense.
     """
     document = read_toml(path, "the configuration", UsageError)
-    unknown = set(document) - {"layer"}
-    entries = document.get("layer", [])
-    if unknown or not isinstance(entries, list):
-        raise UsageError(
-            f"the configuration '{path}' holds [[layer]] entries and nothing else, "
-            f"but has {sorted(unknown) or 'a single layer'}"
-        )
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise UsageError(f"'{path}': layers stand in tables, [[layer]]")
+    entries = converted(document, _Map, f"the configuration '{path}' holds [[layer]] entries").layer
     return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(entries, 1))
 
 
@@ -200,31 +173,20 @@ def check_all_match(rules: Iterable[LayerRule], names: Iterable[str]) -> None:
             )
 
 
+@dataclass(frozen=True)
+class _Map:
+    layer: list[dict[str, Any]] = field(default_factory=list)
+
+
 def _rule(entry: Mapping[str, Any], where: str) -> LayerRule:
-    """An entry of the file."""
-    values = dict(entry)
-    unknown = set(values) - {"name", "regex", "scheme", *_TARGETS}
-    if unknown:
-        raise UsageError(f"{where}: unknown key '{sorted(unknown)[0]}'")
-    if ("name" in values) == ("regex" in values):
+    """An entry of the file, with `name` or `regex` for a rule's pattern, and a rank that may be a number."""
+    if ("name" in entry) == ("regex" in entry):
         raise UsageError(f"{where}: give either name (a glob) or regex")
-    given = [key for key in _TARGETS if key in values]
-    if len(given) > 1:
-        raise UsageError(f"{where}: give only one of {', '.join(_TARGETS)}, not {' and '.join(given)}")
-    regex = "regex" in values
-    pattern = values.pop("regex" if regex else "name")
-    if "rank" in values:
-        rank = values["rank"]
-        values["rank"] = tuple(rank) if isinstance(rank, list) else (rank,)
-    try:
-        return LayerRule(pattern, regex, **values)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise UsageError(what)
+    values = {"regex": "regex" in entry} | {key: value for key, value in entry.items() if key not in ("name", "regex")}
+    values["pattern"] = entry["regex" if values["regex"] else "name"]
+    if "rank" in values and not isinstance(values["rank"], list):
+        values["rank"] = [values["rank"]]
+    return converted(values, LayerRule, where)
 
 
 def check_rule(

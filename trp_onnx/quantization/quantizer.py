@@ -5,7 +5,6 @@ open -> normalise -> balance factors -> calibrate -> keep in float what int8 hur
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from trp_onnx.edge.ort_format import TARGETS
 from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
 from trp_onnx.evaluation.accuracy import Accuracy, check_labels, evaluate
 from trp_onnx.evaluation.outputs import ClassLabels, Told
+from trp_onnx.files.documents import Document
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import Staging
 from trp_onnx.graph.batching import Batching, find_batching, run_samples
@@ -74,7 +74,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Quantized:
+class Quantized(Document):
     """What `quantize` wrote.
 
     Attributes:
@@ -100,7 +100,7 @@ class Quantized:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
-        document = dataclasses.asdict(self)
+        document = super().to_dict()
         for entry, variant in zip(document["variants"], self.variants, strict=True):
             if variant.accuracy is not None:
                 entry["accuracy"]["top1"] = variant.accuracy.top1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -12,6 +11,7 @@ from trp_onnx._version import __version__
 from trp_onnx.evaluation.accuracy import Accuracy
 from trp_onnx.evaluation.agreement import Agreement
 from trp_onnx.evaluation.comparison import OutputError
+from trp_onnx.files.documents import Document, plain
 from trp_onnx.latency.measured import Latency
 from trp_onnx.planning import Candidate, Decision
 from trp_onnx.report.spectra import Spectrum
@@ -68,7 +68,7 @@ class Loss:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Document):
     """The result of one compression; `to_dict` is `report.json`.
 
     Attributes:
@@ -137,7 +137,7 @@ class Report:
             "parameters": self.parameters.to_dict(),
             "file_bytes": self.file_bytes.to_dict(),
             "verified_on": self.verified_on,
-            "outputs": [dataclasses.asdict(error) for error in self.outputs],
+            "outputs": plain(self.outputs),
             "align": self.align,
             "layers": [_layer(decision) for decision in self.layers],
             "warnings": list(self.warnings),
@@ -150,17 +150,11 @@ class Report:
                 "after": self.accuracy_after.top1,
                 "samples": self.accuracy_after.samples,
             }
-        if self.agreement is not None:
-            document["agreement"] = dataclasses.asdict(self.agreement)
-        if self.loss is not None:
-            document["loss"] = dataclasses.asdict(self.loss)
-        if self.latency is not None:
-            document["latency"] = dataclasses.asdict(self.latency)
-        if self.candidates:
-            document["candidates"] = [dataclasses.asdict(candidate) for candidate in self.candidates]
-        if self.trained is not None:
-            document["training"] = dataclasses.asdict(self.trained)
-        return document
+        found = {
+            "agreement": self.agreement, "loss": self.loss, "latency": self.latency,
+            "candidates": self.candidates or None, "training": self.trained,
+        }  # fmt: skip
+        return document | {name: plain(part) for name, part in found.items() if part is not None}
 
     def to_json(self) -> str:
         """`to_dict` as text."""
@@ -169,7 +163,7 @@ class Report:
 
 def _layer(decision: Decision) -> dict[str, Any]:
     """A decision; the rank is a number for a pair and [r_in, r_out] for Tucker-2."""
-    entry = dataclasses.asdict(decision)
+    entry: dict[str, Any] = plain(decision)
     if decision.rank is not None:
         entry["rank"] = decision.rank[0] if len(decision.rank) == 1 else list(decision.rank)
     return entry

@@ -166,7 +166,7 @@ def inspection_table(inspection: Inspection) -> Table:
         channels = f"{view.channels[0]}>{view.channels[1]}" if view.channels else "-"
         if view.groups > 1:
             channels += f"/{view.groups}"
-        ranks = [f"{rank}" if pays else f"[dim]{rank}[/]" for rank, pays in zip(view.ranks, view.pays, strict=True)]
+        ranks = [f"{r}" if view.pays_at_energy[e] else f"[dim]{r}[/]" for e, r in view.rank_at_energy.items()]
         number = reasons.setdefault(view.reason, min(len(reasons), _REASONS) + 1) if view.reason else 0
         table.add_row(
             _Name(view.name, view.role),

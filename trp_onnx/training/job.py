@@ -14,14 +14,14 @@ finetune/           the same again, for the factors
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from trp_onnx.data import Preprocessing
+import msgspec
+
+from trp_onnx.files.documents import plain
 from trp_onnx.training.batches import DataSource
 from trp_onnx.training.losses import OutputLoss
 from trp_onnx.training.options import TrainingOptions
@@ -70,31 +70,18 @@ class Job:
 
     def to_json(self) -> str:
         """As it stands in job.json."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["options"] = self.options.to_dict()
-        values["outputs"] = [dataclasses.asdict(output) for output in self.outputs]
-        values["projection"] = self.projection.to_dict()
-        values["data"] = dataclasses.asdict(self.data)
-        return json.dumps(values, indent=1)
+        return json.dumps(plain(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Job:
         """The inverse."""
-        values: dict[str, Any] = json.loads(text)
-        values["options"] = TrainingOptions.from_dict(values["options"])
-        values["outputs"] = tuple(OutputLoss(**output) for output in values["outputs"])
-        values["projection"] = Projection.from_dict(values["projection"])
-        data = values["data"]
-        like = None if data["like"] is None else tuple(data["like"])
-        values["data"] = DataSource(data["name"], data["digest"], Preprocessing(**data["preprocessing"]), like)
-        for name in ("parameters", "no_decay", "statistics"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+        return msgspec.json.decode(text, type=cls)
 
     def digest(self, model: bytes, teacher: bytes) -> str:
         """Hash of all that the trained weights follow from."""
-        options = {name: value for name, value in self.options.to_dict().items() if name not in _FREE}
-        document = json.loads(self.to_json()) | {"options": options}
+        document = plain(self)
+        for name in _FREE:
+            del document["options"][name]
         digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
         digest.update(model)
         digest.update(teacher)

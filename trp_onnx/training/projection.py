@@ -74,33 +74,6 @@ class Target:
         scheme = SCHEMES[self.scheme]
         return sum(min(geometry.macs, int(scheme.macs(geometry, rank))) for geometry in self.geometries)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the run directory."""
-        return {
-            "layer": self.layer,
-            "weight": self.weight,
-            "layout": vars(self.layout),
-            "scheme": self.scheme,
-            "geometries": [vars(geometry) for geometry in self.geometries],
-            "rank": self.rank,
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Target:
-        """The inverse."""
-
-        def plain(fields: dict[str, Any]) -> dict[str, Any]:
-            return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-
-        return cls(
-            values["layer"],
-            values["weight"],
-            Layout(**plain(values["layout"])),
-            values["scheme"],
-            tuple(Geometry(**plain(fields)) for fields in values["geometries"]),
-            tuple(values["rank"]),
-        )
-
 
 def targets_of(layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]]) -> list[Target]:
     """The weights behind some layers; layers that share one are one target."""
@@ -143,15 +116,6 @@ class Projection:
     rest_macs: int = 0
     nuclear: float = 0.0
     nuclear_every_step: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the run directory."""
-        return vars(self) | {"targets": [target.to_dict() for target in self.targets]}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Projection:
-        """The inverse."""
-        return cls(**(values | {"targets": tuple(Target.from_dict(target) for target in values["targets"])}))
 
 
 def check_strategy(strategy: str, energy: float | None, budget: float | None) -> None:
