@@ -153,10 +153,10 @@ def _note(name: str, before: Arrays, after: Arrays, kinds: Mapping[str, Output])
             f"output '{name}' has {len(after)} elements on the inputs it was verified on, the original {len(before)}: "
             "compared as far as both go"
         )
-    sized = [key for key in before if sized(before[key], after[key], kinds[key])]
-    if not sized:
+    differ = [key for key in before if sized(before[key], after[key], kinds[key])]
+    if not differ:
         return ""
-    key = sized[0]
+    key = differ[0]
     return (
         f"values decide on the size of output '{name}': it is {list(after[key].shape)} on the inputs it was verified "
         f"on, {list(before[key].shape)} in the original; compared as a set"
