@@ -43,7 +43,7 @@ from trp_onnx.graph.session import open_session
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.schemes import candidates
 from trp_onnx.planning.curve import DamageCurve
-from trp_onnx.planning.options import Evidence, sites_of
+from trp_onnx.planning.options import Evidence, dense_option, sites_of
 from trp_onnx.process.parallel import each
 from trp_onnx.progress import note
 
@@ -54,8 +54,9 @@ PIECE, LEAST, PIECE_BYTES = 16, 4, 1 << 20
 """Samples that are run at once, and how many at least where they have more than so many bytes together: large ones take
 long, and each says more. Two pieces at least."""
 
-CLEAR = 0.2
-"""A damage is clear when the standard error of its mean over the pieces is at most this part of it."""
+CLEAR, VAGUE = 0.2, 0.5
+"""A damage is clear when the standard error of its mean over the pieces is at most the first part of it; where a layer
+has little of the network's MACs, at most the second, see `_clear`."""
 
 _MIDDLE = 1
 """Which of `ERRORS` the further pieces are run at."""
@@ -104,6 +105,7 @@ def measure_damage(
     curves: dict[str, DamageCurve] = {}
     groups = sites_of(layers)
     keys = {group[0].name: _key(group[0], evidence.moments) for group in groups}
+    clear = _clear(groups)
     stored = {name: cache.get(key) for name, key in keys.items()}
     directions = each(
         lambda group: _direction(group, scheme, evidence), [group for group in groups if stored[group[0].name] is None]
@@ -113,7 +115,10 @@ def measure_damage(
         if known is None:
             network = network or _Network(model, proto, x, told)
             direction = next(directions)
-            known = [[0.0, 0.0], *([] if direction is None else _curve(network, group, direction))]
+            known = [
+                [0.0, 0.0],
+                *([] if direction is None else _curve(network, group, direction, clear[group[0].name])),
+            ]
             cache.put(keys[group[0].name], known)
         if len(known) > 1:
             errors, damages = np.array(known).T
@@ -136,7 +141,9 @@ def _fingerprint(model: onnx.ModelProto, x: np.ndarray, scheme: str, told: Told)
     """All that the curves depend on."""
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
     digest.update(np.ascontiguousarray(x).data)
-    return f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {LEAST} {PIECE_BYTES} {CLEAR} {SURE} {told}"
+    return (
+        f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {LEAST} {PIECE_BYTES} {CLEAR} {VAGUE} {SURE} {told}"
+    )
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,19 @@ class _Direction:
     shift: Array | None
 
 
-def _curve(network: _Network, group: tuple[Layer, ...], direction: _Direction) -> list[list[float]]:
-    """Pairs of an error and its damage."""
+def _clear(groups: Sequence[tuple[Layer, ...]]) -> dict[str, float]:
+    """What part of its damage a layer's standard error may be, by name.
+
+    What a plan spends on a layer is about in proportion to its MACs, and samples in proportion to what each adds make a
+    sum most certain (Neyman, "On the Two Different Aspects of the Representative Method", 1934).
+    """
+    macs = np.array([dense_option(group).macs for group in groups], np.float64)
+    parts = CLEAR * np.sqrt(macs.mean() / np.maximum(macs, 1.0)) if groups else macs
+    return {group[0].name: float(part) for group, part in zip(groups, np.clip(parts, CLEAR, VAGUE), strict=True)}
+
+
+def _curve(network: _Network, group: tuple[Layer, ...], direction: _Direction, clear: float) -> list[list[float]]:
+    """Pairs of an error and its damage, which is told within that part of it."""
     amounts = [float(np.sqrt(error / direction.error)) for error in ERRORS]
     first, *others = network.pieces
     damage = network.moved(group, direction)
@@ -160,7 +178,7 @@ def _curve(network: _Network, group: tuple[Layer, ...], direction: _Direction) -
     heights = [shape[_MIDDLE]]
     for piece in others:
         heights.append(damage(amounts[_MIDDLE], piece))
-        if np.std(heights, ddof=1) <= CLEAR * np.mean(heights) * np.sqrt(len(heights)):
+        if np.std(heights, ddof=1) <= clear * np.mean(heights) * np.sqrt(len(heights)):
             break
     height = float(np.mean(heights)) / shape[_MIDDLE]
     return [[error, height * value] for error, value in zip(ERRORS, shape, strict=True)]
