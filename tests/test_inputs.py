@@ -15,9 +15,9 @@ from tests import graphs
 from tests.clockwork import runs_on
 from tests.graphs import info, model, rng, save, weights
 from trp_onnx.cli.main import main
-from trp_onnx.data.feeding import take
 from trp_onnx.graph.batching import find_batching, run_samples
 from trp_onnx.graph.generating import generate
+from trp_onnx.graph.inputs import Run, inputs_of
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import open_session
 from trp_onnx.graph.sizes import input_dims, sizes_from
@@ -48,6 +48,12 @@ def batch_in_reshape(
     return save(model(nodes, [info("x", [declared, channels, 8, 8])], [info("y", [answers, 10])], arrays), path)
 
 
+def fed_to(net: Path, data: trp_onnx.Dataset) -> dict[str, np.ndarray]:
+    """All samples as a model takes them, of equal sizes."""
+    (run,) = data.bound(inputs_of(open_model(net))).take(np.arange(len(data)))
+    return run.feeds
+
+
 def labelled(path: Path, net: Path, count: int, *shape: int) -> Path:
     """Samples with the net's own answers for labels, one at a time."""
     x = rng(3).standard_normal((count, *shape)).astype(np.float32)
@@ -64,9 +70,9 @@ def test_how_many_samples_go_in_at_once(tmp_path: Path, rows: int, size: int, fi
     net = batch_in_reshape(tmp_path / "net.onnx", rows, answers=rows if rows > 1 else "N")
     x = rng().standard_normal((10, 3, 8, 8)).astype(np.float32)
     session = open_session(net)
-    found = find_batching(session, {"x": x})
+    found = find_batching(session, Run({"x": x}, 10), inputs_of(open_model(net)))
     assert (found.size, found.fixed) == (size, fixed)
-    y = run_samples(session, {"x": x})["y"]
+    y = run_samples(session, [Run({"x": x}, 10)], found)["y"]
     free = open_session(batch_in_reshape(tmp_path / "free.onnx", -1))
     assert np.allclose(y, free.run(None, {"x": x})[0], atol=1e-5)
 
@@ -81,8 +87,9 @@ def test_samples_that_would_mix_go_in_one_at_a_time(tmp_path: Path) -> None:
     net = save(model(nodes, [info("x", ["N", 6])], [info("y", ["N", 6])]), tmp_path / "net.onnx")
     x = rng().standard_normal((5, 6)).astype(np.float32)
     session = open_session(net)
-    assert find_batching(session, {"x": x}).size == 1
-    assert np.allclose(run_samples(session, {"x": x})["y"], x)
+    found = find_batching(session, Run({"x": x}, 5), inputs_of(open_model(net)))
+    assert found.size == 1
+    assert np.allclose(run_samples(session, [Run({"x": x}, 5)], found)["y"], x)
 
 
 def test_a_batch_that_does_not_run_is_evaluated_and_quantised(tmp_path: Path) -> None:
@@ -449,10 +456,11 @@ def test_arrays_of_another_shape(tmp_path: Path) -> None:
     data = answered(tmp_path / "d.npz", net, (16, 8, 8), (2, 3, 1))
     assert trp_onnx.evaluate(net, data).top1 == 1.0
     assert "'d.npz' are 8x8x16, read as height, width, channels" in cli("evaluate", net, "--data", data)[1]
-    for wrong in ((8, 16, 8), (8, 8, 8), (16, 8, 7), (128, 8), (1, 16, 8, 8)):
+    for wrong in ((8, 16, 8), (8, 8, 8), (16, 8, 7), (128, 8), (2, 16, 8, 8)):
         np.savez(tmp_path / "d.npz", x=np.zeros((40, *wrong), np.float32), y=np.arange(40) % 6)
         code, message = cli("evaluate", net, "--data", data)
-        assert code == 1 and "takes samples of 16x8x8" in message and f"gives {'x'.join(map(str, wrong))}" in message
+        given = ",".join(map(str, wrong))
+        assert code == 1 and f"the shape (40,{given}), but the model's input is 'x' (N,16,8,8)" in message
 
 
 def test_mean_and_std_of_arrays_that_go_in_as_they_are(tmp_path: Path) -> None:
@@ -461,7 +469,7 @@ def test_mean_and_std_of_arrays_that_go_in_as_they_are(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=x)
     prep = trp_onnx.Preprocessing(mean=(1, 2, 3), std=(2, 4, 8))
     net = pooled(tmp_path / "net.onnx", ["N", 3, 7, 3])
-    fed = take(trp_onnx.open_data(tmp_path / "d.npz", prep), open_model(net), np.arange(4))["x"]
+    fed = fed_to(net, trp_onnx.open_data(tmp_path / "d.npz", prep))["x"]
     assert np.allclose(fed, (x - np.array([1, 2, 3]).reshape(3, 1, 1)) / np.array([2, 4, 8]).reshape(3, 1, 1))
 
 
@@ -496,9 +504,7 @@ def test_whole_numbers_keep_their_digits(tmp_path: Path) -> None:
     nodes = [helper.make_node("Mod", ["ids", "ten"], ["y"])]
     net = one_op(tmp_path / "net.onnx", nodes, [info("ids", ["N", 2], INT64)], ten=np.array(10))
     np.savez(tmp_path / "d.npz", x=np.array([[2**40 + 1, 2**53 + 1]]))
-    assert take(trp_onnx.open_data(tmp_path / "d.npz"), open_model(net), np.arange(1))["ids"].tolist() == [
-        [2**40 + 1, 2**53 + 1]
-    ]
+    assert fed_to(net, trp_onnx.open_data(tmp_path / "d.npz"))["ids"].tolist() == [[2**40 + 1, 2**53 + 1]]
 
 
 GIVEN = {
@@ -541,7 +547,7 @@ def test_given_inputs_of_another_type(tmp_path: Path) -> None:
     assert cli("bench", net, "--rounds", 2, "--inputs", tmp_path / "i.npz")[0] == 0
     np.savez(tmp_path / "i.npz", ids=np.full((2, 12), 0.5))
     code, message = cli("bench", net, "--rounds", 2, "--inputs", tmp_path / "i.npz")
-    assert code == 1 and "has fractions (type float64), the model takes whole numbers (int64) at 'ids'" in message
+    assert code == 1 and "'ids' has fractions (type float64), the model takes whole numbers (int64)" in message
 
 
 def test_a_shape_that_contradicts_the_given_inputs(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from onnx import TensorProto, helper
 import trp_onnx
 from tests.graphs import conv_net, distance, info, model, rng, run, save, tensor, weights
 from trp_onnx.cli.main import main
-from trp_onnx.data import Dataset
 from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.evaluation.divergence import RUINED, agreement, channel_errors, divergence
 from trp_onnx.evaluation.outputs import ClassLabels, Output, OutputKind, Told, output_kinds, read_said
@@ -341,7 +340,7 @@ def test_int8_keeps_the_direction_of_unit_vectors(embedding: tuple[Path, Path], 
     assert shown.exit_code == 0 and "mean cosine" in shown.stdout and "points" not in shown.stdout
     assert "mean cosine" in json.loads((tmp_path / "q.json").read_text())["measure"]
     with pytest.raises(DataError, match="no output with one score a class"):
-        trp_onnx.evaluate(net, Dataset("here", x["x"], np.arange(64) % 8))
+        trp_onnx.evaluate(net, (x["x"], np.arange(64) % 8))
 
 
 def head(path: Path, outputs: list[onnx.ValueInfoProto], *last: onnx.NodeProto, **held: np.ndarray) -> Path:

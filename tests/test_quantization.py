@@ -208,7 +208,7 @@ def test_what_is_refused(net: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="in int8 already"):
         trp_onnx.quantize(tmp_path / "q.onnx", tmp_path / "qq.onnx", data)
     np.savez(tmp_path / "wide.npz", x=np.zeros((64, 20, 20, 3), np.float32))
-    with pytest.raises(DataError, match="takes samples of 3x12x12"):
+    with pytest.raises(DataError, match=r"\(64,20,20,3\), but the model's input is 'x' \(N,3,12,12\)"):
         trp_onnx.quantize(net, tmp_path / "qq.onnx", tmp_path / "wide.npz")
     with pytest.raises(UsageError, match="is an input"):
         trp_onnx.quantize(net, net, data)

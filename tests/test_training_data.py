@@ -8,12 +8,13 @@ import pytest
 
 from tests.graphs import rng
 from trp_onnx.data import Augmentation, Dataset, open_data
+from trp_onnx.data.functions import is_function
 from trp_onnx.errors import DataError
-from trp_onnx.training.batches import Batches, CallableBatches, is_function, prefetch
+from trp_onnx.training.batches import Batches, CallableBatches, prefetch
 
 
 def dataset(count: int = 50) -> Dataset:
-    return Dataset("here", rng().integers(0, 255, (count, 8, 8, 3), np.uint8), np.arange(count) % 10)
+    return open_data((rng().integers(0, 255, (count, 8, 8, 3), np.uint8), np.arange(count) % 10))
 
 
 def batches(count: int = 50, batch: int = 8, micro_batch: int = 4, validation: float = 0.2) -> Batches:
@@ -100,7 +101,7 @@ def cifar(folder: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
 def test_cifars_own_files(tmp_path: Path, kind: str) -> None:
     images, labels = cifar(tmp_path, kind)
     opened = open_data(tmp_path)
-    np.testing.assert_array_equal(opened.samples, images)
+    np.testing.assert_array_equal(opened.store.sample("x"), images)
     np.testing.assert_array_equal(opened.labels, labels)
 
 

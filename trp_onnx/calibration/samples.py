@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from os import PathLike
-from pathlib import Path
-
 import numpy as np
-import onnx_ir as ir
 
-from trp_onnx.data import Dataset, Preprocessing, open_data
-from trp_onnx.data.feeding import take
+from trp_onnx.data import Data, Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError
 from trp_onnx.evaluation.outputs import ClassLabels
+from trp_onnx.graph.inputs import Inputs
 from trp_onnx.progress import note
 
 SAMPLES = 512
@@ -31,8 +27,9 @@ class Samples:
 
     def __init__(
         self,
-        data: str | PathLike[str] | Dataset,
+        data: Data,
         preprocessing: Preprocessing | None,
+        inputs: Inputs,
         *,
         holds_out: bool,
         by_labels: bool = False,
@@ -40,15 +37,16 @@ class Samples:
         """Draw them.
 
         Args:
-            data: A file, a folder or an open data set.
-            preprocessing: How samples of a file or folder become inputs.
+            data: Whatever `open_data` takes.
+            preprocessing: How samples become inputs.
+            inputs: The model's.
             holds_out: Whether half of the samples, 2000 at most, are held out to judge candidates.
             by_labels: Whether they are judged by labels where there are any: that takes 200 samples.
 
         Raises:
             DataError: The data cannot be read, or has too few samples to hold any out.
         """
-        self.dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
+        self.dataset: Dataset = open_data(data, preprocessing).bound(inputs)
         order = np.random.default_rng(0).permutation(len(self.dataset))
         count = min(JUDGING_SAMPLES, len(order) // 2) if holds_out else 0
         if holds_out and (not count or (by_labels and self.dataset.labels is not None and count < LEAST_JUDGING)):
@@ -71,10 +69,16 @@ class Samples:
         """What the labels say of the output that they speak of; None where they name no classes."""
         return ClassLabels.of(self.dataset.labels, self.dataset.preprocessing.label_offset)
 
-    def fitting(self, model: ir.Model) -> np.ndarray:
-        """Samples to fit to, in the type that the model takes: (b, ...)."""
-        (x,) = take(self.dataset, model, self._fitting).values()
-        return np.ascontiguousarray(x)
+    def fitting(self) -> np.ndarray:
+        """Samples to fit to, as the model takes them: (b, ...).
+
+        Raises:
+            DataError: The model has several inputs, or the samples differ in size.
+        """
+        runs = self.dataset.take(self._fitting)
+        if len(self.dataset.inputs) != 1 or len(runs) != 1:
+            raise DataError("factors are fitted to samples of equal sizes for a model with one input")
+        return next(iter(runs[0].feeds.values()))
 
     def unfitted(self, count: int) -> Dataset:
         """At most so many samples that factors were not fitted to; of those they were where there are no others."""

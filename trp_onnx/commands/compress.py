@@ -17,8 +17,8 @@ import onnx_ir as ir
 from trp_onnx._version import __version__
 from trp_onnx.calibration.moments import collect_moments
 from trp_onnx.calibration.samples import Samples
-from trp_onnx.data import Dataset, Preprocessing, open_data
-from trp_onnx.data.feeding import as_feed, like_of, read_inputs, take
+from trp_onnx.data import Data, Dataset, Preprocessing, open_data
+from trp_onnx.data.feeding import read_inputs
 from trp_onnx.errors import OutputError, TargetError, UsageError
 from trp_onnx.evaluation.accuracy import Accuracy, check_labels, evaluate
 from trp_onnx.evaluation.agreement import Agreement, measure_agreement
@@ -29,6 +29,7 @@ from trp_onnx.files.paths import MADE_BY, REPORT_FILES, default_output, guard, i
 from trp_onnx.files.staging import Staging, files_of, write_text
 from trp_onnx.graph.batching import find_batching
 from trp_onnx.graph.generating import generate
+from trp_onnx.graph.inputs import Run, inputs_of
 from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.model import count_parameters, file_bytes, open_model, weight_bytes
 from trp_onnx.graph.session import Arrays, feeds_for, open_session
@@ -97,14 +98,14 @@ def compress(
     threads: int = 1,
     asymmetric: bool = False,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    inputs: str | PathLike[str] | None = None,
-    data: str | PathLike[str] | Dataset | None = None,
+    inputs: Data | None = None,
+    data: Data | None = None,
     preprocessing: Preprocessing | None = None,
     simplify: bool = True,
     report_dir: str | PathLike[str] | None = None,
     save_plan: str | PathLike[str] | None = None,
     train: TrainingOptions | None = None,
-    test: str | PathLike[str] | Dataset | None = None,
+    test: Data | None = None,
     teacher: str | PathLike[str] | None = None,
     run: str | PathLike[str] | None = None,
     resume: bool = False,
@@ -147,9 +148,9 @@ def compress(
             before it give, and makes up for their errors; needs `data`, and takes longer. Layers that `config`
             keeps stay as they are.
         input_shapes: Shapes for inputs with dynamic sizes, by name. A symbolic batch counts as 1.
-        inputs: An `.npz` with one array for each input, to verify on; generated otherwise.
-        data: Samples to fit ranks and factors to, labels not needed; with `train`, samples to train on, or the name
-            of a function, "pkg.module:function", see `training.batches`, and a part of them is held out.
+        inputs: Samples to verify on, whatever `open_data` takes; generated otherwise.
+        data: Samples to fit ranks and factors to, whatever `open_data` takes, labels not needed; with `train`, samples
+            to train on, or the name of a function, see `training.batches`, and a part of them is held out.
         preprocessing: How samples become inputs.
         simplify: Whether to run onnx-simplifier first.
         report_dir: Where `report.html`, `report.json` and `plan.toml` go; made if it does not exist.
@@ -201,11 +202,12 @@ def compress(
     table = None if latency_table is None else read_table(Path(latency_table))
 
     with collected_notes() as notes, ExitStack() as stack:
+        original = open_model(source)
+        known = inputs_of(original)
         samples = None
         if data is not None and train is None:
-            samples = Samples(data, preprocessing, holds_out=searched, by_labels=max_drop is not None)
-        tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
-        original = open_model(source)
+            samples = Samples(data, preprocessing, known, holds_out=searched, by_labels=max_drop is not None)
+        tested = None if test is None else open_data(test, preprocessing).bound(known)
         if tested is not None and tested.labels is not None:
             check_labels(source, tested)
         if samples is not None and max_drop is not None and samples.held_out.labels is not None:
@@ -220,7 +222,7 @@ def compress(
             session = stack.enter_context(
                 TrainingRun(
                     folder, data, preprocessing, train, source if teacher is None else Path(teacher),
-                    resume=resume, keep=run is not None, like=like_of(original),
+                    resume=resume, keep=run is not None, inputs=known,
                 )
             )  # fmt: skip
         feeds, verified_on = _feeds(source, original, input_shapes, inputs, tested, samples, session)
@@ -257,7 +259,7 @@ def compress(
         by_damage = plan_by == "outputs" or (plan_by == "auto" and samples is not None and budgeted)
         x: np.ndarray | None = None
         if samples is not None:
-            x = samples.fitting(original)
+            x = samples.fitting()
             moments = collect_moments(normal, judged, x, progress=lambda batches: track(batches, "moments"))
             evidence = replace(evidence, moments=moments)
             clock.lap("moments")
@@ -484,31 +486,34 @@ def _feeds(
     source: Path,
     model: ir.Model,
     input_shapes: Mapping[str, Sequence[int]] | None,
-    inputs: str | PathLike[str] | None,
+    inputs: Data | None,
     tested: Dataset | None,
     samples: Samples | None,
     session: TrainingRun | None,
 ) -> tuple[Arrays, str]:
     """Inputs for the comparison: given ones, else samples of the data, else generated."""
     if inputs is not None:
-        return read_inputs(model, Path(inputs)), f"the inputs in {Path(inputs).name}"
+        named = f" in {Path(inputs).name}" if isinstance(inputs, (str, PathLike)) else ""
+        return read_inputs(model, inputs), f"the inputs{named}"
     dataset = tested or (samples.dataset if samples is not None else None)
     if dataset is None and session is None:
         made = generate(model, input_shapes)
         return made.arrays, f"generated inputs ({made.description})"
 
-    def first(count: int) -> Arrays:
+    known = inputs_of(model)
+
+    def first(count: int) -> Run:
         if dataset is not None:
-            return take(dataset, model, np.arange(min(count, len(dataset))))
+            return dataset.take(np.arange(min(count, len(dataset))))[0]
         assert session is not None
-        return as_feed(model, session.samples(count))
+        x = session.samples(count)
+        return Run(dict.fromkeys(known, x), len(x))
 
     opened = open_session(source, mapped=weight_bytes(model) > MAPPED_FROM)
-    batching = find_batching(opened, first(2), most=VERIFY_SAMPLES)
-    count = min(batching.size, len(dataset) if dataset is not None else batching.size)
-    fed = {name: batching.filled(x[:count]) for name, x in first(count).items()}
+    batching = find_batching(opened, first(2), known, most=VERIFY_SAMPLES)
+    run = next(batching.split([first(batching.size)]))
     where = Path(dataset.source).name if dataset is not None else "the training data"
-    return fed, f"{count} sample{'s' * (count > 1)} of {where}"
+    return run.feeds, f"{run.count} sample{'s' * (run.count > 1)} of {where}"
 
 
 def _quality(

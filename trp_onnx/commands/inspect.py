@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from trp_onnx.data import Data
 from trp_onnx.data.feeding import read_inputs
 from trp_onnx.files.documents import Document
 from trp_onnx.graph.layers import Layer, find_layers, network_macs
@@ -91,7 +92,7 @@ def inspect(
     model: str | PathLike[str],
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    inputs: str | PathLike[str] | None = None,
+    inputs: Data | None = None,
     simplify: bool = True,
 ) -> Inspection:
     """List the layers of an ONNX file with their cost, spectra and schemes.
@@ -101,7 +102,7 @@ def inspect(
     Args:
         model: The file.
         input_shapes: Shapes for inputs with dynamic sizes, by name.
-        inputs: An `.npz` with one array for each input, whose sizes count.
+        inputs: Samples whose sizes count, whatever `open_data` takes.
         simplify: Whether to run onnx-simplifier first, as `compress` does.
 
     Raises:
@@ -112,7 +113,7 @@ def inspect(
     with collected_notes() as heard:
         opened = open_model(Path(model))
         if inputs is not None:
-            input_shapes = sizes_from(opened, read_inputs(opened, Path(inputs)), input_shapes)
+            input_shapes = sizes_from(opened, read_inputs(opened, inputs), input_shapes)
         normal, notes = normalise(opened, input_shapes, simplify=simplify)
     layers = find_layers(normal, input_shapes)
     total = network_macs((layer, layer.macs) for layer in layers)

@@ -1,204 +1,215 @@
-"""Data sets: an .npz file, a folder of images with one subfolder a class, or CIFAR-10's own files.
-
-npz      `x`: samples (images NHWC or NCHW, or any array the model takes), `y`: labels (optional)
-folder   root/<class>/<image>; classes are numbered in the order of their sorted names
-CIFAR    the folder with `data_batch_1.bin` (or `data_batch_1`) ..., or one such file (see `cifar`)
-"""
+"""A data set: samples with or without labels, and how they become what a model takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
-from trp_onnx.data.cifar import cifar_files, read_cifar
-from trp_onnx.data.images import images_in, read_image
-from trp_onnx.data.layout import Like, Reading, read_array, read_files
-from trp_onnx.data.npz import read_npz
+from trp_onnx.data.columns import X, misfit
+from trp_onnx.data.layout import Reading, read_array, read_files
 from trp_onnx.data.preprocessing import Preprocessing
-from trp_onnx.errors import DataError
+from trp_onnx.data.stores import Store, Subset
+from trp_onnx.errors import DataError, UsageError
+from trp_onnx.graph.batching import Batching
+from trp_onnx.graph.inputs import Inputs, InputSpec, Run, axis_in, joined_runs
 from trp_onnx.progress import note
 
 _ORDERS = {"nhwc": "height, width, channels", "nchw": "channels, height, width"}
-_LARGEST_LABEL = 2**31 - 1
+
+Change = Callable[[np.ndarray, slice], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples with or without labels, preprocessed batch by batch.
+    """Samples with or without labels.
 
     Attributes:
-        source: Where it came from, for messages.
-        samples: (n, ...) array, or the paths of n image files.
-        labels: (n,) int64, or None.
-        preprocessing: Applied to each batch.
-        like: Shape of a sample as the model takes it, None where a size is free; None where no model is known.
-        whole: Whether the model takes integers, to which those that are stored go in as they are.
+        source: Where they came from, for messages.
+        store: The samples as they are stored.
+        preprocessing: How the images among them, or the samples of a model with one input, become inputs.
+        inputs: What the model takes; empty where no model is known.
     """
 
     source: str
-    samples: np.ndarray | tuple[Path, ...] = field(repr=False)
-    labels: np.ndarray | None = field(repr=False)
+    store: Store = field(repr=False)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    like: Like | None = None
-    whole: bool = False
+    inputs: Inputs = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.store)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """One entry a sample, (n, ...): numbers of classes as int64, all else as it is stored; None without any."""
+        return self.store.labels
 
     @property
     def holds_images(self) -> bool:
         """Whether samples are 8-bit images."""
-        return isinstance(self.samples, tuple) or (self.samples.ndim == 4 and self.samples.dtype == np.uint8)
+        some = self.store.sample(self._preprocessed() or "")
+        return self.store.image_files or (some is not None and some.ndim == 4 and some.dtype == np.uint8)
 
-    def bound(self, like: Like | None, *, whole: bool = False) -> Dataset:
-        """The same samples for a model that takes such ones; see the attributes."""
-        found = replace(self, like=like, whole=whole)
-        reading = found.reading
-        if reading.turns and not found.holds_images and isinstance(found.samples, np.ndarray):
-            shape = "x".join(map(str, found.samples.shape[1:]))
+    def bound(self, inputs: Inputs) -> Dataset:
+        """The same samples for a model that takes these inputs, see `graph.inputs.inputs_of`.
+
+        Raises:
+            DataError: An input has no array, or one that it does not take.
+            UsageError: The preprocessing is for none of several inputs.
+        """
+        found = replace(self, inputs=inputs, store=self.store.bound(inputs))
+        name = found._preprocessed()
+        some = None if name is None else found.store.sample(name)
+        if name is None or some is None:
+            return found
+        reading = found._reading(name, some)
+        if reading.turns and not found.holds_images:
+            shape = "x".join(map(str, some.shape[1:]))
             note(
                 f"the samples of '{Path(self.source).name}' are {shape}, read as {_ORDERS[reading.stored or '']}; "
                 f"they are turned to {_ORDERS[reading.taken]}, as the model takes them"
             )
         return found
 
-    @property
-    def reading(self) -> Reading:
-        """Where the channels of the samples stand, and where they shall."""
-        layout = self.preprocessing.layout
-        if isinstance(self.samples, tuple):
-            return read_files(self.like, layout)
-        resized = self.preprocessing.resize is not None or self.preprocessing.crop is not None
-        integers = self.samples.dtype == np.uint8
-        return read_array(self.samples.shape[1:], self.like, layout, integers=integers, resized=resized)
-
     def subset(self, indices: np.ndarray) -> Dataset:
         """Chosen samples as a data set of their own; indices (b,)."""
-        chosen = tuple(self.samples[i] for i in indices) if isinstance(self.samples, tuple) else self.samples[indices]
-        return replace(self, samples=chosen, labels=None if self.labels is None else self.labels[indices])
+        return replace(self, store=Subset(self.store, indices))
 
-    def batches(self, size: int, limit: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Preprocessed samples and their labels, in order, the last batch as small as it must be.
-
-        Raises:
-            DataError: A file is no image, or images of one batch differ in size.
-        """
-        count = len(self) if limit is None else min(limit, len(self))
-        for start in range(0, count, size):
-            yield self.take(np.arange(start, min(start + size, count)))
-
-    def take(
-        self, indices: np.ndarray, change: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Chosen samples, preprocessed, and their labels.
+    def take(self, indices: np.ndarray, change: Change | None = None) -> list[Run]:
+        """Chosen samples, as the model takes them, in their order: one run where their sizes are equal.
 
         Args:
             indices: (b,).
-            change: Applied to the stored images, (b, H, W, C), before preprocessing.
+            change: Applied to the stored images, (k, H, W, C), before preprocessing; which of `indices` they are.
 
         Raises:
-            DataError: See `batches`; or a sample holds NaN or infinity.
+            DataError: A sample cannot be read, holds NaN or infinity, or does not fit its input.
         """
-        stored, reading = self._load(indices), self.reading
-        labels = None if self.labels is None else self.labels[indices]
+        runs, done = [], 0
+        for run in joined_runs(self.inputs, self.store.take(indices)):
+            rows = slice(done, done + run.count)
+            feeds = {
+                name: self._ready(name, array, indices[rows], rows, change) for name, array in run.feeds.items()
+            }  # fmt: skip
+            runs.append(Run(feeds, run.count))
+            done += run.count
+        return list(joined_runs(self.inputs, runs))
+
+    def runs(self, batching: Batching) -> Iterator[tuple[Run, slice]]:
+        """All samples in order, as a session takes them, and which of them each run holds.
+
+        Raises:
+            DataError: See `take`.
+        """
+        done = 0
+        for piece in batching.pieces(len(self)):
+            for run in batching.split(self.take(np.arange(piece.start, piece.stop))):
+                yield run, slice(done, done + run.count)
+                done += run.count
+
+    def _ready(
+        self, name: str, stored: np.ndarray, indices: np.ndarray, rows: slice, change: Change | None
+    ) -> np.ndarray:  # fmt: skip
+        """The samples of one input as the model takes them."""
+        spec = self.inputs.get(name)
         if stored.dtype.kind == "f":
-            self._check_finite(stored, indices)
-        if self.whole and stored.dtype.kind in "uib" and self.preprocessing.as_stored and not reading.turns:
-            return stored, labels
+            self._check_finite(name, stored, indices)
+        if name == self._preprocessed():
+            if stored.dtype.kind not in "uifb":
+                raise DataError(f"'{self.source}': {name} has type {stored.dtype}, numbers are needed")
+            stored = self._preprocess(name, stored, rows, change)
+        return stored if spec is None else self._fitted(spec, stored)
+
+    def _preprocess(self, name: str, stored: np.ndarray, rows: slice, change: Change | None) -> np.ndarray:
+        reading, spec = self._reading(name, stored), self.inputs.get(name)
+        if spec is not None and self.preprocessing.leaves_alone and not reading.turns and change is None:
+            return stored  # whole numbers, and floats with more digits than float32
         images = reading.stored is not None
         if reading.stored == "nchw":  # preprocessing sees NHWC
             stored = stored.transpose(0, 2, 3, 1)
         if change is not None and images:
-            stored = change(stored)
-        return self.preprocessing(stored, reading.taken, images=images), labels
+            stored = change(stored, rows)
+        return self.preprocessing(stored, reading.taken, images=images)
 
-    def _check_finite(self, stored: np.ndarray, indices: np.ndarray) -> None:
-        finite = np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
-        if not finite.all():
-            raise DataError(f"sample {indices[int(finite.argmin())]} of '{self.source}' holds NaN or infinity")
+    def _preprocessed(self) -> str | None:
+        """The input that preprocessing is for: the one that is named, the only one, or the only one of float images."""
+        given, inputs = self.preprocessing.input, self.inputs
+        if not inputs:
+            return X
+        if given is not None and given not in inputs:
+            raise UsageError(f"preprocessing: input = '{given}' is no input of the model: {', '.join(inputs)}")
+        if given is not None or len(inputs) == 1:
+            return given or next(iter(inputs))
+        images = [name for name, spec in inputs.items() if len(spec.sizes or ()) == 4 and not spec.whole]
+        if len(images) == 1:
+            return images[0]
+        if not self.preprocessing.leaves_alone:
+            raise UsageError(
+                f'preprocessing: the model has inputs {", ".join(inputs)}: say which one it is for by input = "NAME" '
+                "in the file of --preprocess"
+            )
+        return None
 
-    def _load(self, indices: np.ndarray) -> np.ndarray:
-        if isinstance(self.samples, tuple):
-            images = [self._cropped(read_image(self.samples[i])) for i in indices]
-            if len({image.shape for image in images}) > 1:
-                raise DataError(f"the images of '{self.source}' differ in size: give --resize and --crop")
-            return np.stack(images)
-        chosen: np.ndarray = self.samples[indices]
-        return chosen
+    def _reading(self, name: str, stored: np.ndarray) -> Reading:
+        """Where the channels of the samples stand, and where they shall."""
+        spec, layout = self.inputs.get(name), self.preprocessing.layout
+        like = None
+        if spec is not None and spec.sizes:
+            like = tuple(size if isinstance(size, int) else None for size in spec.sizes[1:])
+        if self.store.image_files:
+            return read_files(like, layout)
+        resized = self.preprocessing.resize is not None or self.preprocessing.crop is not None
+        return read_array(stored.shape[1:], like, layout, integers=stored.dtype == np.uint8, resized=resized)
 
-    def _cropped(self, image: np.ndarray) -> np.ndarray:
-        """Cropped here already where nothing is resized before, so that images of different sizes fit one batch."""
-        crop, (height, width) = self.preprocessing.crop, image.shape[:2]
-        if self.preprocessing.resize is not None or crop is None or min(height, width) < crop:
-            return image
-        top, left = (height - crop) // 2, (width - crop) // 2
-        return image[top : top + crop, left : left + crop]
+    def _check_finite(self, name: str, stored: np.ndarray, indices: np.ndarray) -> None:
+        axis = axis_in(self.inputs, name, stored)
+        others = tuple(other for other in range(stored.ndim) if other != axis)
+        finite = np.isfinite(stored).all(axis=others)
+        if not np.all(finite):
+            which = indices[0] if axis is None else indices[int(np.argmin(finite))]
+            raise DataError(f"sample {which} of '{self.source}' holds NaN or infinity in '{name}'")
+
+    def _fitted(self, spec: InputSpec, array: np.ndarray) -> np.ndarray:
+        """An array in the type of its input, where that loses nothing but float digits."""
+        if spec.sizes is not None and not (
+            len(spec.sizes) == array.ndim
+            and all(
+                axis == spec.axis or not isinstance(want, int) or want == have
+                for axis, (want, have) in enumerate(zip(spec.sizes, array.shape, strict=True))
+            )
+        ):
+            some = self.store.sample(spec.name)
+            raise misfit(self.inputs, spec.name, array.shape if some is None else some.shape, self.source)
+        return as_type(array, spec, f"'{self.source}', input '{spec.name}'")
 
 
-def open_data(path: str | PathLike[str], preprocessing: Preprocessing | None = None) -> Dataset:
-    """Open a data set.
+def as_type(array: np.ndarray, spec: InputSpec, what: str) -> np.ndarray:
+    """An array in the type of an input.
 
     Raises:
-        DataError: Not there, not readable, empty, pickled, or labels that do not match.
+        DataError: That would lose more than float digits.
     """
-    path = Path(path)
-    try:
-        opened = _open(path, preprocessing or Preprocessing())
-    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
-        why = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"the data '{path}' cannot be read: {why}") from error
-    if opened.preprocessing.as_stored and opened.holds_images:
-        note(
-            f"the images of '{path.name}' go in as they are stored, 0 to 255; if the model was trained on anything "
-            "else, say so by --scale, --mean and --std, or --preprocess"
-        )
-    return opened
+    import onnx_ir as ir
 
-
-def _open(path: Path, preprocessing: Preprocessing) -> Dataset:
-    files = cifar_files(path) if path.exists() else []
-    if files:
-        return Dataset(str(path), *read_cifar(files), preprocessing)
-    if path.is_dir():
-        return _open_folder(path, preprocessing)
-    if not path.exists():
-        raise DataError(f"the data '{path}' does not exist")
-    return _open_npz(path, preprocessing)
-
-
-def _open_npz(path: Path, preprocessing: Preprocessing) -> Dataset:
-    arrays = read_npz(path, ("x", "y"))
-    if "x" not in arrays:
-        raise DataError(f"'{path}' is not an .npz file with an array 'x' (and 'y' for labels)")
-    x, y = arrays["x"], arrays.get("y")
-    if x.ndim == 0 or len(x) == 0:
-        raise DataError(f"'{path}' holds no samples")
-    if x.dtype.kind not in "uifb":
-        raise DataError(f"'{path}': x has type {x.dtype}, numbers are needed")
-    if y is not None:
-        y = y.reshape(-1)
-        if y.dtype.kind not in "ui":
-            raise DataError(f"'{path}': labels y have type {y.dtype}, whole numbers are needed")
-        if len(y) != len(x):
-            raise DataError(f"'{path}': {len(x)} samples but {len(y)} labels")
-        if y.max() > _LARGEST_LABEL:
-            raise DataError(f"'{path}': label {y.max()} is no class, which are numbered from 0")
-        y = y.astype(np.int64)
-    return Dataset(str(path), x, y, preprocessing)
-
-
-def _open_folder(path: Path, preprocessing: Preprocessing) -> Dataset:
-    classes = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    found = [images_in(folder) for folder in classes]
-    files = [file for images in found for file in images]
-    labels = [index for index, images in enumerate(found) for _ in images]
-    if files:
-        return Dataset(str(path), tuple(files), np.array(labels, dtype=np.int64), preprocessing)
-    files = images_in(path)
-    if not files:
-        raise DataError(f"the folder '{path}' holds no images, neither in it nor in class subfolders")
-    return Dataset(str(path), tuple(files), None, preprocessing)
+    if spec.dtype == ir.DataType.STRING:
+        if array.dtype.kind not in "US":
+            raise DataError(f"{what} has type {array.dtype}, the model takes strings")
+        return array.astype(str).astype(object)
+    kind = spec.dtype or ir.DataType.FLOAT
+    dtype = kind.numpy()
+    if array.dtype.kind not in "uifb":
+        raise DataError(f"{what} has type {array.dtype}, numbers are needed: the model takes {dtype}")
+    if not spec.whole:
+        try:
+            with np.errstate(over="raise"):
+                return np.ascontiguousarray(array, dtype) if array.ndim else array.astype(dtype)
+        except FloatingPointError as error:
+            raise DataError(f"{what} has values that are too large for {dtype}, which the model takes") from error
+    if array.dtype.kind == "f" and not np.array_equal(array, np.trunc(array)):
+        raise DataError(f"{what} has fractions (type {array.dtype}), the model takes whole numbers ({dtype})")
+    low, high = (0, 1) if kind == ir.DataType.BOOL else (kind.min, kind.max)
+    if array.size and (array.min() < low or array.max() > high):
+        raise DataError(f"{what} has values from {array.min()} to {array.max()}, the model takes {dtype}")
+    return array.astype(dtype)

@@ -12,6 +12,7 @@ in the model's colour order and layout. One schema for the flags, the TOML file 
     resize = 256                       # shorter side, bilinear; left out: none
     crop = 224                         # centre crop; left out: none
     label_offset = 0                   # outputs before the first class (1 for a background class)
+    input = "image"                    # of several inputs the one that this is for; left out: the one of float images
 
 Data that is no image (not 4-d) is only scaled and normalised.
 """
@@ -53,6 +54,7 @@ class Preprocessing:
     resize: Pixels | None = None
     crop: Pixels | None = None
     label_offset: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    input: str | None = None
 
     def __post_init__(self) -> None:
         conform(self)
@@ -63,6 +65,11 @@ class Preprocessing:
     def as_stored(self) -> bool:
         """Whether values stay what they are."""
         return (self.scale, self.mean, self.std) == (1.0, (0.0,), (1.0,))
+
+    @property
+    def leaves_alone(self) -> bool:
+        """Whether nothing is asked for that would change an image."""
+        return self.as_stored and self.resize is None and self.crop is None and self.color == "rgb"
 
     def __call__(self, batch: np.ndarray, layout: str | None = None, *, images: bool = True) -> np.ndarray:
         """Stored samples -> model input.

@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx._version import __version__
+from trp_onnx.data import Data
 from trp_onnx.data.feeding import read_inputs
 from trp_onnx.edge.advice import Advice, advise
 from trp_onnx.edge.ort_format import STYLES, TARGETS, convert_to_ort, is_plain, names_of
@@ -82,7 +83,7 @@ def export(
     target: str = "any",
     style: str = "fixed",
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    inputs: str | PathLike[str] | None = None,
+    inputs: Data | None = None,
     command: str | None = None,
 ) -> Export:
     """Convert a model to an `.ort` file, run it beside its source, and say what phones can do with it.
@@ -93,7 +94,7 @@ def export(
         target: "any", "arm" or "amd64" (x86's blocked layout put in; such a file loads nowhere else).
         style: "fixed" for the CPU provider, "runtime" for NNAPI, CoreML and XNNPACK (see `ort_format`).
         input_shapes: Sizes to fix dynamic inputs to, for good; those not named stay dynamic.
-        inputs: An `.npz` with one array for each input, to compare on; generated otherwise.
+        inputs: What to compare on, whatever `open_data` takes; generated otherwise.
         command: How to repeat this, for the manifest.
 
     Raises:
@@ -120,7 +121,7 @@ def _export(
     target: str,
     style: str,
     input_shapes: Mapping[str, Sequence[int]] | None,
-    inputs: str | PathLike[str] | None,
+    inputs: Data | None,
     command: str | None,
     notes: list[str],
 ) -> Export:
@@ -130,7 +131,7 @@ def _export(
     try:
         fixed = _fix_inputs(source, opened, input_shapes, staging)
         opened = open_model(fixed)
-        feeds = _feeds(opened, input_shapes) if inputs is None else read_inputs(opened, Path(inputs))
+        feeds = _feeds(opened, input_shapes) if inputs is None else read_inputs(opened, inputs)
         if inputs is not None:
             input_shapes = sizes_from(opened, feeds, input_shapes)
         dynamic = [value.name for value in real_inputs(opened) if not _is_fixed(value)]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trp_onnx.data import Dataset, Preprocessing, open_data
-from trp_onnx.data.feeding import as_feed, bound, interface_of
+from trp_onnx.data import Data, Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError
 from trp_onnx.evaluation.outputs import ClassLabels, Told, labelled, output_kinds
 from trp_onnx.graph.batching import find_batching
+from trp_onnx.graph.inputs import inputs_of, interface_of
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays, open_session, run_session
 from trp_onnx.progress import track
@@ -40,19 +40,19 @@ class Accuracy:
 
 def evaluate(
     model: str | PathLike[str],
-    data: str | PathLike[str] | Dataset,
+    data: Data,
     *,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
 ) -> Accuracy:
     """Measure the top-1 accuracy of an ONNX or `.ort` file.
 
-    The first input of the model takes the samples, the output that has one score a class for each sample is read (of
-    several see `outputs`); both may have further dimensions of size 1.
+    The output that has one score a class for each sample is read (of several see `outputs`); it may have further
+    dimensions of size 1.
 
     Args:
         model: The file.
-        data: An `.npz` file, an image folder, or an open `Dataset`.
+        data: Whatever `open_data` takes, with a whole number for each sample as its label.
         preprocessing: How samples become inputs; not with a `Dataset`, which has its own.
         limit: Only the first so many samples.
 
@@ -60,23 +60,20 @@ def evaluate(
         ModelError: The model cannot be loaded or run.
         DataError: The data cannot be read, has no labels, or does not fit the model.
     """
-    dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
-    if dataset.labels is None:
-        raise DataError(f"'{dataset.source}' has no labels: accuracy cannot be measured")
     session = open_session(Path(model))
-    opened = open_model(Path(model)) if Path(model).suffix.lower() != ".ort" else interface_of(session)
-    dataset = bound(dataset, opened)
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    batching = find_batching(session, as_feed(opened, dataset.take(np.arange(min(2, count)))[0]), most=BATCH)
+    inputs = inputs_of(open_model(Path(model)) if Path(model).suffix.lower() != ".ort" else interface_of(session))
+    dataset = open_data(data, preprocessing).bound(inputs)
+    labels = _class_numbers(dataset)
+    if limit is not None and limit < len(dataset):
+        dataset, labels = dataset.subset(np.arange(limit)), labels[:limit]
+    batching = find_batching(session, dataset.take(np.arange(min(2, len(dataset))))[0], inputs, most=BATCH)
     offset = dataset.preprocessing.label_offset
     correct, named = 0, ""
-    for piece in track(batching.pieces(count), f"evaluating {Path(model).name}"):
-        x, y = dataset.take(np.arange(piece.start, piece.stop))
-        assert y is not None
-        feeds = {name: batching.filled(array) for name, array in as_feed(opened, x).items()}
-        outputs = run_session(session, feeds)
-        named = named or _named(outputs, len(x), ClassLabels.of(dataset.labels, offset), str(model))
-        scores = outputs[named].reshape(len(outputs[named]), -1)[: len(x), offset:]
+    total = -(-len(dataset) // batching.size)
+    for run, rows in track(dataset.runs(batching), f"evaluating {Path(model).name}", total):
+        y, outputs = labels[rows], run_session(session, run.feeds)
+        named = named or _named(outputs, run.count, ClassLabels.of(labels, offset), str(model))
+        scores = outputs[named].reshape(len(outputs[named]), -1)[: run.count, offset:]
         if y.min() < 0 or y.max() >= scores.shape[1]:
             wrong = int(y.min() if y.min() < 0 else y.max())
             raise DataError(
@@ -84,11 +81,23 @@ def evaluate(
                 f"(0 to {scores.shape[1] - 1}): see --label-offset"
             )
         correct += int((scores.argmax(axis=1) == y).sum())
-    return Accuracy(correct, count)
+    return Accuracy(correct, len(dataset))
+
+
+def _class_numbers(dataset: Dataset) -> np.ndarray:
+    labels = dataset.labels
+    if labels is None:
+        raise DataError(f"'{dataset.source}' has no labels: accuracy cannot be measured")
+    if labels.dtype.kind not in "ui" or labels.ndim != 1:
+        raise DataError(
+            f"'{dataset.source}' has labels of type {labels.dtype} and shape {list(labels.shape)}: for the accuracy "
+            "whole numbers are needed, one a sample"
+        )
+    return labels
 
 
 def check_labels(model: Path, dataset: Dataset) -> None:
-    """Refuse a data set on which the accuracy of a file could not be measured, before any work.
+    """Refuse a data set, bound to the model, on which its accuracy could not be measured, before any work.
 
     The samples of the smallest and the largest label are run.
 
@@ -96,9 +105,9 @@ def check_labels(model: Path, dataset: Dataset) -> None:
         ModelError: See `evaluate`.
         DataError: See `evaluate`.
     """
-    labels = dataset.labels
-    ends = [] if labels is None or not len(labels) else sorted({int(labels.argmin()), int(labels.argmax())})
-    evaluate(model, dataset.subset(np.array(ends, dtype=np.int64)) if ends else dataset)
+    labels = _class_numbers(dataset)
+    ends = sorted({int(labels.argmin()), int(labels.argmax())})
+    evaluate(model, dataset.subset(np.array(ends, dtype=np.int64)))
 
 
 def _named(outputs: Arrays, count: int, labels: ClassLabels | None, model: str) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from trp_onnx.data import Dataset
-from trp_onnx.data.feeding import as_feed, bound
 from trp_onnx.errors import ModelError
 from trp_onnx.evaluation.divergence import AGREEMENT_NAMES, agreements
 from trp_onnx.evaluation.outputs import ClassLabels, Told, joined, output_kinds
 from trp_onnx.graph.batching import find_batching
+from trp_onnx.graph.inputs import inputs_of
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays, open_session, run_session
 from trp_onnx.progress import track
@@ -55,20 +55,20 @@ def measure_agreement(before: Path, after: Path, dataset: Dataset) -> Agreement:
     """
     model = open_model(before)
     sessions = open_session(before), open_session(after)
+    inputs = inputs_of(model)
+    dataset = dataset.bound(inputs)
     told = Told(labels=ClassLabels.of(dataset.labels, dataset.preprocessing.label_offset))
-    dataset = bound(dataset, model)
-    first = as_feed(model, dataset.take(np.arange(min(2, len(dataset))))[0])
-    batching = find_batching(sessions[0], first, most=_BATCH, memory=_MEMORY // 4)
+    first = dataset.take(np.arange(min(2, len(dataset))))[0]
+    batching = find_batching(sessions[0], first, inputs, most=_BATCH, memory=_MEMORY // 4)
     totals: dict[str, float] = {}
     kinds = None
     runs: list[tuple[Arrays, Arrays, int]] = []
     held = done = 0
-    for x, _ in track(dataset.batches(batching.size), "comparing answers", -(-len(dataset) // batching.size)):
-        feeds = {name: batching.filled(array) for name, array in as_feed(model, x).items()}
-        expected, actual = (batching.counted(run_session(session, feeds), len(x)) for session in sessions)
-        runs.append((expected, actual, len(x)))
+    for run, _ in track(dataset.runs(batching), "comparing answers", -(-len(dataset) // batching.size)):
+        expected, actual = (run.counted(run_session(session, run.feeds)) for session in sessions)
+        runs.append((expected, actual, run.count))
         held += sum(2 * np.asarray(value).nbytes for value in expected.values())
-        done += len(x)
+        done += run.count
         if held < _MEMORY and done < len(dataset):
             continue
         counts = [count for _, _, count in runs]

@@ -7,13 +7,14 @@ in the graph, outputs whose first axis is not the samples', statistics taken ove
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from trp_onnx.errors import ModelError
+from trp_onnx.graph.inputs import Inputs, Run, filled_run, joined_runs, part_of
 from trp_onnx.graph.session import Arrays, run_session
 
 _SAME = 0.05
@@ -27,95 +28,116 @@ class Batching:
     Attributes:
         size: Samples of a run.
         fixed: Whether a run takes exactly so many.
+        inputs: The model's, where their batch axes are not the first.
     """
 
     size: int
     fixed: bool = False
+    inputs: Inputs = field(default_factory=dict, repr=False)
 
     def pieces(self, count: int) -> list[slice]:
         """Where each run's samples are among `count`; the last piece may be short."""
         return [slice(start, min(start + self.size, count)) for start in range(0, count, self.size)]
+
+    def split(self, runs: Iterable[Run]) -> Iterator[Run]:
+        """Runs of any size in such as the model takes; a short one is filled up where it must be."""
+        for run in runs:
+            for piece in self.pieces(run.count):
+                part = part_of(self.inputs, run, piece)
+                yield filled_run(self.inputs, part, self.size) if self.fixed else part
 
     def filled(self, x: np.ndarray) -> np.ndarray:
         """A piece, (b, ...), as a run takes it: a short one is filled up with its last sample where it must be."""
         missing = self.size - len(x) if self.fixed else 0
         return x if missing <= 0 else np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
-    def counted(self, outputs: Arrays, count: int) -> Arrays:
-        """The outputs of a run without what only filled its batch up."""
-        if not self.fixed:
-            return outputs
-        return {name: value[:count] if value.shape[:1] == (self.size,) else value for name, value in outputs.items()}
-
     def feeds(self, samples: Mapping[str, np.ndarray]) -> Iterator[tuple[Arrays, int]]:
         """What each run is fed, and how many of its samples count; `samples` are (n, ...) by input."""
-        for piece in self.pieces(len(next(iter(samples.values())))):
-            yield {name: self.filled(x[piece]) for name, x in samples.items()}, piece.stop - piece.start
+        for run in self.split([_run(samples)]):
+            yield run.feeds, run.count
+
+
+def _run(samples: Mapping[str, np.ndarray]) -> Run:
+    return Run(dict(samples), len(next(iter(samples.values()))))
 
 
 def find_batching(
-    session: Any, samples: Mapping[str, np.ndarray], *, most: int = 32, memory: int | None = None
+    session: Any,
+    samples: Run | Mapping[str, np.ndarray],
+    inputs: Inputs | None = None,
+    *,
+    most: int = 32,
+    memory: int | None = None,
 ) -> Batching:
     """Try a model out.
 
     Args:
         session: Of the model, with its own outputs.
-        samples: By input, (n, ...) with n at least 1, of the model's types; two are looked at.
+        samples: One at least, of which two are looked at; joined along the first axis where they are arrays alone.
+        inputs: The model's; without, the first axis of each is the batch's.
         most: Samples of a run at most, where the model leaves that open.
         memory: Bytes that the outputs of a run may take.
 
     Raises:
         ModelError: The model runs on no number of samples.
     """
-    for value in session.get_inputs():
-        if value.name in samples and value.shape and _is_size(value.shape[0]):
-            return Batching(int(value.shape[0]), fixed=True)
-    first = {name: x[:1] for name, x in samples.items()}
+    known = inputs or {}
+    run = samples if isinstance(samples, Run) else _run(samples)
+    size = next((spec.fixed for spec in known.values() if spec.fixed), None) if known else _declared(session, run)
+    if size is not None:
+        return Batching(size, True, known)
+    first, second = (part_of(known, run, slice(at, at + 1)) for at in (0, run.count - 1))
     try:
-        alone = run_session(session, first)
+        alone = run_session(session, first.feeds)
     except ModelError as error:
-        return _size_of_outputs(session, samples, error)
-    second = {name: x[-1:] for name, x in samples.items()}
+        return _size_of_outputs(session, known, run, error)
     try:
-        together = run_session(session, {name: np.concatenate([first[name], second[name]]) for name in first})
-        mixed = not _follow(alone, run_session(session, second), together)
+        pair = list(joined_runs(known, [first, second]))
+        together = run_session(session, pair[0].feeds)
+        mixed = len(pair) > 1 or not _follow(alone, run_session(session, second.feeds), together)
     except ModelError:
         mixed = True
     if mixed:
-        return Batching(1)
-    size = max(1, sum(np.asarray(value).nbytes for value in alone.values()))
-    return Batching(max(1, most if memory is None else min(most, memory // size)))
+        return Batching(1, inputs=known)
+    bytes_each = max(1, sum(np.asarray(value).nbytes for value in alone.values()))
+    return Batching(max(1, most if memory is None else min(most, memory // bytes_each)), inputs=known)
 
 
-def run_samples(session: Any, samples: Mapping[str, np.ndarray], batching: Batching | None = None) -> Arrays:
+def run_samples(session: Any, samples: Iterable[Run], batching: Batching) -> Arrays:
     """Outputs of all samples, one behind the other, whatever the number that goes in at once.
 
     Args:
         session: Of the model.
-        samples: By input, (n, ...).
-        batching: As `find_batching` found it; found here where not given.
+        samples: Joined in any way.
+        batching: As `find_batching` found it.
 
     Raises:
         ModelError: It does not run.
     """
-    batching = batching or find_batching(session, samples)
     found: dict[str, list[Any]] = {}
-    for feeds, count in batching.feeds(samples):
-        for name, value in batching.counted(run_session(session, feeds), count).items():
+    for run in batching.split(samples):
+        for name, value in run.counted(run_session(session, run.feeds)).items():
             found.setdefault(name, []).append(value)
     return {name: _joined(values) for name, values in found.items()}
+
+
+def _declared(session: Any, run: Run) -> int | None:
+    for value in session.get_inputs():
+        if value.name in run.feeds and value.shape and _is_size(value.shape[0]):
+            return int(value.shape[0])
+    return None
 
 
 def _is_size(declared: object) -> bool:
     return isinstance(declared, int) and declared > 0
 
 
-def _size_of_outputs(session: Any, samples: Mapping[str, np.ndarray], error: ModelError) -> Batching:
+def _size_of_outputs(session: Any, inputs: Inputs, run: Run, error: ModelError) -> Batching:
     """A graph made for one batch size under inputs that say nothing of it: the outputs may."""
     for size in sorted({value.shape[0] for value in session.get_outputs() if value.shape and _is_size(value.shape[0])}):
-        batching = Batching(size, fixed=True)
+        batching = Batching(size, True, inputs)
         try:
-            run_session(session, {name: batching.filled(x[:size]) for name, x in samples.items()})
+            run_session(session, next(batching.split([run])).feeds)
         except ModelError:
             continue
         return batching

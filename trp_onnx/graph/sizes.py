@@ -18,10 +18,13 @@ from trp_onnx.errors import ModelError, UsageError
 
 Shape = tuple[int | None, ...]
 
+Declared = tuple[int | str | None, ...]
+"""What an input declares: numbers, symbols, None for a size that has neither."""
+
 _PLACEHOLDER = re.compile(r"[\s?*]*|none|null|unk|unknown|-1", re.IGNORECASE)
 """What exporters write where they have no name; it binds nothing together."""
 
-_LENGTH = re.compile(r".*(seq|len|time|frame|step|token|width|height).*|[tlswh]", re.IGNORECASE)
+LENGTH = re.compile(r".*(seq|len|time|frame|step|token|width|height).*|[tlswh]", re.IGNORECASE)
 """Names of a first axis that is no batch."""
 
 
@@ -34,7 +37,7 @@ def real_inputs(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.inputs if not value.is_initializer()]
 
 
-def declared_sizes(model: ir.Model) -> dict[str, tuple[int | str | None, ...] | None]:
+def declared_sizes(model: ir.Model) -> dict[str, Declared | None]:
     """What each input declares: sizes, names, or None where there is neither; None for an input without a rank."""
     return {value.name or "": _declared(value) for value in real_inputs(model)}
 
@@ -104,7 +107,7 @@ def sizes_from(
     given = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
     declared = declared_sizes(model)
     firsts = {(sizes[0], len(sizes)) for sizes in declared.values() if sizes and isinstance(sizes[0], str)}
-    batches = {name for name, rank in firsts if samples or (rank > 1 and not _LENGTH.fullmatch(str(name)))}
+    batches = {name for name, rank in firsts if samples or (rank > 1 and not LENGTH.fullmatch(str(name)))}
     found = dict(given)
     for name, sizes in declared.items():
         if name not in fed:
@@ -143,7 +146,12 @@ def channels_of(value: ir.Value) -> int | None:
 
 def describe_inputs(model: ir.Model) -> str:
     """A clause for messages: "the model's inputs are 'ids' (batch,seq) and 'mask' (batch,seq)"."""
-    inputs = [f"'{value.name}' ({_text(_declared(value))})" for value in real_inputs(model)]
+    return describe_sizes(declared_sizes(model))
+
+
+def describe_sizes(declared: Mapping[str, Declared | None]) -> str:
+    """The same of declared sizes by name."""
+    inputs = [f"'{name}' ({_text(sizes)})" for name, sizes in declared.items()]
     if len(inputs) == 1:
         return f"the model's input is {inputs[0]}"
     return f"the model's inputs are {', '.join(inputs[:-1])} and {inputs[-1]}" if inputs else "the model has no inputs"
@@ -188,7 +196,7 @@ def _declaring(model: ir.Model) -> Iterator[ir.Value]:
     return (value for value in values if not value.is_initializer())
 
 
-def _declared(value: ir.Value) -> tuple[int | str | None, ...] | None:
+def _declared(value: ir.Value) -> Declared | None:
     if value.shape is None:
         return None
     sizes = (size if isinstance(size, int) else size.value for size in value.shape)

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.data.feeding import interface_of, read_inputs
+from trp_onnx.data import Data
+from trp_onnx.data.feeding import read_inputs
 from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.files.documents import Document
+from trp_onnx.graph.inputs import interface_of
 from trp_onnx.graph.layers import FACTORISABLE
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.provenance import origins_of
@@ -83,7 +85,7 @@ def bench(
     runtime: str = "local",
     timeout: float = TIMEOUT,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    inputs: str | PathLike[str] | None = None,
+    inputs: Data | None = None,
 ) -> Bench:
     """Time models against the first one, interleaved (see `timing`).
 
@@ -97,7 +99,7 @@ def bench(
         runtime: "local", "python:PATH", "node", "web" or "ssh:HOST[:PYTHON]"; turns are taken over there.
         timeout: Seconds without a sign of life after which another runtime is given up.
         input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
-        inputs: An `.npz` with one array for each input; generated otherwise.
+        inputs: What they run on, whatever `open_data` takes; generated otherwise.
 
     Raises:
         UsageError: No model, or a provider that is not there.
@@ -116,7 +118,7 @@ def bench(
     onnx_files = [path for path in paths if path.suffix.lower() != ".ort"]
     first = open_model(onnx_files[0]) if onnx_files else interface_of(open_session(paths[0]))
     if inputs is not None:
-        feeds = read_inputs(first, Path(inputs))
+        feeds = read_inputs(first, inputs)
         sizes_from(first, feeds, input_shapes)  # refuses shapes that contradict them
     elif onnx_files:
         feeds = feeds_for(first, input_shapes)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.data import Data
 from trp_onnx.data.feeding import read_inputs
 from trp_onnx.errors import ModelError
 from trp_onnx.files.cache import Cache
@@ -57,7 +58,7 @@ def profile(
     runtime: str = "local",
     timeout: float = TIMEOUT,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    inputs: str | PathLike[str] | None = None,
+    inputs: Data | None = None,
     simplify: bool = True,
 ) -> LatencyTable:
     """Measure the latency table of an ONNX file; `compress(latency_table=...)` plans by it, here or elsewhere.
@@ -70,7 +71,7 @@ def profile(
         runtime: "local", "python:PATH", "node", "web" or "ssh:HOST[:PYTHON]".
         timeout: Seconds without a sign of life after which another runtime is given up.
         input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
-        inputs: An `.npz` with one array for each input, to run on; generated otherwise.
+        inputs: What to run on, whatever `open_data` takes; generated otherwise.
         simplify: Whether to run onnx-simplifier first, as `compress` does.
 
     Raises:
@@ -80,7 +81,7 @@ def profile(
         RunnerError: The runtime is not there, died or did not answer.
     """
     opened = open_model(Path(model))
-    given = None if inputs is None else read_inputs(opened, Path(inputs))
+    given = None if inputs is None else read_inputs(opened, inputs)
     if given is not None:
         input_shapes = sizes_from(opened, given, input_shapes)
     normal, _ = normalise(opened, input_shapes, simplify=simplify)

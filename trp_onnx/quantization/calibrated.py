@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ import onnx.numpy_helper
 import onnx.version_converter
 
 from trp_onnx.errors import ModelError
+from trp_onnx.graph.inputs import Run
+from trp_onnx.graph.session import Arrays
 from trp_onnx.process.silence import quietly
 
 _OPSET = 13
@@ -54,13 +56,13 @@ class Calibrated:
     """A model with the ranges of its activations."""
 
     def __init__(
-        self, model: onnx.ModelProto, batches: Sequence[dict[str, np.ndarray]], *, signed: bool = False
-    ) -> None:
+        self, model: onnx.ModelProto, runs: Iterable[Run], *, signed: bool = False
+    ) -> None:  # fmt: skip
         """Run it on calibration data.
 
         Args:
             model: Every node has a name of its own, BatchNormalization is folded.
-            batches: What it runs on, one dictionary of inputs a run.
+            runs: What it runs on.
             signed: Whether activations are int8; uint8 otherwise.
 
         Raises:
@@ -80,7 +82,7 @@ class Calibrated:
                     path, self._operators, augmented_model_path=str(Path(folder) / "augmented.onnx"),
                     calibrate_method=CalibrationMethod.MinMax,
                 )  # fmt: skip
-                calibrator.collect_data(_Reader(batches))
+                calibrator.collect_data(_Reader(runs))
                 self._ranges = calibrator.compute_data()
                 self._model = load_model_with_shape_infer(path)
             except Exception as error:
@@ -189,10 +191,10 @@ def _reached(nodes: Iterable[onnx.NodeProto], left: Collection[str], *, backward
 class _Reader:
     """What the calibrator reads from."""
 
-    def __init__(self, batches: Sequence[dict[str, np.ndarray]]) -> None:
-        self._rest: Iterator[dict[str, np.ndarray]] = iter(batches)
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._rest: Iterator[Arrays] = (run.feeds for run in runs)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    def get_next(self) -> Arrays | None:
         return next(self._rest, None)
 
 

@@ -17,8 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from trp_onnx.calibration.moments import with_outputs
-from trp_onnx.data import Dataset, Preprocessing, open_data
-from trp_onnx.data.feeding import only_input, take
+from trp_onnx.data import Data, Dataset, Preprocessing, open_data
 from trp_onnx.edge.ort_format import TARGETS
 from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
 from trp_onnx.evaluation.accuracy import Accuracy, check_labels, evaluate
@@ -26,7 +25,8 @@ from trp_onnx.evaluation.outputs import ClassLabels, Told
 from trp_onnx.files.documents import Document
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import Staging
-from trp_onnx.graph.batching import Batching, find_batching, run_samples
+from trp_onnx.graph.batching import find_batching, run_samples
+from trp_onnx.graph.inputs import Run, inputs_of
 from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import file_bytes, open_model, to_proto
 from trp_onnx.graph.session import open_session, run_session
@@ -110,14 +110,14 @@ class Quantized(Document):
 def quantize(
     model: str | PathLike[str],
     out: str | PathLike[str],
-    data: str | PathLike[str] | Dataset,
+    data: Data,
     *,
     preprocessing: Preprocessing | None = None,
     max_drop: float = 1.0,
     keep_ends: bool = False,
     target: str = "any",
     original: str | PathLike[str] | None = None,
-    test: str | PathLike[str] | Dataset | None = None,
+    test: Data | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
 ) -> Quantized:
@@ -152,21 +152,23 @@ def quantize(
     source, out = Path(model), Path(out)
     guard(writes=[out], reads=[model, data, original, test])
     with collected_notes() as heard:
-        dataset = data if isinstance(data, Dataset) else open_data(Path(data), preprocessing)
-        tested = open_data(Path(test), preprocessing) if isinstance(test, (str, PathLike)) else test
+        opened = open_model(source)
+        inputs = inputs_of(opened)
+        if any(spec.dtype in _OTHER_FLOATS for spec in inputs.values()):
+            raise ModelError("the model takes floats that are no float32: quantize takes the float32 model")
+        dataset = open_data(data, preprocessing).bound(inputs)
+        tested = None if test is None else open_data(test, preprocessing).bound(inputs)
         if len(dataset) < LEAST:
             raise DataError(
                 f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
             )
-        opened = open_model(source)
         if tested is not None:
             check_labels(source, tested)
-        if only_input(opened).dtype not in _OTHER_FLOATS:  # refused further down
-            input_shapes = sizes_from(opened, take(dataset, opened, np.arange(2)), input_shapes, samples=True)
+        input_shapes = sizes_from(opened, dataset.take(np.arange(1))[0].feeds, input_shapes, samples=True)
         with _space_for(out), Staging(out, opened) as staging:
             made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes)
             onnx.save(made.proto, staging.path)
-            _verify(staging.path, source, opened, dataset)
+            _verify(staging.path, source, dataset)
             files = {"float": source, "int8": staging.path}
             notes = [*heard, *made.notes]
             if original is not None:
@@ -223,9 +225,11 @@ def _quantise(
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"
     order = np.random.default_rng(0).permutation(len(dataset))
-    batching = find_batching(open_session(to_proto(normal)), take(dataset, normal, order[:2]))
-    calibration = _batches(normal, batching, dataset, order[: min(CALIBRATION, len(order) // 2)])
-    judging = _batches(normal, batching, dataset, order[len(order) // 2 :][:JUDGING])
+    batching = find_batching(open_session(to_proto(normal)), dataset.take(order[:2])[0], dataset.inputs)
+    calibration, judging = (
+        [run for run, _ in dataset.subset(indices).runs(batching)]
+        for indices in (order[: min(CALIBRATION, len(order) // 2)], order[len(order) // 2 :][:JUDGING])
+    )
     pairs = pairs_of(layers)
     if pairs:
         BalanceFactorsPass(pairs, _largest(normal, pairs, calibration))(normal)
@@ -270,23 +274,15 @@ def _fold_weights(model: ir.Model, layers: Sequence[Layer]) -> list[str]:
     ]
 
 
-def _batches(
-    model: ir.Model, batching: Batching, dataset: Dataset, indices: np.ndarray
-) -> list[dict[str, np.ndarray]]:  # fmt: skip
-    """Samples as the model takes them."""
-    pieces = [take(dataset, model, indices[piece]) for piece in batching.pieces(len(indices))]
-    return [{name: batching.filled(x) for name, x in feeds.items()} for feeds in pieces]
-
-
 def _largest(
-    model: ir.Model, pairs: Sequence[tuple[Any, Any]], batches: Sequence[dict[str, np.ndarray]]
-) -> dict[str, Array]:
+    model: ir.Model, pairs: Sequence[tuple[Any, Any]], runs: Sequence[Run]
+) -> dict[str, Array]:  # fmt: skip
     """Largest absolute activation of each channel between two layers, (C,), by the name of the value."""
     names = {between(first): first for first, _ in pairs}
     session = open_session(with_outputs(to_proto(model), list(names)))
     found: dict[str, Array] = {}
-    for batch in batches:
-        values = run_session(session, batch)
+    for run in runs:
+        values = run_session(session, run.feeds)
         for name, layer in names.items():
             axis = 1 if layer.op == "Conv" else values[name].ndim - 1
             others = tuple(i for i in range(values[name].ndim) if i != axis)
@@ -295,15 +291,17 @@ def _largest(
     return found
 
 
-def _verify(path: Path, source: Path, original: ir.Model, dataset: Dataset) -> None:
+def _verify(path: Path, source: Path, dataset: Dataset) -> None:
     """The written file is sound, runs, and gives numbers where its source does."""
     try:
         with silence():
             onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise VerificationError(f"the int8 file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
-    samples = take(dataset, original, np.arange(min(len(dataset), _VERIFIED)))
-    expected, found = (run_samples(open_session(file), samples) for file in (source, path))
+    samples = dataset.take(np.arange(min(len(dataset), _VERIFIED)))
+    sessions = open_session(source), open_session(path)
+    batching = find_batching(sessions[0], samples[0], dataset.inputs)
+    expected, found = (run_samples(session, samples, batching) for session in sessions)
     for name, array in found.items():
         if isinstance(array, np.ndarray) and array.dtype.kind == "f":
             before = expected[name]

@@ -27,6 +27,7 @@ from trp_onnx.errors import ModelError
 from trp_onnx.evaluation.divergence import Divergence, agreements, probabilities
 from trp_onnx.evaluation.origins import measurable
 from trp_onnx.evaluation.outputs import Output, OutputKind, Told, Value, joined, output_kinds
+from trp_onnx.graph.inputs import Run
 from trp_onnx.graph.session import open_session, run_session
 from trp_onnx.progress import track
 from trp_onnx.quantization.calibrated import Calibrated
@@ -60,11 +61,10 @@ LOST: Mapping[OutputKind, str] = {
 """What is lost of each kind, in words; the number is per cent."""
 
 
-def outputs_of(model: onnx.ModelProto, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Value]:
-    """Outputs on all batches, one after the other."""
+def outputs_of(model: onnx.ModelProto, runs: Sequence[Run]) -> dict[str, Value]:
+    """Outputs on all runs, one after the other."""
     session = open_session(model)
-    sizes = [len(next(iter(batch.values()))) for batch in batches]
-    return joined((run_session(session, batch) for batch in batches), sizes)
+    return joined((run.counted(run_session(session, run.feeds)) for run in runs), [run.count for run in runs])
 
 
 def lost(expected: Mapping[str, Value], actual: Mapping[str, Value], kinds: Mapping[str, Output]) -> tuple[float, str]:
@@ -107,17 +107,17 @@ class Judged:
 class _Judge:
     """What the original gives on the samples that nothing was calibrated on."""
 
-    def __init__(self, float_model: onnx.ModelProto, judging: Sequence[dict[str, np.ndarray]], told: Told) -> None:
+    def __init__(self, float_model: onnx.ModelProto, judging: Sequence[Run], told: Told) -> None:
         graph = ir.from_proto(float_model)
         self._proto, self._judging, self._shown = float_model, judging, measurable(graph)
         self._expected = self._outputs(float_model, judging)
         self._kinds = output_kinds(graph, self._expected, told)
 
-    def _outputs(self, model: onnx.ModelProto, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Value]:
+    def _outputs(self, model: onnx.ModelProto, runs: Sequence[Run]) -> dict[str, Value]:
         """Outputs, and the floats that those which decide rest on."""
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        return outputs_of(with_outputs(copy, self._shown), batches)
+        return outputs_of(with_outputs(copy, self._shown), runs)
 
     def _measured(self) -> dict[str, Output]:
         return {name: kind for name, kind in self._kinds.items() if {name, name.rpartition("[")[0]} & set(self._shown)}
@@ -135,8 +135,7 @@ class _Judge:
 
     def by_damage(self, calibrated: Calibrated, names: Sequence[str]) -> list[tuple[str, float]]:
         """Layers and what each of them does alone, the worst first."""
-        size = max(1, len(next(iter(self._judging[0].values()))))
-        few = self._judging[: max(1, -(-SWEPT // size))]
+        few = self._judging[: max(1, -(-SWEPT // self._judging[0].count))]
         measure = Divergence(self._outputs(self._proto, few), self._measured())
         found = [
             (name, measure(self._outputs(calibrated.quantised(only=[name]), few)))
@@ -148,7 +147,7 @@ class _Judge:
 def keep_what_is_hurt(
     calibrated: Calibrated,
     float_model: onnx.ModelProto,
-    judging: Sequence[dict[str, np.ndarray]],
+    judging: Sequence[Run],
     allowed: float,
     always: Sequence[str] = (),
     told: Told | None = None,
@@ -158,7 +157,7 @@ def keep_what_is_hurt(
     Args:
         calibrated: What int8 models are made of.
         float_model: The original.
-        judging: Batches that nothing was calibrated on.
+        judging: Runs of samples that nothing was calibrated on.
         allowed: What may be lost, see the module, 0 to 1.
         always: Layers that stay in float whatever they do.
         told: What is known of the outputs, see `output_kinds`.

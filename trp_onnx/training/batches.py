@@ -6,21 +6,19 @@ workers: a run that goes on from a checkpoint sees the very same samples.
 
 from __future__ import annotations
 
-import importlib
-import os
 import queue
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
 from trp_onnx.data import Augmentation, Dataset, Preprocessing, open_data
+from trp_onnx.data.dataset import Change
+from trp_onnx.data.functions import is_function, load_function
 from trp_onnx.errors import DataError, TrpOnnxError
+from trp_onnx.graph.inputs import InputSpec
 from trp_onnx.training.options import TrainingOptions
 
 T = TypeVar("T")
@@ -34,13 +32,20 @@ class DataSource:
         name: Path of a file or folder, or "pkg.module:function".
         digest: To notice other contents: of a file's bytes, of a folder's names and sizes; empty for a function.
         preprocessing: How its samples become inputs.
-        like: Shape of a sample as the model takes it, see `Dataset`.
+        sizes: What the model's one input declares, see `InputSpec`.
+        input: Its name.
     """
 
     name: str
     digest: str
     preprocessing: Preprocessing
-    like: tuple[int | None, ...] | None = None
+    sizes: tuple[int | str | None, ...] | None = None
+    input: str = "x"
+
+    @property
+    def inputs(self) -> dict[str, InputSpec]:
+        """The input, which is float32 and counts samples first."""
+        return {self.input: InputSpec(self.input, None, self.sizes, 0)}
 
 
 @dataclass(frozen=True)
@@ -100,15 +105,25 @@ class Batches:
             pieces = np.array_split(np.arange(len(chosen)), -(-len(chosen) // self._micro))
             mine = []
             for piece in pieces[rank::size]:
-                x, y = self._dataset.take(chosen[piece], partial(self._augmentation, choices=choices, part=piece))
-                mine.append(MicroBatch(np.ascontiguousarray(x), y, len(piece) / len(chosen)))
+
+                def change(images: np.ndarray, rows: slice, choices: Any = choices, piece: Any = piece) -> np.ndarray:
+                    return self._augmentation(images, choices, piece[rows])
+
+                mine.append(self._micro_batch(chosen[piece], len(piece) / len(chosen), change))
             yield mine
+
+    def _micro_batch(self, indices: np.ndarray, part: float, change: Change | None = None) -> MicroBatch:
+        runs = self._dataset.take(indices, change)
+        if len(runs) > 1:
+            raise DataError(f"the samples of '{self._dataset.source}' differ in size: give --resize and --crop")
+        (x,) = runs[0].feeds.values()
+        labels = self._dataset.labels
+        return MicroBatch(np.ascontiguousarray(x), None if labels is None else labels[indices], part)
 
     def validation(self, size: int, rank: int, ranks: int) -> Iterator[MicroBatch]:
         """This rank's part of the validation samples, as they are."""
         for start in range(rank * size, len(self.held_out), ranks * size):
-            x, y = self._dataset.take(self.held_out[start : start + size])
-            yield MicroBatch(np.ascontiguousarray(x), y, 1.0)
+            yield self._micro_batch(self.held_out[start : start + size], 1.0)
 
     @property
     def micro_batches(self) -> int:
@@ -118,7 +133,7 @@ class Batches:
     def samples(self, count: int) -> np.ndarray:
         """Some samples of the training part as they are, model inputs: (b, ...) with b at most `count`."""
         chosen = np.random.default_rng([self._seed, 0x5A]).permutation(self.training)[:count]
-        return np.ascontiguousarray(self._dataset.take(chosen)[0])
+        return self._micro_batch(chosen, 1.0).x
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -189,12 +204,6 @@ class CallableBatches:
                 yield MicroBatch(x, y, 1.0)
 
 
-def is_function(name: str) -> bool:
-    """Whether a data source is named as "pkg.module:function"."""
-    module, separator, function = name.partition(":")
-    return bool(separator) and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
-
-
 def open_batches(source: DataSource, options: TrainingOptions) -> Batches | CallableBatches:
     """The batches of a data source.
 
@@ -204,43 +213,10 @@ def open_batches(source: DataSource, options: TrainingOptions) -> Batches | Call
     if is_function(source.name):
         return CallableBatches(source.name, micro_batch=options.micro_batch)
     return Batches(
-        open_data(source.name, source.preprocessing).bound(source.like), batch=options.batch,
+        open_data(source.name, source.preprocessing).bound(source.inputs), batch=options.batch,
         micro_batch=options.micro_batch, validation=options.validation, seed=options.seed,
         augmentation=Augmentation(options.augment),
     )  # fmt: skip
-
-
-def load_function(reference: str) -> Callable[[str, int], Iterable[Any]]:
-    """The function that `pkg.module:function` names.
-
-    Raises:
-        DataError: It cannot be imported, or is no function.
-    """
-    module, _, name = reference.partition(":")
-    try:
-        with _current_folder_searched():
-            function = getattr(importlib.import_module(module), name)
-    except TrpOnnxError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-        raise DataError(
-            f"the data function '{reference}' cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    if not callable(function):
-        raise DataError(f"'{reference}' is no function")
-    return function  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _current_folder_searched() -> Iterator[None]:
-    """Modules are found in the current folder too, after everywhere else, as long as this lasts and no longer."""
-    here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]  # the last, which is ours
 
 
 def prefetch(items: Iterable[T], depth: int = 4) -> Iterator[T]:

@@ -14,12 +14,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trp_onnx.data import Dataset, Preprocessing
-from trp_onnx.data.feeding import as_feed
+from trp_onnx.data import Data, Preprocessing, open_data
+from trp_onnx.data.functions import is_function
+from trp_onnx.data.stores import as_arrays
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
 from trp_onnx.evaluation.outputs import ClassLabels, Told
 from trp_onnx.files.staging import write_text, written_whole
 from trp_onnx.graph.batching import find_batching
+from trp_onnx.graph.inputs import Inputs, Run, inputs_of
 from trp_onnx.graph.layers import Layer, find_layers, network_macs
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import open_session, run_session
@@ -29,7 +31,7 @@ from trp_onnx.passes.normalise import normalise
 from trp_onnx.planning import Plan, check_rule, plan_at_ranks
 from trp_onnx.planning.options import sites_of
 from trp_onnx.progress import note
-from trp_onnx.training.batches import DataSource, is_function, open_batches
+from trp_onnx.training.batches import DataSource, open_batches
 from trp_onnx.training.flat import ranks_of, unpack_result
 from trp_onnx.training.isolated_runtime import ensure_runtime
 from trp_onnx.training.job import CHECKPOINT, DATA, FINETUNE, JOB, LOG, MODEL, RESULT, TEACHER, Job
@@ -165,26 +167,26 @@ class TrainingRun:
     def __init__(
         self,
         folder: Path,
-        data: str | PathLike[str] | Dataset,
+        data: Data,
         preprocessing: Preprocessing | None,
         options: TrainingOptions,
         teacher: Path,
         *,
         resume: bool,
         keep: bool,
-        like: tuple[int | None, ...] | None = None,
+        inputs: Inputs,
     ) -> None:
         """Open the data and the run directory, and start the workers.
 
         Args:
             folder: The run directory.
-            data: A file or folder, an open data set, or "pkg.module:function".
+            data: A path, "pkg.module:function", or a data set in arrays.
             preprocessing: How samples of a file or folder become inputs.
             options: How to train.
             teacher: The model whose outputs the loss may hold to.
             resume: Whether a run may be there already.
             keep: Whether the directory stays after success.
-            like: Shape of a sample as the model takes it, see `feeding.like_of`.
+            inputs: The model's, which is one.
 
         Raises:
             TrainingError: There is a run already, or no training runtime.
@@ -206,7 +208,8 @@ class TrainingRun:
         ensure_runtime()
         self._own.make()
         try:
-            self._source = replace(self._data_source(data, preprocessing), like=like)
+            (spec,) = inputs.values()
+            self._source = replace(self._data_source(data, preprocessing), sizes=spec.sizes, input=spec.name)
             self._batches = open_batches(self._source, options)
             first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
             self._x, self._labelled = first.x[:_SAMPLES], first.y is not None
@@ -215,19 +218,20 @@ class TrainingRun:
             self._clean()
             raise
 
-    def _data_source(self, data: str | PathLike[str] | Dataset, preprocessing: Preprocessing | None) -> DataSource:
+    def _data_source(self, data: Data, preprocessing: Preprocessing | None) -> DataSource:
         """What the workers open; a data set in memory is written for them."""
-        if not isinstance(data, Dataset):
+        if isinstance(data, (str, PathLike)):
             path = Path(data)
             name = str(data) if is_function(str(data)) else str(path.resolve())
             return DataSource(name, _digest(path), preprocessing or Preprocessing())
-        if isinstance(data.samples, tuple):
-            raise DataError(f"'{data.source}' is an opened image folder: give its path, so that workers can open it")
+        opened = open_data(data, preprocessing)
+        arrays = as_arrays(opened.store)
+        if arrays is None:
+            raise DataError(f"'{opened.source}' is open, and not in arrays: give its path, so that workers can open it")
         path = self.folder / DATA
-        arrays = {"x": data.samples} | ({} if data.labels is None else {"y": data.labels})
         with written_whole(path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        return DataSource(str(path.resolve()), _digest(path), data.preprocessing)
+        return DataSource(str(path.resolve()), _digest(path), opened.preprocessing)
 
     def samples(self, count: int) -> np.ndarray:
         """Some samples of the training part, model inputs: (b, ...)."""
@@ -264,7 +268,8 @@ class TrainingRun:
         strategy = _strategy(self._options, energy, budget)
         if not self._options.epochs:
             return list(layers), plan_at_ranks(layers, chosen, "planned", kept, table)
-        as_feed(model, self._x)  # refuses samples that do not fit
+        if is_function(self._source.name):
+            open_data(self._x).bound(inputs_of(model)).take(np.arange(1))  # refuses samples that do not fit
         materialise(model, layers, chosen)
         layers = find_layers(model, self._shapes(model))
         targets = targets_of(layers, chosen)
@@ -375,17 +380,20 @@ class TrainingRun:
         session, model = open_session(path), open_model(path)
         offset = self._source.preprocessing.label_offset
         correct = 0
-        batching = find_batching(session, as_feed(model, self._x[:2]), most=64)
+        inputs = inputs_of(model)
+        batching = find_batching(session, self._run_of(self._x[:2]), inputs, most=64)
         for micro in self._batches.validation(batching.size, 0, 1):
             assert micro.y is not None
-            for piece in batching.pieces(len(micro.x)):  # a function of the user's has batches of its own size
-                x, y = micro.x[piece], micro.y[piece]
-                scores = run_session(session, {n: batching.filled(a) for n, a in as_feed(model, x).items()})[
-                    self._named
-                ]
-                scores = scores.reshape(len(scores), -1)[: len(x), offset:]
-                correct += int((scores.argmax(axis=1) == y).sum())
+            done = 0
+            for run in batching.split([self._run_of(micro.x)]):  # a function of the user's has batches of its own size
+                scores = run_session(session, run.feeds)[self._named]
+                scores = scores.reshape(len(scores), -1)[: run.count, offset:]
+                correct += int((scores.argmax(axis=1) == micro.y[done : done + run.count]).sum())
+                done += run.count
         return replace(self._trained, written_correct=correct)
+
+    def _run_of(self, x: np.ndarray) -> Run:
+        return Run({self._source.input: x}, len(x))
 
     def __enter__(self) -> TrainingRun:
         self._supervisor.__enter__()
