@@ -61,7 +61,8 @@ def measure(
         out = Path(folder) / "out.onnx"
         start = time.perf_counter()
         try:
-            report = trp_onnx.compress(model, out, macs=target, scheme=scheme, align=1)
+            search = trp_onnx.SearchSpace(scheme=scheme, align=1)
+            report = trp_onnx.compress(model, out, trp_onnx.Goal(macs=target), search=search).report
         except trp_onnx.TargetError as error:
             return row | {"unreachable": str(error)}
         seconds = time.perf_counter() - start

@@ -101,7 +101,7 @@ def measure(net: str, files: dict[str, Path], folder: Path, arguments: argparse.
 def time_alone(folder: Path) -> list[dict[str, Any]]:
     """A ResNet-18-shaped network and half of it, in float and in int8."""
     dense, small = resnet18(folder), folder / "small.onnx"
-    trp_onnx.compress(dense, small, macs=0.5, align=16)
+    trp_onnx.compress(dense, small, trp_onnx.Goal(macs=0.5), search=trp_onnx.SearchSpace(align=16))
     noise = np.random.default_rng(0).standard_normal((64, 224, 224, 3)).astype(np.float32)
     np.savez(folder / "noise.npz", x=noise)
     found = trp_onnx.quantize(small, folder / "int8.onnx", folder / "noise.npz", original=dense, max_drop=99)

@@ -118,7 +118,8 @@ def predicted(results: Results, name: str, model: Path, place: Path) -> None:
         case = f"{part:g} of the way"
         if results.has(kind="predicted", net=name, case=case):
             continue
-        report = trp_onnx.compress(model, place / "out.onnx", speedup=1 + part * (fastest - 1))
+        goal = trp_onnx.Goal(speedup=1 + part * (fastest - 1))
+        report = trp_onnx.compress(model, place / "out.onnx", goal).report
         assert report.latency is not None
         first = report.latency.trials[0]  # before the plan is made again by what was measured
         add(results, kind="predicted", net=name, case=case, predicted=round(first.predicted, 4),
@@ -141,8 +142,9 @@ def realised(results: Results, name: str, model: Path, place: Path) -> None:
                 save_table(profile(model, provider=provider), table)
                 speedup = _speedup_at(model, table, scheme, ratio)
                 report = trp_onnx.compress(
-                    model, place / "out.onnx", speedup=speedup, scheme=scheme, latency_table=table
-                )
+                    model, place / "out.onnx", trp_onnx.Goal(speedup=speedup),
+                    search=trp_onnx.SearchSpace(scheme=scheme), device=trp_onnx.Device(latency_table=table),
+                ).report  # fmt: skip
                 assert report.latency is not None and report.latency.measured is not None
                 measured, saved = report.latency.measured.median, 1 / report.macs.ratio
                 add(results, kind="realised", net=name, case=case, macs_saved=round(saved, 3),
@@ -159,7 +161,7 @@ def _speedup_at(model: Path, table: Path, scheme: str, ratio: float) -> float:
     low, high = 1.01, planner.fastest()
     for _ in range(20):
         middle = (low + high) / 2
-        plan = planner.plan(speedup=middle)
+        plan = planner.plan(trp_onnx.Goal(speedup=middle))
         low, high = (middle, high) if plan.macs_after / plan.macs_before > ratio else (low, middle)
     return low
 
@@ -173,7 +175,7 @@ def by_macs(results: Results, name: str, model: Path, place: Path) -> None:
                 continue
             timed = _planner(model)
             try:
-                plain = _planner(model, align).plan(macs=ratio)
+                plain = _planner(model, align).plan(trp_onnx.Goal(macs=ratio))
             except trp_onnx.TargetError as error:
                 add(results, kind="by-macs", net=name, case=case, unreachable=str(error))
                 continue
@@ -183,7 +185,7 @@ def by_macs(results: Results, name: str, model: Path, place: Path) -> None:
             for _ in range(25):
                 middle = (low + high) / 2
                 try:
-                    plan = timed.plan(speedup=middle)
+                    plan = timed.plan(trp_onnx.Goal(speedup=middle))
                 except trp_onnx.TargetError:
                     high = middle
                     continue
@@ -196,11 +198,7 @@ def by_macs(results: Results, name: str, model: Path, place: Path) -> None:
                 if plan is None:
                     continue
                 files.append(place / f"{label_}.onnx")
-                rules = [
-                    trp_onnx.LayerRule(f"^{_escaped(d.name)}$", True, d.scheme, d.rank, keep=d.scheme is None)
-                    for d in plan.decisions if d.parameters_before is not None
-                ]  # fmt: skip
-                trp_onnx.compress(model, files[-1], config=rules)
+                trp_onnx.compress(model, files[-1], plan)
             ratios = trp_onnx.bench([model, *files]).contenders
             add(results, kind="by-macs", net=name, case=case, error=round(budget, 4),
                 plan_by_macs=round(ratios[1].ratio.median, 3),
@@ -209,12 +207,6 @@ def by_macs(results: Results, name: str, model: Path, place: Path) -> None:
 
 def _error(plan: Plan) -> float:
     return sum(decision.relative_error**2 for decision in plan.decisions)
-
-
-def _escaped(name: str) -> str:
-    import re
-
-    return re.escape(name)
 
 
 def cost(results: Results, place: Path) -> None:
@@ -227,7 +219,7 @@ def cost(results: Results, place: Path) -> None:
     try:
         for case in ("empty cache", "full cache"):
             start = time.perf_counter()
-            _planner(model).plan(speedup=1.5)
+            _planner(model).plan(trp_onnx.Goal(speedup=1.5))
             add(results, kind="cost", net="resnet50", case=case, seconds=round(time.perf_counter() - start, 1))
     finally:
         del os.environ["TRP_ONNX_CACHE"]

@@ -37,7 +37,9 @@ def measure(path: Path, align: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         try:
-            report = trp_onnx.compress(path, Path(folder) / "out.onnx", macs=TARGET, align=align)
+            report = trp_onnx.compress(
+                path, Path(folder) / "out.onnx", trp_onnx.Goal(macs=TARGET), search=trp_onnx.SearchSpace(align=align)
+            ).report
         except trp_onnx.TargetError as error:
             return {"unreachable": str(error)}
         seconds = time.perf_counter() - start

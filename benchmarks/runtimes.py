@@ -41,7 +41,8 @@ def main() -> None:
         models["resnet18"] = resnet18(Path(folder))
         for name, dense in models.items():
             small = Path(folder) / f"{name}-small.onnx"
-            ratio = trp_onnx.compress(dense, small, macs=MACS, align=16).macs.ratio
+            search = trp_onnx.SearchSpace(align=16)
+            ratio = trp_onnx.compress(dense, small, trp_onnx.Goal(macs=MACS), search=search).report.macs.ratio
             for runtime, provider in places:
                 with open_runner(runtime) as runner:
                     here = runner.describe()

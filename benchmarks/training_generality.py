@@ -24,7 +24,7 @@ from _results import Results, markdown
 from onnx import TensorProto, helper, numpy_helper
 
 import trp_onnx
-from trp_onnx.training import TrainingOptions
+from trp_onnx import Goal, NetworkOptions, SearchSpace, Training, TrainingOptions
 
 SQUEEZENET = trp_onnx.Preprocessing(mean=(104, 117, 123), color="bgr", crop=227)
 MOBILENET = trp_onnx.Preprocessing(scale=1 / 127.5, mean=(1.0,), crop=224, label_offset=1)
@@ -75,9 +75,9 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
     )  # fmt: skip
     start = time.perf_counter()
     report = trp_onnx.compress(
-        model, folder / "out.onnx", macs=macs, align=1, data=data, preprocessing=preprocessing, train=options,
-        run=folder / "run",
-    )  # fmt: skip
+        model, folder / "out.onnx", Goal(macs=macs), data=data, search=SearchSpace(align=1),
+        training=Training(options, run=folder / "run"), network=NetworkOptions(preprocessing=preprocessing),
+    ).report  # fmt: skip
     curve = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     line: dict[str, Any] = {
         "net": name, "macs": round(report.macs.ratio, 3), "steps": curve[-1]["step"],
@@ -87,8 +87,7 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
         "seconds": round(time.perf_counter() - start),
     }  # fmt: skip
     if "imagenet" in name:
-        direct = trp_onnx.compress(model, folder / "direct.onnx", macs=macs, align=1)
-        del direct
+        trp_onnx.compress(model, folder / "direct.onnx", Goal(macs=macs), search=SearchSpace(align=1))
         for which, path in (("dense", model), ("direct", folder / "direct.onnx"), ("trained", folder / "out.onnx")):
             line[f"top1_{which}"] = trp_onnx.evaluate(path, data, preprocessing=preprocessing).top1
     return line

@@ -207,6 +207,7 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
 
     from trp_onnx.data import Preprocessing
     from trp_onnx.graph.layers import find_layers
+    from trp_onnx.job import Goal
     from trp_onnx.planning import Planner
     from trp_onnx.training import TrainingOptions
     from trp_onnx.training.batches import DataSource
@@ -226,7 +227,7 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     projection = Projection()
     if order.get("project"):
         layers = find_layers(model)
-        chosen = Planner(layers, scheme="spatial").plan(macs=0.4).chosen
+        chosen = Planner(layers, scheme="spatial").plan(Goal(macs=0.4)).chosen
         total = sum(layer.macs or 0 for layer in layers)
         projection = Projection(tuple(targets_of(layers, chosen)), every=20, budget=0.4, total_macs=total)
     folder = Path(tempfile.mkdtemp())

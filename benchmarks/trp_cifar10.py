@@ -26,7 +26,7 @@ from typing import Any
 from _results import Results, markdown
 
 import trp_onnx
-from trp_onnx.training import TrainingOptions
+from trp_onnx import Goal, NetworkOptions, SearchSpace, Training, TrainingOptions
 
 CIFAR = trp_onnx.Preprocessing(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 EPOCHS = 12
@@ -123,13 +123,13 @@ def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any
     run = arguments.out / f"{name}.run"
     options = {"epochs": EPOCHS, "validation": VALIDATION, "workers": arguments.workers} | (row.training or {})
     start = time.perf_counter()
+    teacher = None if row.teacher is None else arguments.models / f"{row.teacher}_cifar10.onnx"
+    training = None if row.training is None else Training(TrainingOptions(**options), teacher, run, resume=True)
     report = trp_onnx.compress(
-        source, written, macs=1 / row.ratio, energy=row.energy, scheme=row.scheme, align=1,
-        data=None if row.training is None else arguments.train, preprocessing=CIFAR,
-        train=None if row.training is None else TrainingOptions(**options),
-        teacher=None if row.teacher is None else arguments.models / f"{row.teacher}_cifar10.onnx",
-        run=run, resume=True,
-    )  # fmt: skip
+        source, written, Goal(macs=1 / row.ratio, energy=row.energy),
+        data=None if training is None else arguments.train, search=SearchSpace(scheme=row.scheme, align=1),
+        training=training, network=NetworkOptions(preprocessing=CIFAR),
+    ).report  # fmt: skip
     wall = time.perf_counter() - start
     test = trp_onnx.evaluate(written, arguments.test, preprocessing=CIFAR)
     trained = report.trained

@@ -23,6 +23,7 @@ import numpy as np
 from _results import Results, markdown
 
 import trp_onnx
+from trp_onnx import SearchSpace
 
 CIFAR = trp_onnx.Preprocessing(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 FITTED = 512
@@ -50,11 +51,11 @@ NETS = {
     ),
     "resnet20": Net("resnet20_cifar10.onnx", "cifar10", CIFAR),
 }  # fmt: skip
-METHODS: dict[str, dict[str, Any]] = {
-    "weights": {},
-    "data": {"plan_by": "weights"},
-    "data + planner": {"plan_by": "outputs"},
-    "in turn": {"plan_by": "outputs", "asymmetric": True},
+METHODS = {
+    "weights": SearchSpace(),
+    "data": SearchSpace(plan_by="weights"),
+    "data + planner": SearchSpace(plan_by="outputs"),
+    "in turn": SearchSpace(plan_by="outputs", asymmetric=True),
 }
 
 
@@ -107,9 +108,9 @@ def measure(name: str, method: str, speedup: float, arguments: argparse.Namespac
     start = time.perf_counter()
     try:
         report = trp_onnx.compress(
-            arguments.models / net.file, written, speedup=speedup, test=test,
-            data=None if method == "weights" else fitted, **METHODS[method],
-        )  # fmt: skip
+            arguments.models / net.file, written, trp_onnx.Goal(speedup=speedup), test=test,
+            data=None if method == "weights" else fitted, search=METHODS[method],
+        ).report  # fmt: skip
     except trp_onnx.TargetError as error:
         return row | {"unreachable": str(error)}
     seconds = time.perf_counter() - start

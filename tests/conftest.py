@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores test at once; before NumPy is there
 
 from trp_onnx.training import isolated_runtime
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; the commands that tests start heed it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import info, model, rng, save, weights
 from tests.test_inputs import cli
 from trp_onnx.graph.session import open_session
@@ -330,5 +331,5 @@ def test_given_inputs_take_every_form(tmp_path: Path) -> None:
     shapes = {"input": (3, 32), "state": (2, 3, 24), "sr": ()}
     for data in (npz(tmp_path / "i.npz", **samples), items, Reader(items), folder(tmp_path / "i", items, np.zeros(3))):
         assert trp_onnx.bench([net], rounds=2, inputs=data).shapes == shapes
-    assert trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.7, align=1, inputs=items).verified_on == "the inputs"
+    assert compress(net, tmp_path / "out.onnx", macs=0.7, align=1, inputs=items).verified_on == "the inputs"
     assert cli("export", net, "-o", tmp_path / "app", "--inputs", tmp_path / "i")[0] == 0

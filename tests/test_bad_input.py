@@ -18,6 +18,7 @@ from onnx import helper
 
 import trp_onnx
 from tests import graphs
+from tests.easy import compress
 from tests.hard_cases import CASES
 from trp_onnx.cli.main import main
 
@@ -103,7 +104,7 @@ def test_nodes_in_any_order(tmp_path: Path, net: Path) -> None:
     del proto.graph.node[:]
     proto.graph.node.extend(reversed(nodes))
     onnx.save(proto, tmp_path / "reversed.onnx")
-    trp_onnx.compress(tmp_path / "reversed.onnx", tmp_path / "out.onnx", macs=0.6, align=1)
+    compress(tmp_path / "reversed.onnx", tmp_path / "out.onnx", macs=0.6, align=1)
     nodes[0].input[0] = nodes[2].output[0]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
@@ -375,7 +376,7 @@ def test_data_that_is_no_archive(tmp_path: Path, net: Path) -> None:
         (("--macs", 1.5), "between 0 and 1"),
         (("--energy", -0.1), "from 0 to below 1"),
         (("--macs", 0.5, "--scheme", "magic"), "magic"),
-        (("--macs", 0.5, "--align", "some"), "--align takes"),
+        (("--macs", 0.5, "--align", "some"), "neither a whole number nor auto"),
         (("--macs", 0.5, "--align", 0), "--align takes"),
         (("--macs", 0.5, "--input-shape", "x"), "input:1,3,224,224"),
         (("--macs", 0.5, "--scale", "much"), "scale takes a number, not"),

@@ -15,6 +15,7 @@ import pytest
 
 import trp_onnx
 from tests.clockwork import runs_on
+from tests.easy import compress
 from tests.graphs import conv_net, info, model, save, weights
 from trp_onnx.errors import TargetError
 from trp_onnx.graph.layers import Layer, find_layers
@@ -70,7 +71,7 @@ def test_a_network_of_which_nothing_gets_faster(net: Path, tmp_path: Path, monke
     """The refusal names the speed-up that was asked for."""
     runs_on(monkeypatch, tmp_path, slowed=lambda index, model: 100.0 if len(ranks_of(model)) > 1 else 1.0)
     with pytest.raises(TargetError, match=r"--speedup 1\.1 is out of reach"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.1)
+        compress(net, tmp_path / "out.onnx", speedup=1.1)
 
 
 def test_no_entry_is_faster_than_kernels_are(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +86,7 @@ def test_no_entry_is_faster_than_kernels_are(net: Path, tmp_path: Path, monkeypa
     for scheme in ("tucker2", "spatial", "channel"):
         for rank, part in parts_of(table, layer, scheme).items():
             assert part >= 0.98 * macs_ratio(layer, scheme, rank), (scheme, rank)
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.4)
+    report = compress(net, tmp_path / "out.onnx", speedup=1.4)
     assert report.latency is not None and report.latency.measured is not None
     assert report.latency.measured.median == pytest.approx(1.4, rel=0.03)
 
@@ -135,7 +136,7 @@ def test_what_is_in_doubt_is_timed_again(net: Path, tmp_path: Path, monkeypatch:
     assert found == quiet and not found.notes
     runs_on(monkeypatch, tmp_path / "always", slowed=dense_again(10**6, 1.5))
     assert "busy" in trp_onnx.profile(net).notes[0]
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.3)
+    report = compress(net, tmp_path / "out.onnx", speedup=1.3)
     assert any("unsteady" in note for note in report.notes)
 
 
@@ -149,7 +150,7 @@ def test_what_was_timed_is_not_timed_again(net: Path, tmp_path: Path, monkeypatc
 def test_asked_is_measured(deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_factors: float) -> None:
     """In the network factors take longer, or less long, than where they were timed alone."""
     runs_on(monkeypatch, tmp_path, slow_factors=slow_factors)
-    report = trp_onnx.compress(deep, tmp_path / "out.onnx", speedup=1.4)
+    report = compress(deep, tmp_path / "out.onnx", speedup=1.4)
     latency = report.latency
     assert latency is not None and latency.measured is not None and latency.asked == 1.4
     assert latency.measured.median == pytest.approx(1.4, rel=0.03)
@@ -163,7 +164,7 @@ def test_asked_is_measured(deep: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_chosen_points_are_timed_themselves(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = runs_on(monkeypatch, tmp_path)
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.4)
+    report = compress(net, tmp_path / "out.onnx", speedup=1.4)
     decision = next(d for d in report.layers if d.name == "conv2")
     assert decision.rank is not None and decision.scheme is not None
     wanted = 3 if decision.scheme == "tucker2" else 2
@@ -175,7 +176,7 @@ def test_out_of_reach_says_what_was_measured(net: Path, tmp_path: Path, monkeypa
     """Predicted in reach, but not measured so."""
     runs_on(monkeypatch, tmp_path, slow_factors=20.0)
     with pytest.raises(TargetError, match=r"--speedup 3 is out of reach: .* measured \d\.\d\dx as fast") as refusal:
-        trp_onnx.compress(net, tmp_path / "out.onnx", speedup=3)
+        compress(net, tmp_path / "out.onnx", speedup=3)
     assert refusal.value.exit_code == 3
     assert {path.name for path in tmp_path.iterdir()} == {"cache"}
 
@@ -192,7 +193,7 @@ def test_a_machine_on_which_nothing_can_be_measured(net: Path, tmp_path: Path, m
     trp_onnx.profile(net)
     monkeypatch.setattr(machine, "run", shaken)
     with pytest.raises(TargetError, match=r"cannot be measured here.*busy") as refusal:
-        trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.4)
+        compress(net, tmp_path / "out.onnx", speedup=1.4)
     assert refusal.value.exit_code == 3 and not (tmp_path / "out.onnx").exists()
 
 
@@ -247,9 +248,9 @@ def test_what_others_do_meanwhile_is_told(net: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(machine, "run", lambda self, *a, **more: alone(self, *a, **more) | {"others": 0.5})
     notes = trp_onnx.bench([net, net], rounds=8).notes
     assert any("other processes kept 50% of this machine busy" in note for note in notes)
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.4)
+    report = compress(net, tmp_path / "out.onnx", speedup=1.4)
     assert any("other processes kept 50% of this machine busy" in note for note in report.notes)
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1)  # nobody asked for time
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1)  # nobody asked for time
     assert report.latency is not None and "50%" in report.latency.doubts[0]
     assert not any("busy" in note for note in report.notes)
 
@@ -263,7 +264,7 @@ def test_by_a_table_of_another_machine_it_is_predicted(
     save_table(trp_onnx.profile(net), tmp_path / "table.json")
     text = (tmp_path / "table.json").read_text()
     (tmp_path / "table.json").write_text(text.replace('"machine": "clockwork"', '"machine": "a phone"'))
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.4, latency_table=tmp_path / "table.json")
+    report = compress(net, tmp_path / "out.onnx", speedup=1.4, latency_table=tmp_path / "table.json")
     assert report.latency is not None and report.latency.measured is None and report.latency.trials == ()
     assert any("predicted, not measured" in note for note in report.notes)
 
@@ -271,7 +272,7 @@ def test_by_a_table_of_another_machine_it_is_predicted(
 def test_next_to_nothing_is_no_option(net: Path, tmp_path: Path) -> None:
     """No layer is factorised for less than 2 % of its MACs or 0.1 % of the network's."""
     for macs in (0.99, 0.9, 0.6):
-        report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=macs, align=1)
+        report = compress(net, tmp_path / "out.onnx", macs=macs, align=1)
         for d in report.layers:
             if d.scheme is not None and d.macs_before and d.macs_after:
                 assert d.macs_after <= 0.98 * d.macs_before

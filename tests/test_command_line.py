@@ -17,6 +17,7 @@ from PIL import Image
 
 import trp_onnx
 from tests import graphs
+from tests.easy import compress
 from trp_onnx.cli.main import main
 from trp_onnx.errors import UsageError
 
@@ -68,7 +69,7 @@ def test_the_reported_output_error_is_that_of_the_two_files(net: Path, tmp_path:
     out = tmp_path / "out.onnx"
     x = graphs.rng(3).standard_normal((5, 3, 12, 12)).astype(np.float32)
     np.savez(tmp_path / "inputs.npz", x=x)
-    report = trp_onnx.compress(net, out, macs=0.6, align=1, inputs=tmp_path / "inputs.npz")
+    report = compress(net, out, macs=0.6, align=1, inputs=tmp_path / "inputs.npz")
     expected, actual = graphs.run(net, {"x": x})[0], graphs.run(out, {"x": x})[0]
     assert report.outputs[0].relative_error == pytest.approx(graphs.distance(expected, actual), rel=1e-4)
     assert report.verified_on == "the inputs in inputs.npz"
@@ -91,13 +92,13 @@ def test_an_existing_output_is_replaced_whole(net: Path, tmp_path: Path) -> None
 def test_compression_is_deterministic(net: Path, tmp_path: Path) -> None:
     files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for out in files:
-        trp_onnx.compress(net, out, macs=0.5, align=1)
+        compress(net, out, macs=0.5, align=1)
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_compressed_model_can_be_compressed_again(net: Path, tmp_path: Path) -> None:
-    trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, align=1)
-    report = trp_onnx.compress(tmp_path / "a.onnx", tmp_path / "b.onnx", macs=0.8, align=1)
+    compress(net, tmp_path / "a.onnx", macs=0.6, align=1)
+    report = compress(tmp_path / "a.onnx", tmp_path / "b.onnx", macs=0.8, align=1)
     assert report.macs.ratio <= 0.8
     names = [node.name for node in graphs.nodes_of(tmp_path / "b.onnx")]
     assert len(names) == len(set(names))
@@ -151,7 +152,7 @@ def test_evaluate_counts_what_the_written_file_gets_right(net: Path, tmp_path: P
         json.loads(run("evaluate", net, "--data", tmp_path / "d.npz", *flags, "--limit", 7, "--json", "-"))["accuracy"]
         == 0
     )
-    report = trp_onnx.compress(
+    report = compress(
         net,
         tmp_path / "o.onnx",
         macs=0.7,

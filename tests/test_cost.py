@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net, info, model, save, weights
 
 S, B, X, H = 5, 2, 6, 4
@@ -98,7 +99,7 @@ CONSTANTS = {
 def test_one_total_everywhere(tmp_path: Path) -> None:
     path = save(beside_a_conv(LSTM, CONSTANTS, ["n", 16, 8, 8]), tmp_path / "net.onnx")
     seen = trp_onnx.inspect(path)
-    report = trp_onnx.compress(path, tmp_path / "small.onnx", macs=0.8, align=1)
+    report = compress(path, tmp_path / "small.onnx", macs=0.8, align=1)
     assert seen.macs == report.macs.before == CONV + CELL
     assert report.macs.after <= 0.8 * (CONV + CELL)
     cell = next(d for d in report.layers if d.op == "LSTM")
@@ -109,7 +110,7 @@ def test_one_total_everywhere(tmp_path: Path) -> None:
 def test_a_budget_below_what_cannot_be_factorised_is_out_of_reach(tmp_path: Path) -> None:
     path = save(beside_a_conv(LSTM, CONSTANTS, [1, 16, 8, 8]), tmp_path / "net.onnx")
     with pytest.raises(trp_onnx.TargetError, match="out of reach"):
-        trp_onnx.compress(path, tmp_path / "small.onnx", macs=0.3, align=1)
+        compress(path, tmp_path / "small.onnx", macs=0.3, align=1)
 
 
 def test_sizes_that_inference_leaves_open_come_from_a_run(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_of_an_if_the_larger_branch_counts(tmp_path: Path) -> None:
     found = trp_onnx.inspect(path)
     assert found.macs == 2 * CONV
     assert any("branches of an If" in note for note in found.notes)
-    report = trp_onnx.compress(path, tmp_path / "small.onnx", macs=0.5, align=1)
+    report = compress(path, tmp_path / "small.onnx", macs=0.5, align=1)
     assert report.macs.before == 2 * CONV and report.macs.ratio <= 0.5
     assert {d.name for d in report.layers if d.scheme} == {"conv", "a.conv", "b.conv"}
 
@@ -224,7 +225,7 @@ def test_a_ratio_of_a_part_is_not_the_networks(tmp_path: Path) -> None:
     built = beside_a_conv(nodes, constants, [1, 16, 8, 8])
     built.graph.input.append(info("z", [1, "steps", 16]))
     rules = [trp_onnx.LayerRule("fc", scheme="svd", rank=(2,))]
-    report = trp_onnx.compress(save(built, tmp_path / "net.onnx"), tmp_path / "small.onnx", config=rules, align=1)
+    report = compress(save(built, tmp_path / "net.onnx"), tmp_path / "small.onnx", config=rules, align=1)
     document = report.to_dict()["macs"]
     assert report.macs.ratio is None and document["ratio"] is None
     assert (report.macs.unknown, document["unknown_nodes"]) == (1, 1)

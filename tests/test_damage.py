@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net, info, model, rng, run, save, weights
 from trp_onnx.errors import UsageError
 from trp_onnx.graph.layers import find_layers
@@ -33,9 +33,7 @@ def test_ranks_go_where_the_outputs_feel_them(loud_and_quiet: Path, tmp_path: Pa
     ranks, errors = {}, {}
     for how in ("weights", "outputs"):
         out = tmp_path / f"{how}.onnx"
-        report = trp_onnx.compress(
-            loud_and_quiet, out, macs=0.6, align=1, plan_by=how, data=tmp_path / "x.npz", inputs=None
-        )
+        report = compress(loud_and_quiet, out, macs=0.6, align=1, plan_by=how, data=tmp_path / "x.npz", inputs=None)
         ranks[how] = {layer.name: layer.rank for layer in report.layers}
         x = {"x": rng(1).standard_normal((64, 4, 32)).astype(np.float32)}
         errors[how] = np.linalg.norm(run(out, x)[0] - run(loud_and_quiet, x)[0])
@@ -46,9 +44,9 @@ def test_ranks_go_where_the_outputs_feel_them(loud_and_quiet: Path, tmp_path: Pa
 def test_data_that_plans_does_not_measure(tmp_path: Path) -> None:
     net, data = conv_net(tmp_path / "net.onnx"), tmp_path / "x.npz"
     np.savez(data, x=rng().standard_normal((40, 12, 12, 3)).astype(np.float32), y=np.arange(40) % 10)
-    planned = trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, align=1, plan_by="outputs", data=data)
+    planned = compress(net, tmp_path / "a.onnx", macs=0.6, align=1, plan_by="outputs", data=data)
     assert planned.accuracy_after is None
-    both = trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, align=1, plan_by="outputs", data=data, test=data)
+    both = compress(net, tmp_path / "a.onnx", macs=0.6, align=1, plan_by="outputs", data=data, test=data)
     assert both.accuracy_after is not None
     assert any("damage" in layer.reason for layer in planned.layers)
 
@@ -56,9 +54,9 @@ def test_data_that_plans_does_not_measure(tmp_path: Path) -> None:
 def test_planning_by_outputs_needs_data(tmp_path: Path) -> None:
     net = conv_net(tmp_path / "net.onnx")
     with pytest.raises(UsageError, match="need data"):
-        trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, plan_by="outputs")
+        compress(net, tmp_path / "a.onnx", macs=0.6, plan_by="outputs")
     with pytest.raises(UsageError, match="auto, weights or outputs"):
-        trp_onnx.compress(net, tmp_path / "a.onnx", macs=0.6, plan_by="feeling")
+        compress(net, tmp_path / "a.onnx", macs=0.6, plan_by="feeling")
 
 
 def test_curves_interpolate_and_go_on_in_proportion() -> None:
@@ -86,11 +84,11 @@ def test_layers_that_no_budget_changes_are_not_measured(large_and_tiny: Path, tm
     assert left_by_budgets(found, rules=[LayerRule("tiny", rank=(1,))]) == set()
     np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 40, 128)).astype(np.float32))
     options = {"align": 1, "data": tmp_path / "x.npz"}
-    planned = trp_onnx.compress(large_and_tiny, tmp_path / "a.onnx", macs=0.6, **options)
+    planned = compress(large_and_tiny, tmp_path / "a.onnx", macs=0.6, **options)
     (tiny,) = [layer for layer in planned.layers if layer.name == "tiny"]
     assert tiny.scheme is None and "next to nothing of the network" in tiny.reason
     rules = [LayerRule("tiny", rank=(2,))]
-    alone = trp_onnx.compress(large_and_tiny, tmp_path / "a.onnx", config=rules, **options)
-    within = trp_onnx.compress(large_and_tiny, tmp_path / "a.onnx", config=rules, macs=0.6, **options)
+    alone = compress(large_and_tiny, tmp_path / "a.onnx", config=rules, **options)
+    within = compress(large_and_tiny, tmp_path / "a.onnx", config=rules, macs=0.6, **options)
     errors = [layer.relative_error for report in (alone, within) for layer in report.layers if layer.name == "tiny"]
     assert errors[0] == errors[1] > 0  # of its outputs, in both

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net, distance, info, initializers, model, rng, run, save, weights
 from trp_onnx.calibration.moments import collect_moments
 from trp_onnx.errors import DataError, UsageError
@@ -129,7 +129,7 @@ def test_outputs_survive_better_with_data(scheme: str, tmp_path: Path) -> None:
     errors = {}
     for name, data in (("weights", None), ("data", seen)):
         out = tmp_path / f"{name}.onnx"
-        report = trp_onnx.compress(net, out, macs=0.4, align=1, scheme=scheme, data=data)
+        report = compress(net, out, macs=0.4, align=1, scheme=scheme, data=data)
         assert report.macs.ratio <= 0.4
         errors[name] = distance(run(net, {"x": x})[0], run(out, {"x": x})[0])
     assert errors["data"] < 0.7 * errors["weights"]
@@ -142,7 +142,7 @@ def test_the_bias_takes_up_the_mean(tmp_path: Path) -> None:
     x = (rng().standard_normal((40, 4, 9, 8)) + 2).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x.transpose(0, 2, 3, 1))
     out = tmp_path / "out.onnx"
-    trp_onnx.compress(net, out, macs=0.5, align=1, scheme="channel", data=tmp_path / "x.npz", plan_by="weights")
+    compress(net, out, macs=0.5, align=1, scheme="channel", data=tmp_path / "x.npz", plan_by="weights")
     before, after = run(net, {"x": x})[0], run(out, {"x": x})[0]
     means = before.mean(axis=(0, 2, 3)), after.mean(axis=(0, 2, 3))
     np.testing.assert_allclose(*means, atol=1e-3 * np.abs(before).max())
@@ -210,7 +210,7 @@ def test_what_is_not_observed_is_said(tmp_path: Path) -> None:
     sizes = ["N", 8, 6, 6]
     net = save(model(nodes, [info("x", sizes)], [info("y", sizes)], w), tmp_path / "net.onnx")
     np.savez(tmp_path / "x.npz", x=rng().standard_normal((8, 6, 6, 8)).astype(np.float32))
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz")
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz")
     assert any("'up'" in note and "not by the data" in note for note in report.notes)
 
 
@@ -218,7 +218,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     net = conv_net(tmp_path / "net.onnx")
     np.savez(tmp_path / "x.npz", x=np.zeros((8, 20, 20, 3), np.uint8))
     with pytest.raises(DataError, match="takes samples of 3x12x12"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, data=tmp_path / "x.npz")
+        compress(net, tmp_path / "out.onnx", macs=0.6, data=tmp_path / "x.npz")
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".partial"] == []
 
 
@@ -245,9 +245,7 @@ def test_layers_make_up_for_those_before_them(tmp_path: Path) -> None:
     errors = {}
     for asymmetric in (False, True):
         out = tmp_path / f"{asymmetric}.onnx"
-        trp_onnx.compress(
-            net, out, macs=0.35, align=1, scheme="channel", data=seen, asymmetric=asymmetric, plan_by="weights"
-        )
+        compress(net, out, macs=0.35, align=1, scheme="channel", data=seen, asymmetric=asymmetric, plan_by="weights")
         errors[asymmetric] = distance(run(net, x)[0], run(out, x)[0])
     assert errors[True] < 0.95 * errors[False]
 
@@ -256,7 +254,7 @@ def test_in_turn_full_rank_is_the_identity(tmp_path: Path) -> None:
     net, data = deep_net(tmp_path / "net.onnx"), samples(tmp_path / "a.npz", 64)
     config = tmp_path / "full.toml"
     config.write_text('[[layer]]\nname = "conv0"\nkeep = true\n[[layer]]\nname = "*"\nscheme = "channel"\nrank = 12\n')
-    trp_onnx.compress(net, tmp_path / "out.onnx", config=config, data=data, asymmetric=True)
+    compress(net, tmp_path / "out.onnx", config=config, data=data, asymmetric=True)
     x = {"x": np.load(data)["x"].transpose(0, 3, 1, 2)}
     assert distance(run(net, x)[0], run(tmp_path / "out.onnx", x)[0]) < 1e-4
 
@@ -273,7 +271,7 @@ def test_dense_layers_make_up_for_those_before_them(tmp_path: Path) -> None:
     errors = {}
     for asymmetric in (False, True):
         out = tmp_path / f"{asymmetric}.onnx"
-        report = trp_onnx.compress(net, out, config=config, data=seen, asymmetric=asymmetric)
+        report = compress(net, out, config=config, data=seen, asymmetric=asymmetric)
         assert any("'conv2'" in note and "new weights" in note for note in report.notes) == asymmetric
         errors[asymmetric] = distance(run(net, x)[0], run(out, x)[0])
     assert errors[True] < 0.9 * errors[False]
@@ -288,7 +286,7 @@ def test_few_samples_refit_no_dense_layer(tmp_path: Path) -> None:
     data = samples(tmp_path / "a.npz", 24)
     config = tmp_path / "one.toml"
     config.write_text('[[layer]]\nname = "conv2"\nscheme = "channel"\nrank = 4\n')
-    trp_onnx.compress(net, tmp_path / "out.onnx", config=config, data=data, asymmetric=True)
+    compress(net, tmp_path / "out.onnx", config=config, data=data, asymmetric=True)
     np.testing.assert_array_equal(initializers(tmp_path / "out.onnx")["wf"], initializers(net)["wf"])
 
 
@@ -303,9 +301,7 @@ def test_shared_weights_stay_shared_in_turn(tmp_path: Path) -> None:
     sizes = ["N", 8, 6, 6]
     net = save(model(nodes, [info("x", sizes)], [info("y", sizes)], w), tmp_path / "net.onnx")
     np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 6, 6, 8)).astype(np.float32))
-    trp_onnx.compress(
-        net, tmp_path / "out.onnx", macs=0.7, align=1, scheme="spatial", data=tmp_path / "x.npz", asymmetric=True
-    )
+    compress(net, tmp_path / "out.onnx", macs=0.7, align=1, scheme="spatial", data=tmp_path / "x.npz", asymmetric=True)
     stored = [name for name in initializers(tmp_path / "out.onnx") if name.endswith(".weight")]
     assert len([name for name in stored if name.startswith("one/")]) in (0, 2)
     assert not any(name.startswith("two/") for name in stored)
@@ -314,7 +310,7 @@ def test_shared_weights_stay_shared_in_turn(tmp_path: Path) -> None:
 def test_asymmetric_needs_data(tmp_path: Path) -> None:
     net = conv_net(tmp_path / "net.onnx")
     with pytest.raises(UsageError, match=r"--asymmetric fits factors to --data"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, asymmetric=True)
+        compress(net, tmp_path / "out.onnx", macs=0.6, asymmetric=True)
 
 
 def pre_activation_net(path: Path) -> Path:
@@ -346,9 +342,9 @@ def test_batch_norm_that_stays_sees_what_it_was_trained_on(tmp_path: Path) -> No
 
     before = statistics(net)
     options = {"macs": 0.4, "align": 1, "scheme": "channel"}
-    trp_onnx.compress(net, tmp_path / "blind.onnx", **options)
+    compress(net, tmp_path / "blind.onnx", **options)
     assert np.abs(statistics(tmp_path / "blind.onnx") - before).max() > 0.02
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", data=data, **options)
+    report = compress(net, tmp_path / "out.onnx", data=data, **options)
     assert any("BatchNormalizations that cannot be folded" in note for note in report.notes)
     np.testing.assert_allclose(statistics(tmp_path / "out.onnx"), before, atol=1e-3)
 
@@ -357,7 +353,7 @@ def test_batch_norm_behind_nothing_new_stays_as_it_is(tmp_path: Path) -> None:
     net, data = pre_activation_net(tmp_path / "net.onnx"), samples(tmp_path / "a.npz", 64)
     config = tmp_path / "last.toml"
     config.write_text('[[layer]]\nname = "conv2"\nscheme = "channel"\nrank = 4\n')
-    trp_onnx.compress(net, tmp_path / "out.onnx", config=config, data=data)
+    compress(net, tmp_path / "out.onnx", config=config, data=data)
     x = {"x": np.load(data)["x"].transpose(0, 3, 1, 2)}
     for before, after in zip(run(net, x)[1:], run(tmp_path / "out.onnx", x)[1:], strict=True):
         assert distance(before, after) < 1e-5

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 import trp_onnx
 from tests import graphs
+from tests.easy import compress
 from trp_onnx.cli.main import main
 from trp_onnx.errors import TargetError
 
@@ -83,7 +84,7 @@ def test_nothing_to_win_is_said_and_nothing_written(full_rank: Path, phone: Path
 
 
 def test_with_data_the_answers_stay(low_rank: Path, phone: Path, tmp_path: Path) -> None:
-    report = trp_onnx.compress(low_rank, tmp_path / "out.onnx", data=samples(tmp_path / "d.npz"), latency_table=phone)
+    report = compress(low_rank, tmp_path / "out.onnx", data=samples(tmp_path / "d.npz"), latency_table=phone)
     assert report.latency is not None and (report.latency.predicted or 0) > 1.2
     assert report.loss is not None and report.loss.lost <= 1 and "held-out samples" in report.loss.measure
     assert report.agreement is not None and report.agreement.value >= 0.99
@@ -91,15 +92,13 @@ def test_with_data_the_answers_stay(low_rank: Path, phone: Path, tmp_path: Path)
 
 def test_max_drop_without_labels_means_agreement(low_rank: Path, full_rank: Path, phone: Path, tmp_path: Path) -> None:
     data = samples(tmp_path / "d.npz")
-    report = trp_onnx.compress(low_rank, tmp_path / "out.onnx", data=data, max_drop=3, latency_table=phone)
+    report = compress(low_rank, tmp_path / "out.onnx", data=data, max_drop=3, latency_table=phone)
     assert report.loss is not None and report.loss.allowed == 3 and "agreement" in report.loss.measure
     document = json.loads(phone.read_text())
     document["shares"] = dict.fromkeys(document["shares"], 0.004)
     (tmp_path / "idle.json").write_text(json.dumps(document))
     with pytest.raises(TargetError, match=r"--max-drop 3 is out of reach: .* nothing was written"):
-        trp_onnx.compress(
-            full_rank, tmp_path / "none.onnx", data=data, max_drop=3, latency_table=tmp_path / "idle.json"
-        )
+        compress(full_rank, tmp_path / "none.onnx", data=data, max_drop=3, latency_table=tmp_path / "idle.json")
     assert not (tmp_path / "none.onnx").exists()
 
 
@@ -109,7 +108,7 @@ def test_a_ruined_network_is_flagged(full_rank: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0 and "warning: the network" in " ".join(result.stdout.split())
     (warning,) = json.loads((tmp_path / "j.json").read_text())["warnings"]
     assert "ruined" in warning and warning in unescape((tmp_path / "r" / "report.html").read_text())
-    mild = trp_onnx.compress(full_rank, tmp_path / "mild.onnx", macs=0.95, align=1)
+    mild = compress(full_rank, tmp_path / "mild.onnx", macs=0.95, align=1)
     assert mild.warnings == ()
 
 
@@ -117,14 +116,12 @@ def test_accuracy_decides_on_ruin_where_there_are_labels(full_rank: Path, tmp_pa
     x = graphs.rng(3).standard_normal((200, 3, 20, 20)).astype(np.float32)
     y = graphs.run(full_rank, {"x": x})[0].argmax(axis=1)
     np.savez(tmp_path / "t.npz", x=x, y=y)
-    report = trp_onnx.compress(full_rank, tmp_path / "out.onnx", macs=0.05, align=1, test=tmp_path / "t.npz")
+    report = compress(full_rank, tmp_path / "out.onnx", macs=0.05, align=1, test=tmp_path / "t.npz")
     assert report.agreement is None and any("top-1 accuracy falls from 100.0%" in w for w in report.warnings)
 
 
 def test_a_test_without_labels_measures_agreement(full_rank: Path, tmp_path: Path) -> None:
-    report = trp_onnx.compress(
-        full_rank, tmp_path / "out.onnx", macs=0.9, align=1, test=samples(tmp_path / "t.npz", 50)
-    )
+    report = compress(full_rank, tmp_path / "out.onnx", macs=0.9, align=1, test=samples(tmp_path / "t.npz", 50))
     assert report.accuracy_after is None and report.agreement is not None and report.agreement.samples == 50
     assert any("has no labels" in note for note in report.notes)
     x = {"x": np.load(tmp_path / "t.npz")["x"]}
@@ -135,22 +132,23 @@ def test_a_test_without_labels_measures_agreement(full_rank: Path, tmp_path: Pat
 def test_notes_reach_those_without_a_terminal(tmp_path: Path) -> None:
     net = graphs.conv_net(tmp_path / "net.onnx", channels=24)
     np.savez(tmp_path / "d.npz", x=graphs.rng().integers(0, 255, (20, 12, 12, 3), np.uint8))
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "d.npz")
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "d.npz")
     assert any("0 to 255" in note for note in report.notes)
 
 
 def test_what_is_written_says_who_wrote_it(full_rank: Path, tmp_path: Path) -> None:
-    trp_onnx.compress(full_rank, tmp_path / "out.onnx", macs=0.9, align=1)
+    compress(full_rank, tmp_path / "out.onnx", macs=0.9, align=1)
     props = {p.key: p.value for p in onnx.load(tmp_path / "out.onnx").metadata_props}
     assert props["owner"] == "tests" and props["trp_onnx"] == trp_onnx.__version__
 
 
 def test_results_are_short_to_look_at(full_rank: Path, tmp_path: Path) -> None:
-    report = trp_onnx.compress(full_rank, tmp_path / "out.onnx", macs=0.9, align=1)
-    assert len(repr(report)) < 300 and "\n" not in repr(report)
+    report = compress(full_rank, tmp_path / "out.onnx", macs=0.9, align=1)
+    assert len(repr(report).splitlines()) == 5 and "as fast" in repr(report)
+    assert report._repr_html_().count("<tr>") == 5
     assert "compress" in dir(trp_onnx)
 
 
 def test_time_is_measured_whatever_planned_the_ranks(full_rank: Path, tmp_path: Path) -> None:
-    report = trp_onnx.compress(full_rank, tmp_path / "out.onnx", macs=0.5, align=8)
+    report = compress(full_rank, tmp_path / "out.onnx", macs=0.5, align=8)
     assert report.latency is not None and report.latency.predicted is None and report.latency.measured is not None

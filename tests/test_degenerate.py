@@ -7,6 +7,7 @@ import pytest
 from onnx import helper
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import distance, info, initializers, model, rng, run, save, weights
 from trp_onnx.calibration.moments import collect_moments, moment_bytes
 from trp_onnx.errors import ModelError
@@ -60,7 +61,7 @@ def test_weights_of_little_rank_are_compressed(tmp_path: Path, how: str, options
     source = net(tmp_path / "net.onnx", degenerate(how))
     np.savez(tmp_path / "x.npz", x=rng().standard_normal((48, 8, 8, CHANNELS)).astype(np.float32))
     out = tmp_path / "out.onnx"
-    report = trp_onnx.compress(source, out, align=1, data=tmp_path / "x.npz", **options)
+    report = compress(source, out, align=1, data=tmp_path / "x.npz", **options)
     assert np.isfinite(report.outputs[0].relative_error) and report.outputs[0].relative_error < 0.6
     assert all(np.isfinite(array).all() for array in initializers(out).values())
 
@@ -71,7 +72,7 @@ def test_a_layer_of_zeros_is_its_bias(tmp_path: Path, asymmetric: bool) -> None:
     np.savez(tmp_path / "x.npz", x=rng().standard_normal((48, 8, 8, CHANNELS)).astype(np.float32))
     (tmp_path / "keep.toml").write_text('[[layer]]\nname = "conv2"\nkeep = true\n')
     out = tmp_path / "out.onnx"
-    trp_onnx.compress(
+    compress(
         source, out, energy=0.1, align=1, data=tmp_path / "x.npz", asymmetric=asymmetric, config=tmp_path / "keep.toml"
     )
     x = {"x": rng(1).standard_normal((3, CHANNELS, 8, 8)).astype(np.float32)}
@@ -87,9 +88,7 @@ def test_data_that_says_little_leaves_the_weights_own_factors(tmp_path: Path, da
     if data == "dead channels":
         x[..., 5:] = 0
     np.savez(tmp_path / "x.npz", x=x)
-    report = trp_onnx.compress(
-        source, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz", asymmetric=asymmetric
-    )
+    report = compress(source, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz", asymmetric=asymmetric)
     assert np.isfinite(report.outputs[0].relative_error) and report.macs.after < report.macs.before
 
 
@@ -97,7 +96,7 @@ def test_activations_that_overflow_are_said(tmp_path: Path) -> None:
     source = net(tmp_path / "net.onnx", degenerate("huge") * 1e10, weights(CHANNELS, CHANNELS, 3, 3, seed=3) * 1e5)
     np.savez(tmp_path / "x.npz", x=1e8 * rng().standard_normal((8, 8, 8, CHANNELS)).astype(np.float32))
     with pytest.raises(ModelError, match="NaN or infinit"):
-        trp_onnx.compress(source, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz")
+        compress(source, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz")
 
 
 def test_moments_that_would_not_fit_are_done_without(tmp_path: Path) -> None:
@@ -113,9 +112,7 @@ def test_moments_that_would_not_fit_are_done_without(tmp_path: Path) -> None:
     opened = open_model(net)
     layers = find_layers(opened)
     assert [moment_bytes(layer) for layer in layers] == [4 * 32**2, 4 * 65536**2]
-    report = trp_onnx.compress(
-        net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz", scheme="channel-mirror"
-    )
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz", scheme="channel-mirror")
     (said,) = [note for note in report.notes if "judged by their weights" in note]
     assert "'wide'" in said and "16.0 GB" in said
     assert np.isfinite(report.outputs[0].relative_error)

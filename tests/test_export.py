@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from onnx import helper
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net, info, model, rng, run, save, weights
 from trp_onnx.cli.main import main
 from trp_onnx.edge import exporting
@@ -112,7 +113,7 @@ def test_links_and_other_names_are_exported(net: Path, tmp_path: Path) -> None:
 def test_advice_on_kernels_and_ranks(net: Path, tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text('[[layer]]\nname = "conv2"\nscheme = "spatial"\nrank = 18\n')
-    trp_onnx.compress(net, tmp_path / "small.onnx", config=config)
+    compress(net, tmp_path / "small.onnx", config=config)
     advice = trp_onnx.export(tmp_path / "small.onnx", tmp_path / "out").advice
     assert {entry.layer for entry in advice} == {"conv2"}
     assert any("KleidiAI" in entry.text for entry in advice) and any("rank 18" in entry.text for entry in advice)

@@ -10,6 +10,7 @@ import pytest
 
 import trp_onnx
 from tests import graphs
+from tests.easy import compress
 from tests.hard_cases import CASES, W4
 
 # float16 rounds; ONNX Runtime runs the original DequantizeLinear + MatMul with int8 activations (0.5 % off
@@ -34,7 +35,7 @@ def test_goes_through_compress_at_60_percent_of_the_macs(tmp_path: Path, case: s
     path = graphs.save(CASES[case](), tmp_path / "m.onnx")
     before = path.read_bytes()
     out = tmp_path / "out.onnx"
-    report = trp_onnx.compress(path, out, macs=0.6, align=1, simplify=simplify)
+    report = compress(path, out, macs=0.6, align=1, simplify=simplify)
     assert path.read_bytes() == before
     assert 0 < report.macs.ratio <= 0.6
     assert any(layer.scheme for layer in report.layers)
@@ -49,7 +50,7 @@ def test_loses_nothing_at_full_rank(tmp_path: Path, case: str, simplify: bool) -
     path = graphs.save(CASES[case](), tmp_path / "m.onnx")
     views = trp_onnx.inspect(path, simplify=simplify).layers
     rules = [trp_onnx.LayerRule(v.name, scheme=v.scheme, rank=(v.full_rank,)) for v in views]
-    report = trp_onnx.compress(path, tmp_path / "out.onnx", config=rules, align=1, simplify=simplify)
+    report = compress(path, tmp_path / "out.onnx", config=rules, align=1, simplify=simplify)
     assert all(layer.scheme for layer in report.layers)
     assert report.outputs[0].relative_error < TOLERANCE.get(case, 1e-5)
 
@@ -78,7 +79,7 @@ def test_macs_and_parameters_of_a_layer(tmp_path: Path, case: str, macs: int, pa
 def test_layers_that_share_a_weight_share_its_factors(tmp_path: Path) -> None:
     path = graphs.save(CASES["shared_weight"](), tmp_path / "m.onnx")
     out = tmp_path / "out.onnx"
-    report = trp_onnx.compress(path, out, macs=0.6, align=1)
+    report = compress(path, out, macs=0.6, align=1)
     assert len({(layer.scheme, layer.rank) for layer in report.layers}) == 1
     assert len(graphs.initializers(out)) == 2
     assert report.parameters.after < report.parameters.before
@@ -87,7 +88,7 @@ def test_layers_that_share_a_weight_share_its_factors(tmp_path: Path) -> None:
 def test_both_branches_and_their_outer_weights_are_factorised(tmp_path: Path) -> None:
     path = graphs.save(CASES["if_body"](), tmp_path / "m.onnx")
     out = tmp_path / "out.onnx"
-    trp_onnx.compress(path, out, macs=0.6, align=1)
+    compress(path, out, macs=0.6, align=1)
     x = graphs.rng().standard_normal([1, 24, 10, 10]).astype(np.float32)
     for flag in (True, False):
         feeds = {"x": x, "flag": np.array(flag)}
@@ -104,7 +105,7 @@ def test_a_kept_layer_keeps_its_int8_bytes(tmp_path: Path) -> None:
     built.graph.output[0].CopyFrom(graphs.info("z", [4, 400]))
     path = graphs.save(built, tmp_path / "m.onnx")
     out = tmp_path / "out.onnx"
-    trp_onnx.compress(path, out, config=[trp_onnx.LayerRule("second", rank=(4,))], align=1)
+    compress(path, out, config=[trp_onnx.LayerRule("second", rank=(4,))], align=1)
     assert graphs.initializers(out)["w0"].dtype == np.int8
     assert "DequantizeLinear" in {node.op_type for node in graphs.nodes_of(out)}
 
@@ -113,7 +114,7 @@ def test_weights_that_fit_one_file_go_into_one(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(CASES["conv_1d"](), path, save_as_external_data=True, location="m.bin", size_threshold=0)
     out = tmp_path / "out.onnx"
-    report = trp_onnx.compress(path, out, macs=0.6, align=1)
+    report = compress(path, out, macs=0.6, align=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.onnx", "out.onnx"]
     assert report.file_bytes.after == out.stat().st_size
     (y,) = graphs.run(out, {"x": np.ones([1, 24, 33], np.float32)})
@@ -125,7 +126,7 @@ def test_large_external_data_stays_external(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "m.onnx"
     onnx.save(CASES["conv_1d"](), path, save_as_external_data=True, location="m.bin", size_threshold=0)
     out, data = tmp_path / "out.onnx", tmp_path / "out.onnx.data"
-    report = trp_onnx.compress(path, out, macs=0.6, align=1)
+    report = compress(path, out, macs=0.6, align=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
     assert report.file_bytes.after == out.stat().st_size + data.stat().st_size
     assert any("out.onnx.data" in note for note in report.notes)
@@ -141,12 +142,12 @@ def test_dynamic_size_is_unknown_until_it_is_given(tmp_path: Path) -> None:
     path = graphs.save(built, tmp_path / "m.onnx")
     assert trp_onnx.inspect(path).layers[0].macs is None
     with pytest.raises(trp_onnx.ModelError, match="--input-shape"):
-        trp_onnx.compress(path, tmp_path / "out.onnx", macs=0.6)
+        compress(path, tmp_path / "out.onnx", macs=0.6)
     shapes = {"x": (1, 24, 10, 10)}
     assert trp_onnx.inspect(path, input_shapes=shapes).layers[0].macs == 64 * W4.size
-    report = trp_onnx.compress(path, tmp_path / "out.onnx", macs=0.6, align=1, input_shapes=shapes)
+    report = compress(path, tmp_path / "out.onnx", macs=0.6, align=1, input_shapes=shapes)
     assert report.macs.ratio <= 0.6
-    report = trp_onnx.compress(path, tmp_path / "out.onnx", energy=0.3, align=1)  # needs no MACs
+    report = compress(path, tmp_path / "out.onnx", energy=0.3, align=1)  # needs no MACs
     assert report.layers[0].scheme
     assert "--input-shape" in report.notes[0]
 
@@ -158,7 +159,7 @@ def _reason(
     reason = trp_onnx.inspect(path).layers[-1].reason
     assert reason is not None
     with pytest.raises(trp_onnx.ModelError, match="layers can be factorised"):
-        trp_onnx.compress(path, tmp_path / "out.onnx", macs=0.6)
+        compress(path, tmp_path / "out.onnx", macs=0.6)
     return reason
 
 

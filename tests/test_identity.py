@@ -14,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 import trp_onnx
 from tests import graphs
+from tests.easy import compress
 from trp_onnx.lowrank.schemes import SCHEMES, Geometry
 
 SLOW = settings(
@@ -38,7 +39,7 @@ def full_rank(scheme: str, n: int, c: int, kernel: tuple[int, ...], groups: int 
 def compress_at(path: Path, scheme: str, rank: tuple[int, ...], **options: object) -> tuple[Path, trp_onnx.Report]:
     out = path.with_name("out.onnx")
     rule = trp_onnx.LayerRule("layer", scheme=scheme, rank=rank)
-    report = trp_onnx.compress(path, out, config=[rule], align=1, simplify=False, **options)
+    report = compress(path, out, config=[rule], align=1, simplify=False, **options)
     return out, report
 
 

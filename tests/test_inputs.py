@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 import trp_onnx
 from tests import graphs
 from tests.clockwork import runs_on
+from tests.easy import compress
 from tests.graphs import info, model, rng, save, weights
 from trp_onnx.cli.main import main
 from trp_onnx.graph.batching import find_batching, run_samples
@@ -126,9 +127,9 @@ def test_a_fixed_batch_beyond_memory(tmp_path: Path) -> None:
 
 def test_sizes_of_minus_one_are_free(tmp_path: Path) -> None:
     net = declared(tmp_path / "net.onnx", -1, 3, -1, -1)
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, input_shapes={"x": (1, 3, 12, 12)})
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, input_shapes={"x": (1, 3, 12, 12)})
     fixed = graphs.conv_net(tmp_path / "fixed.onnx")
-    assert report.macs.before == trp_onnx.compress(fixed, tmp_path / "o.onnx", macs=0.6, align=1).macs.before
+    assert report.macs.before == compress(fixed, tmp_path / "o.onnx", macs=0.6, align=1).macs.before
     for command in (("inspect",), ("bench", "--rounds", 2), ("export", "-o", tmp_path / "shipped")):
         assert cli(command[0], net, *command[1:])[0] == 0
 
@@ -284,7 +285,7 @@ def test_generated_ids_lie_in_their_tables(tmp_path: Path) -> None:
     assert made.description == (
         "input_ids: random ids below 500; kinds: random ids below 2; at: random ids below 40; mask: ones"
     )
-    report = trp_onnx.compress(tmp_path / "net.onnx", tmp_path / "out.onnx", macs=0.5, align=1, input_shapes={
+    report = compress(tmp_path / "net.onnx", tmp_path / "out.onnx", macs=0.5, align=1, input_shapes={
         "input_ids": (1, 9)
     })  # fmt: skip
     assert "input_ids: random ids below 500" in report.verified_on and "mask: ones" in report.verified_on
@@ -360,7 +361,7 @@ def test_generated_masks_lengths_and_numbers(tmp_path: Path) -> None:
 
 def test_compression_without_data_sees_what_it_does_to_a_text_encoder(tmp_path: Path) -> None:
     """With all ids 0 and nothing attended to there was nothing to see."""
-    report = trp_onnx.compress(encoder(tmp_path / "net.onnx", seq=8), tmp_path / "out.onnx", macs=0.5, align=1)
+    report = compress(encoder(tmp_path / "net.onnx", seq=8), tmp_path / "out.onnx", macs=0.5, align=1)
     assert report.outputs[0].relative_error > 0.05
 
 
@@ -425,7 +426,7 @@ def test_arrays_of_the_inputs_shape_go_in_as_they_are(tmp_path: Path, name: str)
     if name in ("sixteen channels", "nothing declared but the weights"):
         made = trp_onnx.quantize(net, tmp_path / "int8.onnx", data, test=data, max_drop=50)
         assert made.variants[0].accuracy is not None and made.variants[0].accuracy.top1 == 1.0
-        report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.8, align=1, data=data, test=data)
+        report = compress(net, tmp_path / "out.onnx", macs=0.8, align=1, data=data, test=data)
         assert report.accuracy_before is not None and report.accuracy_before.top1 == 1.0
 
 
@@ -492,7 +493,7 @@ def test_whole_numbers_for_data(tmp_path: Path) -> None:
     for dtype in (np.int64, np.int32, np.uint16, np.float32):
         np.savez(tmp_path / "d.npz", x=ids.astype(dtype), y=y)
         assert trp_onnx.evaluate(net, tmp_path / "d.npz").top1 == 1.0
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.7, align=1, data=tmp_path / "d.npz")
+    report = compress(net, tmp_path / "out.onnx", macs=0.7, align=1, data=tmp_path / "d.npz")
     assert 0 < report.outputs[0].relative_error < 1
     for wrong, complaint in ((ids + 0.5, "has fractions"), (ids.astype(np.float64) * 1e300, "has values from")):
         np.savez(tmp_path / "d.npz", x=wrong, y=y)
@@ -561,7 +562,7 @@ def test_a_shape_that_contradicts_the_given_inputs(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_run_is_compressed(tmp_path: Path) -> None:
     net = batch_in_reshape(tmp_path / "net.onnx")
     data = labelled(tmp_path / "d.npz", net, 40, 3, 8, 8)
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.7, align=1, test=data)
+    report = compress(net, tmp_path / "out.onnx", macs=0.7, align=1, test=data)
     assert report.accuracy_before is not None and report.accuracy_before.top1 == 1.0
     assert report.verified_on == "1 sample of d.npz"
 
@@ -571,10 +572,10 @@ def test_sizes_come_from_the_data(tmp_path: Path) -> None:
     net, fixed = pooled(tmp_path / "net.onnx", ["N", 3, "h", "w"]), pooled(tmp_path / "f.onnx", [1, 3, 20, 30])
     np.savez(tmp_path / "d.npz", x=rng().standard_normal((40, 3, 20, 30)).astype(np.float32))
     np.savez(tmp_path / "i.npz", x=rng().standard_normal((5, 3, 20, 30)).astype(np.float32))
-    wanted = trp_onnx.compress(fixed, tmp_path / "out.onnx", energy=0.3, align=1).macs.before
+    wanted = compress(fixed, tmp_path / "out.onnx", energy=0.3, align=1).macs.before
     assert wanted > 20 * 30 * 18
     for given in ({"data": tmp_path / "d.npz"}, {"test": tmp_path / "d.npz"}, {"inputs": tmp_path / "i.npz"}):
-        report = trp_onnx.compress(net, tmp_path / "out.onnx", energy=0.3, align=1, **given)
+        report = compress(net, tmp_path / "out.onnx", energy=0.3, align=1, **given)
         assert report.macs.before == wanted
     code, message = cli(
         "compress", net, "-o", tmp_path / "o.onnx", "--macs", 0.6, "--data", tmp_path / "d.npz", "--input-shape",
@@ -588,7 +589,7 @@ def test_a_batch_that_does_not_run_is_trained(tmp_path: Path) -> None:
     """And the samples go in as they are there too, though they could be read as 16 rows of 8 by 8."""
     net = batch_in_reshape(tmp_path / "net.onnx", channels=16)
     data = labelled(tmp_path / "d.npz", net, 80, 16, 8, 8)
-    report = trp_onnx.compress(
+    report = compress(
         net, tmp_path / "out.onnx", macs=0.7, align=1, data=data, test=data,
         train=trp_onnx.TrainingOptions(epochs=1, batch=16, validation=0.2, augment=()),
     )  # fmt: skip

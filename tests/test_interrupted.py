@@ -20,6 +20,7 @@ import pytest
 
 import trp_onnx
 from tests import graphs
+from tests.easy import compress
 from trp_onnx.errors import TrainingError, UsageError
 from trp_onnx.training import TrainingOptions, isolated_runtime
 
@@ -76,13 +77,13 @@ def test_what_a_killed_command_left_goes_with_the_next(net: Path, tmp_path: Path
     until(lambda: any(str(living.pid) in name for name in partials(tmp_path)), living)
     (tmp_path / ".out.onnx.mine.partial").mkdir()
     (tmp_path / ".out.onnx.0123abcd-1-1.0123abcd.partial").mkdir()  # of another host that shares the disk
-    trp_onnx.compress(net, "out.onnx", macs=0.6, align=1)
+    compress(net, "out.onnx", macs=0.6, align=1)
     left = {Path(name).name for name in partials(tmp_path) if Path(name).parent == tmp_path}
     assert {".out.onnx.mine.partial", ".out.onnx.0123abcd-1-1.0123abcd.partial"} <= left
     assert len(left) == 3 and any(str(living.pid) in name for name in left)
     living.kill()
     living.communicate()
-    trp_onnx.compress(net, "out.onnx", macs=0.6, align=1)
+    compress(net, "out.onnx", macs=0.6, align=1)
     assert len([name for name in partials(tmp_path) if Path(name).parent == tmp_path]) == 2
 
 
@@ -119,7 +120,7 @@ def test_a_kill_between_a_model_and_its_weights(net: Path, tmp_path: Path, monke
     out, x = folder / "out.onnx", {"x": graphs.rng(5).standard_normal((2, 3, 12, 12)).astype(np.float32)}
 
     def write(macs: float) -> None:
-        trp_onnx.compress(source, out, macs=macs, align=1, simplify=False)
+        compress(source, out, macs=macs, align=1, simplify=False)
 
     def given() -> np.ndarray:
         return graphs.run(out, x)[0]
@@ -190,7 +191,7 @@ def test_an_interrupt_while_scikit_learn_fits_is_heard(tmp_path: Path) -> None:
 
 def test_an_interrupt_that_a_library_swallows_is_heard(net: Path, tmp_path: Path) -> None:
     swallows = (
-        "import trp_onnx.commands.compress as c, os, signal; real = c.verify\n"
+        "import trp_onnx.commands.assessing as c, os, signal; real = c.verify\n"
         "def verify(*a, **k):\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(5)\n"
@@ -215,10 +216,10 @@ def test_a_damaged_cache_is_done_without(
 ) -> None:
     monkeypatch.setenv("TRP_ONNX_CACHE", str(tmp_path / "cache"))
 
-    def compress() -> trp_onnx.Report:
-        return trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=data, scheme="spatial")
+    def compressed() -> trp_onnx.Report:
+        return compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=data, scheme="spatial")
 
-    right = compress()
+    right = compressed()
     entries = list((tmp_path / "cache").rglob("*.json"))
     assert entries
     for entry in entries:
@@ -233,7 +234,7 @@ def test_a_damaged_cache_is_done_without(
             entry.write_text(json.dumps(document))
         else:
             entry.write_bytes({"nothing": ""}.get(damage, damage).encode("latin-1"))
-    assert compress().layers == right.layers
+    assert compressed().layers == right.layers
 
 
 @pytest.fixture
@@ -248,7 +249,7 @@ TRAIN = TrainingOptions(epochs=1, batch=16, augment=())
 
 def train(net: Path, data: Path, **more: object) -> trp_onnx.Report:
     arguments: dict[str, object] = {"macs": 0.6, "align": 1, "train": TRAIN, "data": data} | more
-    return trp_onnx.compress(net, "out.onnx", **arguments)  # type: ignore[arg-type]
+    return compress(net, "out.onnx", **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -346,12 +347,12 @@ def test_a_folder_that_is_no_runtime_is_not_replaced(tmp_path: Path, monkeypatch
     ("arguments", "said"),
     [
         ({"speedup": 1.5, "macs": None, "train": TrainingOptions(strategy="replan")}, "finds ranks itself"),
-        ({"speedup": 2.0, "macs": None, "energy": 0.1, "train": TrainingOptions(strategy="paper")}, "finds ranks"),
+        ({"speedup": 2.0, "macs": None, "energy": 0.1, "train": TrainingOptions(strategy="paper")}, "only one of"),
         ({"macs": None, "train": TrainingOptions(strategy="replan")}, "needs --macs"),
         ({"macs": None, "train": TrainingOptions(strategy="paper")}, "needs --energy"),
         ({"macs": 1.5, "train": TrainingOptions(strategy="replan")}, "between 0 and 1"),
         ({"macs": 1.5}, "between 0 and 1"),
-        ({"macs": None, "energy": 2.0}, "between 0 and 1"),
+        ({"macs": None, "energy": 2.0}, "from 0 to below 1"),
         ({"macs": None}, "say how far to go"),
         ({"macs": 0.5, "speedup": 2.0}, "only one of"),
         ({"max_drop": 1.0}, "--max-drop"),

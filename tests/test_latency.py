@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net, model, save, weights
 from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.latency import compare
@@ -69,7 +70,7 @@ def test_it_stops_when_it_knows_enough() -> None:
 
 def big_and_small(folder: Path) -> tuple[Path, Path]:
     big = conv_net(folder / "big.onnx", channels=64)
-    trp_onnx.compress(big, folder / "small.onnx", macs=0.3, align=1, scheme="spatial")
+    compress(big, folder / "small.onnx", macs=0.3, align=1, scheme="spatial")
     return big, folder / "small.onnx"
 
 

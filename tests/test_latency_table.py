@@ -13,6 +13,7 @@ import pytest
 
 import trp_onnx
 from tests.clockwork import Clockwork, runs_on
+from tests.easy import compress
 from tests.graphs import conv_net, info, model, rng, run, save, weights
 from tests.test_command_line import run as cli
 from trp_onnx.errors import DataError, ModelError, TargetError, UsageError
@@ -78,7 +79,7 @@ def test_ranks_within_a_step_cost_the_same(net: Path, measured: Path, tmp_path: 
 def test_time_is_saved_where_it_is_spent(net: Path, measured: Path, tmp_path: Path) -> None:
     """On the phone the classifier takes most of the time, though it has next to no MACs."""
     table = on_a_phone(measured, tmp_path, {"conv1": 0.01, "conv2": 0.3, "fc": 0.6}, dense=0.2)
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.8, align=1, latency_table=table)
+    report = compress(net, tmp_path / "out.onnx", speedup=1.8, align=1, latency_table=table)
     chosen = {layer.name: layer.scheme for layer in report.layers}
     assert chosen["fc"] is not None
     assert report.latency is not None and report.latency.predicted is not None and report.latency.predicted >= 1.8
@@ -88,7 +89,7 @@ def test_time_is_saved_where_it_is_spent(net: Path, measured: Path, tmp_path: Pa
 def test_least_damage_within_the_time(net: Path, measured: Path, tmp_path: Path) -> None:
     """Every cheaper choice that meets the target does more damage: all pairs of options are tried."""
     table = on_a_phone(measured, tmp_path, {"conv1": 0.3, "conv2": 0.6, "fc": 0.0})
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", speedup=1.5, latency_table=table, scheme="spatial")
+    report = compress(net, tmp_path / "out.onnx", speedup=1.5, latency_table=table, scheme="spatial")
     found = {layer.name: layer for layer in report.layers}
     layers = {layer.name: layer for layer in find_layers(open_model(net))}
     times, errors = {}, {}
@@ -111,7 +112,7 @@ def test_least_damage_within_the_time(net: Path, measured: Path, tmp_path: Path)
 def test_out_of_reach_says_what_is_in_reach(net: Path, measured: Path, tmp_path: Path) -> None:
     table = on_a_phone(measured, tmp_path, {"conv1": 0.1, "conv2": 0.5, "fc": 0.0})
     with pytest.raises(TargetError, match=r"--speedup 9 is out of reach.*predicted to run [12]\.\d\dx") as refusal:
-        trp_onnx.compress(net, tmp_path / "out.onnx", speedup=9, latency_table=table)
+        compress(net, tmp_path / "out.onnx", speedup=9, latency_table=table)
     assert refusal.value.exit_code == 3
     assert not (tmp_path / "out.onnx").exists()
 
@@ -119,7 +120,7 @@ def test_out_of_reach_says_what_is_in_reach(net: Path, measured: Path, tmp_path:
 def test_tables_that_are_wrong(net: Path, measured: Path, tmp_path: Path) -> None:
     def refused(path: Path, kind: type[Exception], words: str, source: Path = net) -> None:
         with pytest.raises(kind, match=words):
-            trp_onnx.compress(source, tmp_path / "out.onnx", speedup=1.2, latency_table=path)
+            compress(source, tmp_path / "out.onnx", speedup=1.2, latency_table=path)
         assert not (tmp_path / "out.onnx").exists()
 
     refused(tmp_path / "none.json", DataError, "cannot be read")
@@ -151,19 +152,19 @@ def test_tables_that_are_wrong(net: Path, measured: Path, tmp_path: Path) -> Non
 @pytest.mark.timing
 def test_a_plan_can_be_edited_and_given_back(net: Path, measured: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
-    first = trp_onnx.compress(
+    first = compress(
         net, tmp_path / "a.onnx", speedup=1.2, latency_table=measured, report_dir=tmp_path / "report", save_plan=plan
     )
     assert (tmp_path / "report" / "plan.toml").read_text() == plan.read_text()
     entries = tomllib.loads(plan.read_text())["layer"]
     assert len(entries) == 3 and any("rank" in entry for entry in entries)
-    again = trp_onnx.compress(net, tmp_path / "b.onnx", config=plan)
+    again = compress(net, tmp_path / "b.onnx", config=plan)
     assert [(d.scheme, d.rank) for d in again.layers] == [(d.scheme, d.rank) for d in first.layers]
     x = {"x": rng().standard_normal((2, 3, 12, 12)).astype(np.float32)}
     np.testing.assert_array_equal(run(tmp_path / "a.onnx", x)[0], run(tmp_path / "b.onnx", x)[0])
     plan.write_text(plan.read_text().replace("conv2", "conv9"))
     with pytest.raises(UsageError, match=r"conv9.*matches no layer"):
-        trp_onnx.compress(net, tmp_path / "c.onnx", config=plan)
+        compress(net, tmp_path / "c.onnx", config=plan)
 
 
 def test_plans_name_layers_that_names_make_hard(tmp_path: Path) -> None:
@@ -172,8 +173,8 @@ def test_plans_name_layers_that_names_make_hard(tmp_path: Path) -> None:
     proto = onnx.load(path)
     proto.graph.node[0].name, proto.graph.node[2].name = 'a "quoted" [x]*\\1', "line\nbreak\t\x7f#é"
     onnx.save(proto, path)
-    first = trp_onnx.compress(path, tmp_path / "a.onnx", macs=0.5, align=1, report_dir=tmp_path)
-    again = trp_onnx.compress(path, tmp_path / "b.onnx", config=tmp_path / "plan.toml")
+    first = compress(path, tmp_path / "a.onnx", macs=0.5, align=1, report_dir=tmp_path)
+    again = compress(path, tmp_path / "b.onnx", config=tmp_path / "plan.toml")
     assert [(d.name, d.scheme, d.rank) for d in again.layers] == [(d.name, d.scheme, d.rank) for d in first.layers]
 
 
@@ -196,7 +197,7 @@ def test_max_drop_is_kept_on_what_was_held_out(net: Path, measured: Path, tmp_pa
     table = on_a_phone(measured, tmp_path, {"conv1": 0.1, "conv2": 0.8, "fc": 0.0})
     faster = []
     for drop in (15, 60):
-        report = trp_onnx.compress(net, tmp_path / "out.onnx", max_drop=drop, data=data, latency_table=table)
+        report = compress(net, tmp_path / "out.onnx", max_drop=drop, data=data, latency_table=table)
         assert report.latency is not None and report.latency.predicted is not None
         chosen = next(c for c in report.candidates if c.speedup == pytest.approx(report.latency.predicted))
         assert report.loss is not None and report.loss.lost == chosen.lost <= drop
@@ -213,14 +214,14 @@ def test_max_drop_of_a_model_with_external_data(net: Path, measured: Path, tmp_p
     table = on_a_phone(measured, tmp_path, {"conv1": 0.1, "conv2": 0.8, "fc": 0.0})
     out = tmp_path / "made" / "out.onnx"
     out.parent.mkdir()
-    report = trp_onnx.compress(outside, out, max_drop=60, data=data, latency_table=table)
+    report = compress(outside, out, max_drop=60, data=data, latency_table=table)
     assert report.candidates
     assert {path.name for path in out.parent.iterdir()} <= {"out.onnx", "out.onnx.data"}
 
 
 def test_what_was_compressed_already_is_profiled_layer_by_layer(net: Path, tmp_path: Path) -> None:
     """Its layers are called as we call factors: each has its own time all the same."""
-    trp_onnx.compress(net, tmp_path / "small.onnx", macs=0.6, align=1, scheme="spatial")
+    compress(net, tmp_path / "small.onnx", macs=0.6, align=1, scheme="spatial")
     found = trp_onnx.profile(tmp_path / "small.onnx", scheme="svd").shares
     assert {"conv2/v", "conv2/h"} <= set(found) and min(found["conv2/v"], found["conv2/h"]) > 0
 
@@ -231,7 +232,7 @@ def test_candidates_are_made_as_the_result_is(net: Path, measured: Path, tmp_pat
     table = on_a_phone(measured, tmp_path, {"conv1": 0.1, "conv2": 0.8, "fc": 0.0})
     found = []
     for asymmetric in (False, True):
-        report = trp_onnx.compress(
+        report = compress(
             net, tmp_path / f"{asymmetric}.onnx", max_drop=60, data=data, latency_table=table, asymmetric=asymmetric,
             scheme="channel",
         )  # fmt: skip
@@ -243,12 +244,12 @@ def test_max_drop_that_nothing_keeps(net: Path, measured: Path, tmp_path: Path) 
     net, data = labelled(net, tmp_path)
     slow = on_a_phone(measured, tmp_path, {"conv1": 0.0, "conv2": 0.04, "fc": 0.0})
     with pytest.raises(TargetError, match=r"--max-drop 0\.5 is out of reach"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", max_drop=0.5, data=data, latency_table=slow)
+        compress(net, tmp_path / "out.onnx", max_drop=0.5, data=data, latency_table=slow)
     np.savez(tmp_path / "few.npz", x=np.zeros((30, 12, 12, 3), np.float32), y=np.zeros(30, np.int64))
     with pytest.raises(DataError, match="30 samples"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", max_drop=1, data=tmp_path / "few.npz", latency_table=slow)
+        compress(net, tmp_path / "out.onnx", max_drop=1, data=tmp_path / "few.npz", latency_table=slow)
     with pytest.raises(UsageError, match="need data"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", max_drop=1, latency_table=slow)
+        compress(net, tmp_path / "out.onnx", max_drop=1, latency_table=slow)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_max_drop_that_nothing_keeps(net: Path, measured: Path, tmp_path: Path) 
 )  # fmt: skip
 def test_rules_that_make_no_sense(net: Path, tmp_path: Path, rule: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        trp_onnx.compress(net, tmp_path / "out.onnx", **rule)
+        compress(net, tmp_path / "out.onnx", **rule)
 
 
 @pytest.mark.timing

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import info, model, rng, save, weights
 from trp_onnx.errors import ModelError, UsageError
 from trp_onnx.evaluation.divergence import RUINED, divergence
@@ -41,11 +42,11 @@ def shared(path: Path, *bias: onnx.NodeProto) -> Path:
 def test_keep_counts_for_all_that_share_the_weight(tmp_path: Path) -> None:
     net = shared(tmp_path / "net.onnx")
     rules = [trp_onnx.LayerRule("c2", keep=True)]
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.99, config=rules, align=1)
+    report = compress(net, tmp_path / "out.onnx", macs=0.99, config=rules, align=1)
     assert [layer.name for layer in report.layers if layer.scheme] == ["stem"]
     rules += [trp_onnx.LayerRule("c1", rank=(4,), scheme="spatial")]
     with pytest.raises(UsageError, match="share their weight"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.99, config=rules, align=1)
+        compress(net, tmp_path / "out.onnx", macs=0.99, config=rules, align=1)
 
 
 def test_a_bias_that_is_computed_stays(tmp_path: Path, data: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_bias_that_is_computed_stays(tmp_path: Path, data: Path) -> None:
     )
     net = shared(tmp_path / "net.onnx", *bias)
     more = {"macs": 0.9, "align": 1, "scheme": "spatial", "plan_by": "weights", "simplify": False}
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", data=data, **more)
+    report = compress(net, tmp_path / "out.onnx", data=data, **more)
     assert report.outputs[0].relative_error < 0.5  # without its bias nothing of the output is left
 
 
@@ -66,10 +67,10 @@ def test_a_budget_where_some_sizes_are_unknown(tmp_path: Path) -> None:
     outputs = [info("a", [1, 32, 12, 12]), info("b", [1, 32, "h", "w"]), info("c", [1, 32, 12, 12])]
     held = {"w": weights(32, 32, 3, 3, seed=1), "v": weights(32, 32, 3, 3, seed=2)}
     net = save(model(nodes, inputs, outputs, held), tmp_path / "net.onnx")
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.7, align=1, simplify=False)
+    report = compress(net, tmp_path / "out.onnx", macs=0.7, align=1, simplify=False)
     assert report.macs.ratio is None and report.macs.remaining <= 0.7  # a part is not the network
     with pytest.raises(trp_onnx.TargetError, match=r"0\.5\d\d of the MACs remain"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.4, align=1, simplify=False)
+        compress(net, tmp_path / "out.onnx", macs=0.4, align=1, simplify=False)
 
 
 @pytest.mark.parametrize("batch", [100, 128, 200])
@@ -84,7 +85,7 @@ def test_fixed_batches_of_any_size(tmp_path: Path, data: Path, batch: int, asymm
     ]
     held = {"w1": weights(16, 3, 3, 3, seed=1), "w2": weights(16, 16, 3, 3, seed=2)}
     net = save(model(nodes, [info("x", [batch, 3, 12, 12])], [info("y", [batch, 16])], held), tmp_path / "net.onnx")
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=data, asymmetric=asymmetric)
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=data, asymmetric=asymmetric)
     assert report.macs.ratio <= 0.6 and report.outputs[0].relative_error < 1
 
 
@@ -97,7 +98,7 @@ def test_a_matrix_times_a_vector(tmp_path: Path) -> None:
     held = {"W": weights(32, 32), "axis": np.array([0])}
     net = save(model(nodes, [info("x", ["N", 5, 32])], [info("y", [1, 32])], held), tmp_path / "net.onnx")
     np.savez(tmp_path / "v.npz", x=rng().standard_normal((64, 5, 32)).astype(np.float32))
-    report = trp_onnx.compress(
+    report = compress(
         net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "v.npz", plan_by="weights", simplify=False
     )
     assert report.macs.ratio <= 0.6
@@ -117,7 +118,7 @@ def test_half_precision_whose_squares_overflow(tmp_path: Path, data: Path) -> No
     half = TensorProto.FLOAT16
     built = model(nodes, [info("x", ["N", 3, 12, 12], half)], [info("y", ["N", 8, 12, 12], half)], held)
     net = save(built, tmp_path / "net.onnx")
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=data)
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=data)
     assert 0.5 < report.macs.ratio <= 0.6 and report.outputs[0].relative_error < 0.8
 
 
@@ -135,7 +136,7 @@ def test_half_precision_behind_a_chain(tmp_path: Path, data: Path) -> None:
     half = TensorProto.FLOAT16
     built = model(nodes, [info("x", ["N", 3, 12, 12], half)], [info("y", ["N", 16, 12, 12], half)], held)
     net = save(built, tmp_path / "net.onnx")
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=data, simplify=False)
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=data, simplify=False)
     assert report.macs.ratio <= 0.6
 
 
@@ -148,5 +149,5 @@ def test_the_standard_domain_by_its_other_name(tmp_path: Path) -> None:
     held = {"w1": weights(64, 64, seed=1), "b": np.zeros(64, np.float32), "w2": weights(64, 64, seed=2)}
     built = model(nodes, [info("x", ["N", 64])], [info("y", ["N", 64])], held)
     built.opset_import[0].domain = "ai.onnx"
-    report = trp_onnx.compress(save(built, tmp_path / "net.onnx"), tmp_path / "out.onnx", macs=0.5, align=1)
+    report = compress(save(built, tmp_path / "net.onnx"), tmp_path / "out.onnx", macs=0.5, align=1)
     assert all(layer.scheme for layer in report.layers)

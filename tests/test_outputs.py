@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net, distance, info, model, rng, run, save, tensor, weights
 from trp_onnx.cli.main import main
 from trp_onnx.errors import DataError, ModelError, UsageError
@@ -54,7 +55,7 @@ def test_an_infinity_is_an_answer(tmp_path: Path) -> None:
     net = masked(tmp_path / "net.onnx")
     np.savez(tmp_path / "x.npz", x=rng(3).standard_normal((64, 16)).astype(np.float32))
     for how in ({}, {"data": tmp_path / "x.npz"}, {"data": tmp_path / "x.npz", "asymmetric": True}):
-        report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.8, align=1, **how)
+        report = compress(net, tmp_path / "out.onnx", macs=0.8, align=1, **how)
         (error, _) = report.outputs
         assert 0 < error.relative_error < 1 and (error.worst_error is None or np.isfinite(error.worst_error))
         assert report.agreement is None or 0 < report.agreement.value <= 1
@@ -283,7 +284,7 @@ def net(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_networks_that_decide_are_planned_by_what_they_decide_from(net: Path, samples: Path, tmp_path: Path) -> None:
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
     assert 0.5 < report.macs.ratio <= 0.6
     damages = [layer.reason for layer in report.layers if layer.scheme]
     assert damages and all("damage" in reason and "damage of 0 " not in reason for reason in damages)
@@ -454,7 +455,7 @@ def detector(tmp_path: Path) -> Path:
 
 def test_sizes_that_values_decide_on(detector: Path, samples: Path, tmp_path: Path) -> None:
     for options in ({}, {"data": samples}):
-        report = trp_onnx.compress(detector, tmp_path / "out.onnx", macs=0.6, align=1, **options)
+        report = compress(detector, tmp_path / "out.onnx", macs=0.6, align=1, **options)
         errors = {output.name: output for output in report.outputs}
         assert set(errors) == {"kept", "chosen"} and errors["chosen"].measure == "share that differs"
         for name, error in errors.items():
@@ -487,7 +488,7 @@ def test_sequences(axis: int, samples: Path, tmp_path: Path) -> None:
     )
     net = decides(tmp_path / "net.onnx", [split], [sequence])
     for options in ({}, {"data": samples}):
-        report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, **options)
+        report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, **options)
         (output,) = report.outputs
         x = {"x": np.load(samples)["x"]}
         before, after = (np.concatenate(run(path, x)[0], axis) for path in (net, tmp_path / "out.onnx"))
@@ -517,7 +518,7 @@ ODD = {
 def test_odd_outputs(kind: str, samples: Path, tmp_path: Path) -> None:
     last, output = ODD[kind]
     net = decides(tmp_path / "net.onnx", last, [output])
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
     assert 0.5 < report.macs.ratio <= 0.6 and 0 < report.outputs[0].relative_error < 0.9
     if kind == "scalar":
         assert trp_onnx.quantize(net, tmp_path / "q.onnx", samples, max_drop=5).layers == 3
@@ -529,13 +530,13 @@ def test_maps_are_refused_in_a_sentence(tmp_path: Path) -> None:
     one = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
     net = decides(tmp_path / "net.onnx", last, [helper.make_value_info("y", helper.make_sequence_type_proto(one))])
     with pytest.raises(ModelError, match="zipmap=False"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6)
+        compress(net, tmp_path / "out.onnx", macs=0.6)
 
 
 def test_outputs_that_say_nothing_are_not_planned_by(samples: Path, tmp_path: Path) -> None:
     shape = helper.make_node("Shape", ["z"], ["y"])
     net = decides(tmp_path / "net.onnx", [shape], [info("y", [4], WHOLE)])
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
     assert 0.5 < report.macs.ratio <= 0.6
     assert any("nothing to plan by but the weights" in note for note in report.notes)
 
@@ -552,7 +553,7 @@ def test_boxes_in_pixels_do_not_drown_scores_in_the_report(samples: Path, tmp_pa
         tmp_path / "net.onnx", last, [info("y", ["N", 12, 64])], wb=200 * weights(4, 24, 1, 1, seed=4),
         bb=np.full(4, 320, np.float32), s=np.array([0, 12, -1]),
     )  # fmt: skip
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.3, align=1)
+    report = compress(net, tmp_path / "out.onnx", macs=0.3, align=1)
     (output,) = report.outputs
     assert output.relative_error < 0.4
     assert output.worst_channel is not None and output.worst_channel >= 4

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import trp_onnx
 from tests import graphs
+from tests.easy import compress
 from trp_onnx.cli.main import main
 from trp_onnx.data import Preprocessing
 from trp_onnx.errors import UsageError
@@ -140,13 +141,11 @@ def test_nor_by_the_python_functions(here: Path) -> None:
     for arguments in (
         {"out": "big.bin", "macs": 0.6},
         {"out": "big.onnx", "macs": 0.6},
-        {"out": "out.onnx", "macs": 0.6, "save_plan": "big.bin"},
-        {"out": "out.onnx", "config": "plan.toml", "report_dir": "."},
         {"out": "data.npz", "macs": 0.6, "data": "data.npz"},
         {"out": "out.onnx", "macs": 0.6, "data": "data.npz", "train": trp_onnx.TrainingOptions(), "run": "."},
     ):
         with pytest.raises(UsageError):
-            trp_onnx.compress("big.onnx", **arguments)  # type: ignore[arg-type]
+            compress("big.onnx", **arguments)  # type: ignore[arg-type]
     for out in ("big.onnx", "big.bin", "data.npz"):
         with pytest.raises(UsageError):
             trp_onnx.quantize("big.onnx", out, "data.npz", preprocessing=Preprocessing())

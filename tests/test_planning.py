@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trp_onnx
-from tests import graphs
+from tests import easy, graphs
 from trp_onnx.errors import TargetError
 from trp_onnx.lowrank import linalg
 from trp_onnx.lowrank.schemes import SCHEMES, Geometry
@@ -27,7 +27,7 @@ def net(tmp_path: Path) -> Path:
 
 
 def compress(path: Path, **options: object) -> trp_onnx.Report:
-    return trp_onnx.compress(path, path.with_name("out.onnx"), **{"align": 1, **options})
+    return easy.compress(path, path.with_name("out.onnx"), **{"align": 1, **options})
 
 
 def spatial_spectrum(w: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net, info, model, save, weights
 from trp_onnx.graph.session import open_session
 
@@ -27,7 +28,7 @@ def notes_of(path: Path) -> dict[str, tuple[str, str]]:
 
 def halve(source: Path, out: Path, rank: int = 6, layer: str = "conv2") -> Path:
     rules = [trp_onnx.LayerRule(layer, scheme="spatial", rank=(rank,))]
-    trp_onnx.compress(source, out, config=rules, align=1)
+    compress(source, out, config=rules, align=1)
     return out
 
 
@@ -45,7 +46,7 @@ def test_factors_are_marked_in_files_of_every_version(tmp_path: Path, ir_version
 def test_factors_of_factors_are_parts_of_the_first_layer(tmp_path: Path) -> None:
     small = halve(conv_net(tmp_path / "net.onnx"), tmp_path / "small.onnx", rank=14)
     rules = [trp_onnx.LayerRule("conv2/v", scheme="channel", rank=(4,))]
-    trp_onnx.compress(small, tmp_path / "smaller.onnx", config=rules, align=1)
+    compress(small, tmp_path / "smaller.onnx", config=rules, align=1)
     assert notes_of(tmp_path / "smaller.onnx") == {
         "conv2/v/core": ("conv2", "v/core"),
         "conv2/v/out": ("conv2", "v/out"),

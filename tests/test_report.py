@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net
 from tests.test_command_line import run as cli
 from trp_onnx.errors import UsageError
@@ -56,7 +57,7 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
     proto = onnx.load(path)
     proto.graph.node[0].name, proto.graph.node[2].name = "<script>alert(1)</script>", "$x_{1}$ & {{ 7 * 7 }} \\frac"
     onnx.save(proto, path)
-    trp_onnx.compress(path, tmp_path / "out.onnx", macs=0.5, align=1, report_dir=tmp_path / "r", command="<b>now</b>")
+    compress(path, tmp_path / "out.onnx", macs=0.5, align=1, report_dir=tmp_path / "r", command="<b>now</b>")
     page = Page(tmp_path / "r" / "report.html")
     assert "script" not in page.tags and "b" not in page.tags
     assert "<script>alert(1)</script>" in page.text and "{{ 7 * 7 }}" in page.text
@@ -71,7 +72,7 @@ def test_candidates_and_times_are_drawn(tmp_path: Path) -> None:
     save_table(trp_onnx.profile(net), tmp_path / "table.json")
     table = on_a_phone(tmp_path / "table.json", tmp_path, {"conv1": 0.1, "conv2": 0.8, "fc": 0.0})
     net, data = labelled(net, tmp_path)
-    report = trp_onnx.compress(
+    report = compress(
         net, tmp_path / "out.onnx", max_drop=30, data=data, latency_table=table, report_dir=tmp_path / "r"
     )
     page = Page(tmp_path / "r" / "report.html")
@@ -88,14 +89,14 @@ def test_what_draws_it_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.Mo
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
     with pytest.raises(UsageError, match=r"trp-onnx\[report\]"):
-        trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, report_dir=tmp_path / "r")
+        compress(net, tmp_path / "out.onnx", macs=0.6, report_dir=tmp_path / "r")
     assert not (tmp_path / "r").exists() and not (tmp_path / "out.onnx").exists()
 
 
 def test_a_tucker_layer_is_drawn(tmp_path: Path) -> None:
     net = conv_net(tmp_path / "net.onnx", channels=32)
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((32, 12, 12, 3)).astype(np.float32))
-    report = trp_onnx.compress(
+    report = compress(
         net, tmp_path / "out.onnx", macs=0.4, align=1, scheme="tucker2", data=tmp_path / "x.npz",
         report_dir=tmp_path / "r",
     )  # fmt: skip

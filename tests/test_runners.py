@@ -22,6 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import conv_net, rng
 from trp_onnx.cli.main import main
 from trp_onnx.errors import ModelError, RunnerError, UsageError
@@ -235,7 +236,7 @@ def test_the_simulator_of_qnn(net: Path, tmp_path: Path) -> None:
 
 def test_bench_and_a_latency_table_elsewhere(net: Path, tmp_path: Path) -> None:
     small = tmp_path / "small.onnx"
-    trp_onnx.compress(net, small, macs=0.3, align=1, scheme="spatial")
+    compress(net, small, macs=0.3, align=1, scheme="spatial")
     result = trp_onnx.bench([net, small], rounds=20, runtime=HERE)
     assert "Python" in result.runtime and len(result.contenders) == 2
     assert {"conv1", "conv2"} <= set(result.contenders[0].layers)

@@ -11,6 +11,7 @@ import pytest
 
 import trp_onnx
 from tests import graphs
+from tests.easy import compress
 from tests.test_bad_input import cli
 from trp_onnx.planning import LayerRule
 
@@ -115,13 +116,13 @@ def test_patterns_take_no_longer_than_the_names(tmp_path: Path, pattern: str) ->
 )  # fmt: skip
 def test_rules_in_python(net: Path, tmp_path: Path, values: dict[str, Any]) -> None:
     with pytest.raises(trp_onnx.UsageError):
-        trp_onnx.compress(net, tmp_path / "o.onnx", config=[LayerRule(**({"pattern": "*"} | values))])
+        compress(net, tmp_path / "o.onnx", config=[LayerRule(**({"pattern": "*"} | values))])
     assert not (tmp_path / "o.onnx").exists()
 
 
 def test_rules_in_python_take_numpys_numbers(net: Path, tmp_path: Path) -> None:
     rules = [LayerRule("conv2", rank=(np.int64(4),)), LayerRule("fc", ratio=np.float64(0.9))]
-    report = trp_onnx.compress(net, tmp_path / "o.onnx", config=rules, align=1)
+    report = compress(net, tmp_path / "o.onnx", config=rules, align=1)
     assert {layer.name: layer.rank for layer in report.layers}["conv2"] == (4,)
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import trp_onnx
 from tests import graphs
+from tests.easy import compress
 from trp_onnx.cli.main import main
 
 STORES = ("Hugging Face", "hard links", "folder link", "data beside the link")
@@ -52,7 +53,7 @@ def test_a_model_in_a_store(kind: str, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     assert len(trp_onnx.inspect(net).layers) == 3
-    report = trp_onnx.compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "d.npz")
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "d.npz")
     assert report.file_bytes.before == net.stat().st_size + (net.parent / "model.onnx_data").stat().st_size
     assert graphs.distance(expected, graphs.run(tmp_path / "out.onnx", feeds)[0]) < 1
     assert trp_onnx.bench([net, tmp_path / "out.onnx"], rounds=2).contenders

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import trp_onnx
+from tests.easy import compress
 from tests.graphs import info, initializers, model, save, weights
 
 WORDS, WIDTH = 300, 32
@@ -39,7 +40,7 @@ def tied(*, turned: bool) -> onnx.ModelProto:
 
 def factorise(path: Path, built: onnx.ModelProto) -> trp_onnx.Report:
     source = save(built, path / "net.onnx")
-    return trp_onnx.compress(source, path / "small.onnx", config=KEEP_FC, align=1, simplify=False)
+    return compress(source, path / "small.onnx", config=KEEP_FC, align=1, simplify=False)
 
 
 def test_a_tied_weight_is_charged_to_its_layer(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_file_that_grows_is_said(tmp_path: Path) -> None:
 def test_a_tied_layer_is_factorised_for_its_macs(tmp_path: Path) -> None:
     source = save(tied(turned=True), tmp_path / "net.onnx")
     sizes = {"ids": (1, 4)}
-    report = trp_onnx.compress(source, tmp_path / "small.onnx", energy=1e-6, align=1, input_shapes=sizes)
+    report = compress(source, tmp_path / "small.onnx", energy=1e-6, align=1, input_shapes=sizes)
     assert next(layer for layer in report.layers if layer.name == "head").scheme == "svd"
 
 
@@ -86,7 +87,7 @@ def test_two_layers_that_read_one_weight_their_own_way(tmp_path: Path, keep: boo
     rules = [trp_onnx.LayerRule("up", scheme="svd", rank=(8,))]
     rules.append(trp_onnx.LayerRule("down", keep=True) if keep else trp_onnx.LayerRule("down", scheme="svd", rank=(8,)))
     source = save(built, tmp_path / "net.onnx")
-    report = trp_onnx.compress(source, tmp_path / "small.onnx", config=rules, align=1, simplify=False)
+    report = compress(source, tmp_path / "small.onnx", config=rules, align=1, simplify=False)
     factors = 8 * (WIDTH + 64)
     assert report.layers[0].parameters_after == factors + (WIDTH * 64 if keep else 0)
     assert report.parameters.after == (factors + WIDTH * 64 if keep else 2 * factors)

@@ -16,6 +16,7 @@ import pytest
 from onnx import helper
 
 import trp_onnx
+from tests import easy
 from tests.graphs import conv_net, info, model, rng, run, save, weights
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
 from trp_onnx.training import TrainingOptions, isolated_runtime, read_training
@@ -62,7 +63,7 @@ def options(**changes: object) -> TrainingOptions:
 
 def compress(net: Path, out: Path, data: Path | str, **more: object) -> trp_onnx.Report:
     arguments: dict[str, object] = {"macs": 0.6, "scheme": "spatial", "align": 1, "train": options()} | more
-    return trp_onnx.compress(net, out, data=data, **arguments)  # type: ignore[arg-type]
+    return easy.compress(net, out, data=data, **arguments)  # type: ignore[arg-type]
 
 
 def test_training_to_a_speed(net: Path, data: Path, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_training_learns_and_factorising_loses_nothing(net: Path, data: Path, tm
 def test_labels_are_not_needed(net: Path, data: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare.npz"
     np.savez(bare, x=np.load(data)["x"])
-    trp_onnx.compress(net, tmp_path / "direct.onnx", scheme="spatial", align=1, macs=0.5)
+    easy.compress(net, tmp_path / "direct.onnx", scheme="spatial", align=1, macs=0.5)
     report = compress(net, tmp_path / "out.onnx", bare, macs=0.5, train=options(epochs=4))
     assert report.trained is not None and report.trained.correct is None
     x = {"x": np.load(data)["x"][:64].transpose(0, 3, 1, 2).copy()}

@@ -2,8 +2,8 @@
 
     import trp_onnx
 
-    report = trp_onnx.compress("model.onnx", "small.onnx", macs=0.5)
-    print(report.macs.ratio, [output.relative_error for output in report.outputs])
+    result = trp_onnx.compress("model.onnx", "small.onnx", trp_onnx.Goal(macs=0.5))
+    print(result)
 
 Names are loaded when they are first used: importing the package costs nothing.
 """
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from trp_onnx.commands.demo import demo
     from trp_onnx.commands.doctor import Diagnosis, doctor
     from trp_onnx.commands.inspect import Inspection, inspect
+    from trp_onnx.commands.result import Compressed
     from trp_onnx.data import Dataset, Preprocessing, open_data
     from trp_onnx.edge import Export, export
     from trp_onnx.evaluation.accuracy import Accuracy, evaluate
+    from trp_onnx.job import Device, Goal, NetworkOptions, SearchSpace, Training
     from trp_onnx.latency import Bench, LatencyTable, bench, profile
-    from trp_onnx.planning import Decision, LayerRule
+    from trp_onnx.planning import Decision, LayerRule, Plan, read_rules
     from trp_onnx.quantization import Quantized, quantize
     from trp_onnx.report import Report
     from trp_onnx.training import TrainingOptions
@@ -42,16 +44,23 @@ if TYPE_CHECKING:
 _HOMES = {
     "Accuracy": "evaluation.accuracy",
     "Bench": "latency",
+    "Compressed": "commands.result",
     "Dataset": "data",
     "Decision": "planning",
+    "Device": "job",
     "Diagnosis": "commands.doctor",
     "Export": "edge",
+    "Goal": "job",
     "Inspection": "commands.inspect",
     "LatencyTable": "latency",
     "LayerRule": "planning",
+    "NetworkOptions": "job",
+    "Plan": "planning",
     "Preprocessing": "data",
     "Quantized": "quantization",
     "Report": "report",
+    "SearchSpace": "job",
+    "Training": "job",
     "TrainingOptions": "training",
     "bench": "latency",
     "compress": "commands.compress",
@@ -63,27 +72,35 @@ _HOMES = {
     "open_data": "data",
     "profile": "latency",
     "quantize": "quantization",
+    "read_rules": "planning",
     "setup_training": "training.isolated_runtime",
 }
 
 __all__ = [
     "Accuracy",
     "Bench",
+    "Compressed",
     "DataError",
     "Dataset",
     "Decision",
+    "Device",
     "Diagnosis",
     "Export",
+    "Goal",
     "Inspection",
     "LatencyTable",
     "LayerRule",
     "ModelError",
+    "NetworkOptions",
     "OutputError",
+    "Plan",
     "Preprocessing",
     "Quantized",
     "Report",
     "RunnerError",
+    "SearchSpace",
     "TargetError",
+    "Training",
     "TrainingError",
     "TrainingOptions",
     "TrpOnnxError",
@@ -100,6 +117,7 @@ __all__ = [
     "open_data",
     "profile",
     "quantize",
+    "read_rules",
     "setup_training",
 ]
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 from collections.abc import Callable, Collection
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from trp_onnx.cli.help import option
+
+T = TypeVar("T")
 
 
 class Pair(click.ParamType[tuple[str, float]]):
@@ -50,25 +53,62 @@ class Words(click.ParamType[tuple[Any, ...]]):
             self.fail(f"'{value}' is not of the form {self._kind.__name__},{self._kind.__name__}", param, ctx)
 
 
-def flags_of(kind: type, group: str, common: Collection[str] = ()) -> list[Callable[[Any], Any]]:
+class NumberOr(click.ParamType[int | str]):
+    """A whole number, or a word."""
+
+    def __init__(self, word: str) -> None:
+        """Know the word."""
+        self._word, self.name = word, f"N|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or the word."""
+        try:
+            return value if value == self._word else int(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither a whole number nor {self._word}", param, ctx)
+
+
+def flags_of(
+    kind: type, group: str, common: Collection[str] = (), *, without: Collection[str] = (), negatable: bool = True
+) -> list[Callable[[Any], Any]]:
     """One option for every field of a dataclass; None stands for one that is not given.
 
     Args:
         kind: The dataclass. Its docstring says what each field is, under "Attributes".
         group: The heading of the options.
         common: Fields that `--help` shows; `--help-all` shows the others too.
+        without: Fields that have no option of this kind.
+        negatable: Whether yes and no both have a flag, because a file may say either.
     """
-    hints, texts = get_type_hints(kind), field_docs(kind)
+    fields = [field for field in dataclasses.fields(kind) if field.name not in without]
+    hints, texts = _hints(kind, [field.name for field in fields]), field_docs(kind)
     return [
         option(
-            *_names(field.name, hints[field.name]),
+            *_names(field.name, hints[field.name], negatable=negatable),
             group=group,
             common=field.name in common,
             help=_help(texts[field.name], field),
             **_attributes(hints[field.name]),
         )
-        for field in dataclasses.fields(kind)
+        for field in fields
     ]
+
+
+def filled(kind: type[T], options: dict[str, Any], **more: Any) -> T:
+    """A dataclass from what its flags gave; those options are taken out.
+
+    Raises:
+        UsageError: The dataclass refuses a value.
+    """
+    names = [field.name for field in dataclasses.fields(kind) if field.name in options]  # type: ignore[arg-type]
+    given = {name: options.pop(name) for name in names}
+    return kind(**{name: value for name, value in given.items() if value is not None}, **more)
+
+
+def _hints(kind: type, names: Collection[str]) -> dict[str, Any]:
+    """Types of some fields; those of others may be known to a type checker alone."""
+    known = {name: text for name, text in kind.__annotations__.items() if name in names}
+    return get_type_hints(SimpleNamespace(__annotations__=known), vars(sys.modules[kind.__module__]))
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -80,22 +120,24 @@ def field_docs(kind: type) -> dict[str, str]:
     return found
 
 
-def _names(name: str, hint: Any) -> list[str]:
+def _names(name: str, hint: Any, *, negatable: bool) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if get_origin(hint) is dict:  # given one at a time
         return [flag.removesuffix("s"), name]
-    return [f"{flag}/--no-{flag[2:]}", name] if hint is bool else [flag, name]
+    return [f"{flag}/--no-{flag[2:]}", name] if hint is bool and negatable else [flag, name]
 
 
 def _attributes(hint: Any) -> dict[str, Any]:
     """What click has to know of a type."""
     if get_origin(hint) in (Union, UnionType):
-        (hint,) = (part for part in get_args(hint) if part is not NoneType)
+        hint, *words = (part for part in get_args(hint) if part is not NoneType)
+        if words:
+            return {"type": NumberOr(*get_args(words[0]))}
     origin = get_origin(hint)
     if origin is dict:
         return {"type": Pair(), "multiple": True}
     if hint is bool:
-        return {"default": None}
+        return {"is_flag": True, "default": None}
     if origin is tuple:
         kind = get_args(hint)[0]
         return {"type": Words(str if get_origin(kind) is Literal else kind)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trp_onnx._version import __version__
+from trp_onnx.cli.flags import filled
 from trp_onnx.cli.help import option
 from trp_onnx.cli.options import (
     DATA,
@@ -20,23 +21,25 @@ from trp_onnx.cli.options import (
     LAYERS,
     OUTPUT,
     data_options,
+    goal_options,
     inputs_option,
     json_option,
     no_simplify_option,
     quiet_option,
     scheme_option,
+    search_options,
     shapes_option,
     target_option,
     threads_option,
     training_options,
     where_options,
 )
-from trp_onnx.cli.output import Commands, consoles, show, write_json
+from trp_onnx.cli.output import Commands, beside, consoles, show, write_json
 from trp_onnx.cli.signals import answering
 
 if TYPE_CHECKING:
     from trp_onnx.data import Preprocessing
-    from trp_onnx.training import TrainingOptions
+    from trp_onnx.job import Training
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -52,27 +55,13 @@ def main() -> None:
 
 @main.command()
 @click.argument("model", type=FILE)
-@option("--macs", group=GOAL, type=float, metavar="R", help="Keep at most this part of the network's MACs.")
-@option("--speedup", group=GOAL, type=float, metavar="S", help="Make it S times as fast, as measured.")
-@option("--max-drop", group=GOAL, type=float, metavar="P",
-        help="As fast as can be at P points less accuracy, or agreement without labels, on samples held out of "
-        "--data.")  # fmt: skip
-@option("--energy", group=GOAL, type=float, metavar="E",
-        help="Discard at most this part of each layer's squared singular values.")  # fmt: skip
-@option("--vbmf", group=GOAL, is_flag=True, help="Ranks by variational Bayesian matrix factorisation.")
+@goal_options
 @data_options(required=False)
 @option("--test", group=DATA, type=FILE, help="Samples to measure both files on, once, at the end.")
 @inputs_option("to verify on; generated otherwise")
 @shapes_option()
 @option("--config", group=LAYERS, type=FILE, metavar="TOML", help="Per-layer map; goes before the rule above.")
-@scheme_option("How layers are split.")
-@option("--align", group=LAYERS, common=False, default="auto", metavar="N|auto", show_default=True,
-        help="Ranks are multiples of N channels; auto: the SIMD block of this CPU.")  # fmt: skip
-@option("--plan-by", group=LAYERS, common=False, default="auto", show_default=True,
-        type=click.Choice(["auto", "weights", "outputs"]),
-        help="What a budget makes least: layer errors, or what they do to the outputs, on --data.")  # fmt: skip
-@option("--asymmetric", group=LAYERS, common=False, is_flag=True,
-        help="Fit each layer to make up for those compressed before it; needs --data.")  # fmt: skip
+@search_options
 @no_simplify_option()
 @threads_option("that the speed-up is meant for")
 @option("--latency-table", group=DEVICE, type=FILE, metavar="JSON",
@@ -87,9 +76,12 @@ def main() -> None:
 def compress(
     model: Path,
     out: Path | None,
+    config: Path | None,
     preprocessing: Callable[[], Preprocessing],
-    train: Callable[[], TrainingOptions | None],
+    train: Callable[[], Training | None],
     no_simplify: bool,
+    report_dir: Path | None,
+    save_plan: Path | None,
     json_to: str | None,
     quiet: bool,
     **options: Any,
@@ -107,17 +99,31 @@ def compress(
             if stands_by():
                 return
         from trp_onnx.commands.compress import compress as run
+        from trp_onnx.files.paths import free_output
+        from trp_onnx.job import Device, Goal, NetworkOptions, SearchSpace
+        from trp_onnx.planning import read_rules
+        from trp_onnx.report import check_page
 
-        report = run(
+        if report_dir is not None:
+            check_page()
+        out = out or free_output(model)
+        result = run(
             model,
             out,
-            preprocessing=preprocessing(),
-            train=training,
-            simplify=not no_simplify,
-            command=shlex.join(["trp-onnx", *sys.argv[1:]]),
+            filled(Goal, options, rules=() if config is None else read_rules(config)),
+            search=filled(SearchSpace, options),
+            device=filled(Device, options),
+            training=training,
+            network=filled(NetworkOptions, options, preprocessing=preprocessing(), simplify=not no_simplify),
             **options,
         )
-        write_json(report.to_dict(), json_to)
+        report = result.report
+        with beside(out):
+            if save_plan is not None:
+                result.plan.save(save_plan)
+            write_json(report.to_dict(), json_to)
+            if report_dir is not None:
+                report.save(report_dir, shlex.join(["trp-onnx", *sys.argv[1:]]))
     if json_to != "-":
         from trp_onnx.report import show_report
 

@@ -15,7 +15,7 @@ from trp_onnx.cli.help import option
 if TYPE_CHECKING:
     from trp_onnx.data import Preprocessing
 
-GOAL, DATA, LAYERS = "How far to go (at most one)", "Data", "Ranks and schemes"
+GOAL, DATA, LAYERS = "How far to go", "Data", "Ranks and schemes"
 SAMPLES, DEVICE, TRAINING, OUTPUT = "How samples become inputs", "Device", "Training", "Output"
 """Headings of the help."""
 
@@ -138,8 +138,23 @@ def data_options(required: bool) -> Decorator:
     return decorate
 
 
+def goal_options(command: Any) -> Any:
+    """How far to go: the fields of `Goal`."""
+    from trp_onnx.job import Goal
+
+    names = ("macs", "speedup", "max_drop", "energy", "vbmf")
+    return every(*flags_of(Goal, GOAL, names, without=("rules",), negatable=False))(command)
+
+
+def search_options(command: Any) -> Any:
+    """What layers may become: the fields of `SearchSpace`."""
+    from trp_onnx.job import SearchSpace
+
+    return every(*flags_of(SearchSpace, LAYERS, ("scheme",), negatable=False))(command)
+
+
 def training_options(command: Callable[..., Any]) -> Any:
-    """`--train` and how; the command gets a function that makes the options, or None without `--train`."""
+    """`--train` and how; the command gets a function that makes the training, or None without `--train`."""
     from trp_onnx.training.options import TrainingOptions
 
     fields = list(TrainingOptions.__dataclass_fields__)
@@ -150,17 +165,20 @@ def training_options(command: Callable[..., Any]) -> Any:
         flags["output_weights"] = dict(flags["output_weights"]) or None
         train, path = kwargs.pop("train"), kwargs.pop("training")
 
+        kept = {name: kwargs.pop(name) for name in ("teacher", "run", "resume")}
+
         def options() -> Any:
             if train:
+                from trp_onnx.job import Training
                 from trp_onnx.training import read_training
 
-                return read_training(path, **flags)
+                return Training(read_training(path, **flags), **kept)
             given = [name for name, value in (flags | {"training": path}).items() if value is not None]
-            if given or kwargs["teacher"] or kwargs["run"] or kwargs["resume"]:
+            given += [name for name, value in kept.items() if value]
+            if given:
                 from trp_onnx.errors import UsageError
 
-                first = (given or [n for n in ("teacher", "run", "resume") if kwargs[n]])[0].replace("_", "-")
-                raise UsageError(f"--{first} says how to train, but there is no --train")
+                raise UsageError(f"--{given[0].replace('_', '-')} says how to train, but there is no --train")
             return None
 
         return command(*args, train=options, **kwargs)

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,24 @@ class Commands(click.Group):
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what is left in the buffer
             sys.exit(1)
         return result
+
+
+@contextmanager
+def beside(out: Path) -> Iterator[None]:
+    """While what belongs to a written result is written: if that fails, the result is there all the same, and said so.
+
+    Raises:
+        OutputError: It failed.
+    """
+    from trp_onnx.errors import OutputError
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(f"'{out}' was written, its report was not")
+        raise
+    except OutputError as error:
+        raise OutputError(f"'{out}' was written, its report was not: {str(error).partition(';')[0]}") from error
 
 
 def show(tables: Sequence[Any], notes: Sequence[str]) -> None:

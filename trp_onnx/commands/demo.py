@@ -24,6 +24,7 @@ from trp_onnx.errors import ModelError, OutputError, TrpOnnxError, UsageError
 from trp_onnx.files.paths import REPORT_FILES, guard
 from trp_onnx.files.staging import written_whole
 from trp_onnx.graph.model import open_model
+from trp_onnx.job import Goal, NetworkOptions, SearchSpace, Training
 from trp_onnx.report import Report
 from trp_onnx.training import TrainingOptions
 from trp_onnx.training.run_folder import RunFolder
@@ -114,17 +115,21 @@ def _heard() -> Iterator[None]:
 
 def _compressed(folder: Path) -> tuple[Report, Report]:
     """Directly, and after training."""
-    reports = [
-        compress(
-            folder / "digits.onnx", folder / f"digits-{name}.onnx", macs=MACS, align=1, train=train,
-            data=folder / "digits-train.npz", test=folder / "digits-test.npz",
-            preprocessing=Preprocessing(scale=1 / 16), report_dir=folder,
+    options = TrainingOptions(epochs=EPOCHS, batch=64, warmup=20, augment=(), every=5)
+    reports = []
+    for name, training in (("direct", None), ("small", Training(options))):
+        result = compress(
+            folder / "digits.onnx",
+            folder / f"digits-{name}.onnx",
+            Goal(macs=MACS),
+            data=folder / "digits-train.npz",
+            test=folder / "digits-test.npz",
+            search=SearchSpace(align=1),
+            training=training,
+            network=NetworkOptions(preprocessing=Preprocessing(scale=1 / 16)),
         )
-        for name, train in (
-            ("direct", None),
-            ("small", TrainingOptions(epochs=EPOCHS, batch=64, warmup=20, augment=(), every=5)),
-        )
-    ]  # fmt: skip
+        result.report.save(folder)
+        reports.append(result.report)
     return reports[0], reports[1]
 
 

@@ -80,6 +80,18 @@ def default_output(model: Path) -> Path:
     return model.with_name(f"{model.name.removesuffix('.onnx')}.lowrank.onnx")
 
 
+def free_output(model: Path) -> Path:
+    """The same, if it is free, or holds a file that trp-onnx wrote.
+
+    Raises:
+        UsageError: There is another file.
+    """
+    out = default_output(model)
+    if out.exists() and not is_ours(out):
+        raise UsageError(f"'{out}' exists, and trp-onnx did not write it: name another file by -o")
+    return out
+
+
 def is_ours(path: Path) -> bool:
     """Whether a file is a model that `compress` wrote, by its metadata."""
     import onnx

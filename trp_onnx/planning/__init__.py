@@ -12,7 +12,7 @@ from trp_onnx.planning.left import left_by_budgets
 from trp_onnx.planning.options import Evidence
 from trp_onnx.planning.plan import Decision, Plan
 from trp_onnx.planning.planner import Planner
-from trp_onnx.planning.rules import LayerRule, check_rule, plan_to_toml, read_rules
+from trp_onnx.planning.rules import LayerRule, plan_to_toml, read_rules
 from trp_onnx.planning.search import Candidate, fastest_within
 from trp_onnx.planning.trained import choose_schemes, plan_at_ranks
 
@@ -23,7 +23,6 @@ __all__ = [
     "LayerRule",
     "Plan",
     "Planner",
-    "check_rule",
     "choose_schemes",
     "fastest_within",
     "left_by_budgets",

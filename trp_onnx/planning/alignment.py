@@ -7,24 +7,10 @@ kernels of ARM and of `.ort` files have no steps, and 4 keeps them in full SIMD 
 
 from __future__ import annotations
 
-from trp_onnx.errors import UsageError
-
 
 def resolve_alignment(align: int | str) -> int:
-    """A number of channels from a number or "auto", which asks the CPU at hand.
-
-    Raises:
-        UsageError: Neither a positive whole number nor "auto".
-    """
-    if align == "auto":
-        return simd_block()
-    try:
-        value = int(align)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise UsageError(f"--align takes a positive whole number or auto, not '{align}'")
-    return value
+    """A number of channels from a number or "auto", which asks the CPU at hand."""
+    return simd_block() if align == "auto" else int(align)
 
 
 def simd_block() -> int:

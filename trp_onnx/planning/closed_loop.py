@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from trp_onnx.errors import TargetError
+from trp_onnx.job import Goal
 from trp_onnx.latency.table import LatencyTable
 from trp_onnx.latency.trial import STEADY, Trial, Trials
 from trp_onnx.planning.plan import Plan
@@ -51,7 +52,7 @@ def plan_for_speedup(planner: Planner, speedup: float, trials: Trials) -> tuple[
     table = planner.evidence.table
     assert table is not None
     if not trials.possible(table):
-        plan = planner.plan(speedup=speedup)
+        plan = planner.plan(Goal(speedup=speedup))
         note = f"--speedup {speedup:g} is predicted, not measured: the latency table is of another machine"
         return replace(plan, notes=(*plan.notes, note)), ()
     wanted, tried = _saving(speedup), list[tuple[float, Plan, Trial]]()
@@ -103,7 +104,7 @@ def _settled(planner: Planner, speedup: float, saving: float, trials: Trials) ->
                 f"--speedup {speedup:g} is out of reach: no layer is predicted to take less time in any other way; "
                 "nothing was written"
             )
-        plan = planner.plan(speedup=1.0 / (1.0 - asked))
+        plan = planner.plan(Goal(speedup=1.0 / (1.0 - asked)))
         table = trials.refined(_table(planner), planner.layers, plan.chosen)
         if table is _table(planner):
             break

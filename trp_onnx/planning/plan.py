@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
+from os import PathLike
+from pathlib import Path
 
+from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer, network_macs
 from trp_onnx.lowrank.schemes import SCHEMES, Rank
 from trp_onnx.planning.options import Evidence, Option, Site
+from trp_onnx.planning.rules import LayerRule, plan_to_toml
 from trp_onnx.planning.ties import Tie, ties_of
 
 Verdict = tuple[Site, Option, str]
@@ -76,12 +81,35 @@ class Plan:
         """Scheme and rank of the layers that are factorised, by name."""
         return {d.name: (d.scheme, d.rank) for d in self.decisions if d.scheme and d.rank}
 
+    def rules(self) -> tuple[LayerRule, ...]:
+        """The plan as a per-layer map that can be edited, and given to a `Goal`."""
+        return tuple(_rule(d) for d in self.decisions if d.parameters_before is not None)
+
+    def to_toml(self) -> str:
+        """The same as the text of a file that `read_rules` and `--config` take, reasons as comments."""
+        return plan_to_toml(self.decisions)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write that file, whole or not at all.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        write_text(Path(path), self.to_toml())
+
     @property
     def speedup(self) -> float | None:
         """How many times as fast the network becomes, as the latency table predicts; None without one."""
         timed = [(d.time_before, d.time_after) for d in self.decisions if d.time_before is not None]
         saved = sum(before - (after or 0.0) for before, after in timed)
         return 1.0 / (1.0 - saved) if timed else None
+
+
+def _rule(decision: Decision) -> LayerRule:
+    pattern = f"^{re.escape(decision.name)}$"
+    if decision.scheme is None or decision.rank is None:
+        return LayerRule(pattern, regex=True, keep=True)
+    return LayerRule(pattern, regex=True, scheme=decision.scheme, rank=decision.rank)
 
 
 def make_plan(

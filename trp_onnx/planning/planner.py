@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from trp_onnx.calibration.moments import observable
 from trp_onnx.errors import ModelError, TargetError
 from trp_onnx.graph.layers import Layer, counted_layers, network_macs
+from trp_onnx.job import Goal
 from trp_onnx.lowrank.schemes import SCHEMES
 from trp_onnx.planning.allocate import allocate
 from trp_onnx.planning.options import (
@@ -113,27 +114,18 @@ class Planner:
         worth = [o for o in site.options if site.saves(o) >= least or dense - o.parameters >= parameters]
         return replace(site, options=tuple(worth))
 
-    def plan(
-        self,
-        *,
-        energy: float | None = None,
-        macs: float | None = None,
-        vbmf: bool = False,
-        speedup: float | None = None,
-    ) -> Plan:
-        """Decide on every layer; of the four rules at most one, see `check_rule`.
+    def plan(self, goal: Goal) -> Plan:
+        """Decide on every layer.
 
         Args:
-            energy: Discard at most this part of each layer's energy (0 <= E < 1).
-            macs: Keep at most this part of the network's MACs (0 < R < 1).
-            vbmf: Take ranks from variational Bayes.
-            speedup: Make the network at least this many times as fast, by the latency table.
+            goal: Its target; the planner has the rules already, and the limit on what may be lost is not looked at.
 
         Raises:
             UsageError: A map entry asks for what its layer cannot be.
-            ModelError: The rule needs MACs, and none are known.
-            TargetError: The target is out of reach, or nothing gets cheaper under the rule.
+            ModelError: The target needs MACs, and none are known.
+            TargetError: The target is out of reach, or nothing gets cheaper under it.
         """
+        energy, macs, speedup = goal.energy, goal.macs, goal.speedup
         fixed: dict[int, tuple[Option, str]] = {}
         free: list[tuple[int, Site]] = []
         for index, (site, rule, choice) in enumerate(zip(self._sites, self._rules, self._choices, strict=True)):
@@ -142,7 +134,7 @@ class Planner:
                 fixed[index] = verdict
             elif energy is not None:
                 fixed[index] = by_energy(self._offered(site, by_size=True), energy)
-            elif vbmf:
+            elif goal.vbmf:
                 fixed[index] = by_vbmf(self._offered(site, by_size=True), choice, self._align)
             elif macs is None and speedup is None:
                 fixed[index] = (site.dense, "no rule speaks of it")

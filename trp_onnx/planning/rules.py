@@ -22,7 +22,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +29,7 @@ from msgspec import Meta
 
 from trp_onnx.errors import UsageError
 from trp_onnx.files.documents import brief, conform, converted, read_toml
-from trp_onnx.lowrank.schemes import SCHEME_CHOICES, SCHEMES
+from trp_onnx.lowrank.schemes import SCHEME_CHOICES
 from trp_onnx.printable import printable
 
 if TYPE_CHECKING:
@@ -187,46 +186,3 @@ def _rule(entry: Mapping[str, Any], where: str) -> LayerRule:
     if "rank" in values and not isinstance(values["rank"], list):
         values["rank"] = [values["rank"]]
     return converted(values, LayerRule, where)
-
-
-def check_rule(
-    *,
-    energy: float | None = None,
-    macs: float | None = None,
-    vbmf: bool = False,
-    speedup: float | None = None,
-    max_drop: float | None = None,
-    mapped: bool = False,
-    scheme: str = "auto",
-) -> None:
-    """Refuse a rule that makes no sense, before any work.
-
-    Args:
-        energy: See `trp_onnx.planning.planner`.
-        macs: The same.
-        vbmf: The same.
-        speedup: The same.
-        max_drop: Points of accuracy to lose at most.
-        mapped: Whether there is a per-layer map, which may say all.
-        scheme: A scheme name or "auto".
-
-    Raises:
-        UsageError: More than one rule, no rule at all, or a value out of range.
-    """
-    given = sum(value is not None for value in (energy, macs, speedup, max_drop)) + vbmf
-    if given > 1:
-        raise UsageError("give only one of --macs, --speedup, --max-drop, --energy and --vbmf")
-    if given == 0 and not mapped:
-        raise UsageError(
-            "say how far to go: --macs 0.5, --speedup 1.5, --max-drop 1, --energy 0.02, --vbmf or --config"
-        )
-    if energy is not None and not 0 <= energy < 1:
-        raise UsageError(f"--energy is the part of the energy to discard, from 0 to below 1, not {energy}")
-    if macs is not None and not 0 < macs < 1:
-        raise UsageError(f"--macs is the part of the MACs to keep, between 0 and 1, not {macs}")
-    if speedup is not None and not (speedup > 1 and isfinite(speedup)):
-        raise UsageError(f"--speedup is how many times as fast, above 1, not {speedup}")
-    if max_drop is not None and not 0 <= max_drop < 100:
-        raise UsageError(f"--max-drop is the points of accuracy to lose at most, from 0 to below 100, not {max_drop}")
-    if scheme != "auto" and scheme not in SCHEMES:
-        raise UsageError(f"unknown scheme '{scheme}'; there are auto, {', '.join(SCHEMES)}")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from trp_onnx.errors import TargetError
+from trp_onnx.job import Goal
 from trp_onnx.planning.plan import Plan
 from trp_onnx.planning.planner import Planner
 from trp_onnx.progress import say, watch
@@ -29,12 +31,14 @@ class Limit:
     Attributes:
         allowed: At most so much, in what `measure` counts.
         measure: What is counted, and on what.
+        lost: What a file loses.
         refusal: Begins the sentence of a user whose limit no plan keeps.
         advice: Ends it.
     """
 
     allowed: float
     measure: str
+    lost: Callable[[Path], float]
     refusal: str
     advice: str
 
@@ -73,7 +77,7 @@ def fastest_within(planner: Planner, limit: Limit, lost: Callable[[Plan], float]
     low, high = 1.0, fastest
 
     def within(speedup: float) -> bool:
-        plan = planner.plan(speedup=speedup)
+        plan = planner.plan(Goal(speedup=speedup))
         found = Candidate(plan.speedup or 1.0, plan.macs_after / max(1, plan.macs_before), lost(plan))
         tried.append((found, plan))
         say(f"{found.speedup:.2f}x as fast: {found.lost:.2f} {limit.measure}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from importlib import metadata
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trp_onnx._version import __version__
@@ -12,8 +14,13 @@ from trp_onnx.evaluation.accuracy import Accuracy
 from trp_onnx.evaluation.agreement import Agreement
 from trp_onnx.evaluation.comparison import OutputError
 from trp_onnx.files.documents import Document, plain
+from trp_onnx.files.paths import REPORT_FILES, cannot_write, guard
+from trp_onnx.files.staging import write_text
 from trp_onnx.latency.measured import Latency
 from trp_onnx.planning import Candidate, Decision
+from trp_onnx.planning.rules import plan_to_toml
+from trp_onnx.printable import printable
+from trp_onnx.report.rows import Row, as_html, as_text, si
 from trp_onnx.report.spectra import Spectrum
 
 if TYPE_CHECKING:
@@ -87,7 +94,7 @@ class Report(Document):
         align: Ranks are multiples of this.
         latency: Time against the original's: measured, and predicted where there is a latency table.
         candidates: What was tried to find the fastest plan within the limit.
-        spectra: What each layer loses at every rank; only where a page is asked for.
+        spectra: What each layer loses at every rank.
         trained: What training came to, when there was any.
         warnings: Why this result may be of no use (see `alarms`).
         notes: What the owner should know.
@@ -116,16 +123,46 @@ class Report(Document):
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """What matters in one line; `to_dict` has everything."""
-        parts = [
-            f"{self.model!r} -> {self.output!r}",
-            f"{'known ' * bool(self.macs.unknown)}MACs x{self.macs.remaining:.3f}",
+        """What matters in five lines; `to_dict` has everything."""
+        return as_text(self.headline())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.headline())
+
+    def headline(self) -> list[Row]:
+        """What matters: its name, before, after, and how they compare."""
+        rows = [
+            Row("", "before", "after", "ratio"),
+            *(
+                Row(name, si(size.before), si(size.after), f"{size.remaining:.3f}")
+                for name, size in (("MACs", self.macs), ("file bytes", self.file_bytes))
+            ),
         ]
-        if self.latency is not None and self.latency.measured is not None:
-            parts.append(f"{self.latency.measured.median:.2f}x as fast")
+        if self.latency is not None:
+            rows.append(self.latency_row(self.latency))
+        rows.append(self.score_row())
+        return rows
+
+    @staticmethod
+    def latency_row(latency: Latency) -> Row:
+        """Time as it was measured, else as it is predicted."""
+        if latency.measured is None or latency.milliseconds is None:
+            return Row("time, predicted", "", "", f"{latency.predicted or 1.0:.2f}x as fast")
+        before, after = (f"{ms:.2f} ms" for ms in latency.milliseconds)
+        speed = latency.measured
+        return Row("time", before, after, f"{speed.median:.2f}x as fast ({speed.low:.2f}-{speed.high:.2f})")
+
+    def score_row(self) -> Row:
+        """What is closest to the task: accuracy, else agreement, else the error of the outputs."""
         if self.accuracy_before is not None and self.accuracy_after is not None:
-            parts.append(f"top-1 {self.accuracy_before.top1:.2%} -> {self.accuracy_after.top1:.2%}")
-        return f"<Report {', '.join(parts)}>"
+            before, after = self.accuracy_before.top1, self.accuracy_after.top1
+            change = f"{(after - before) * 100:+.2f} points"
+            return Row(f"top-1 of {self.accuracy_after.samples}", f"{before:.2%}", f"{after:.2%}", change)
+        if self.agreement is not None:
+            found = self.agreement
+            return Row(f"{found.what}, {found.samples}", "", f"{found.value:.2%}", "against the original")
+        worst = max(self.outputs, key=lambda output: output.relative_error)
+        return Row(f"output '{printable(worst.name)}'", "", f"{worst.relative_error:.2e}", worst.measure)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings."""
@@ -159,6 +196,30 @@ class Report(Document):
     def to_json(self) -> str:
         """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def save(self, folder: str | PathLike[str], command: str | None = None) -> None:
+        """Write `report.html`, `report.json` and `plan.toml` into a folder, which is made if it does not exist.
+
+        Args:
+            folder: The folder.
+            command: How to repeat the compression, for the page.
+
+        Raises:
+            UsageError: What draws the page is not installed, or a file would replace the network.
+            OutputError: A file cannot be written.
+        """
+        from trp_onnx.report.page import check_page, render_page
+
+        check_page()
+        place = Path(folder)
+        guard(folders=[(place, REPORT_FILES)], reads=[self.model, self.output])
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(place, error) from error
+        write_text(place / "report.json", self.to_json())
+        write_text(place / "report.html", render_page(self, command))
+        write_text(place / "plan.toml", plan_to_toml(self.layers))
 
 
 def _layer(decision: Decision) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from trp_onnx.planning import Decision
 from trp_onnx.printable import printable
 from trp_onnx.report.alarms import LEAST_AGREEMENT, LOST_ACCURACY
 from trp_onnx.report.document import Report
+from trp_onnx.report.rows import si
 from trp_onnx.report.spectra import Spectrum
-from trp_onnx.report.tables import si
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,16 +178,16 @@ def _cost_plot(decisions: Sequence[Decision]) -> Figure:
 
 def _spectrum_plot(spectrum: Spectrum) -> Figure:
     figure, axes = _figure(2.6, 1.5)
-    axes.fill_between(spectrum.ranks, spectrum.errors, color=BEFORE, alpha=0.35, linewidth=0)
-    axes.plot(spectrum.ranks, spectrum.errors, color=QUIET, linewidth=1)
+    ranks, errors = spectrum.points()
+    axes.fill_between(ranks, errors, color=BEFORE, alpha=0.35, linewidth=0)
+    axes.plot(ranks, errors, color=QUIET, linewidth=1)
     if spectrum.rank is not None:
-        error = spectrum.errors[spectrum.ranks.index(spectrum.rank)]
         axes.axvline(spectrum.rank, color=ACCENT, linewidth=1.4)
-        axes.plot([spectrum.rank], [error], "o", color=ACCENT, markersize=4)
+        axes.plot([spectrum.rank], [spectrum.errors[spectrum.rank]], "o", color=ACCENT, markersize=4)
     axes.set_ylim(0, 1.02)
-    axes.set_xlim(0, max(spectrum.ranks[-1], 1))
+    axes.set_xlim(0, max(spectrum.full_rank, 1))
     axes.set_yticks([0, 0.5, 1])
-    axes.set_xticks([0, spectrum.ranks[-1]])
+    axes.set_xticks([0, spectrum.full_rank])
     return figure
 
 

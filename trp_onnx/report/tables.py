@@ -17,22 +17,13 @@ from trp_onnx.latency import Bench, LatencyTable
 from trp_onnx.planning import Decision
 from trp_onnx.printable import message, printable
 from trp_onnx.report.document import Report
+from trp_onnx.report.rows import si
 
 if TYPE_CHECKING:
     from trp_onnx.commands.inspect import Inspection
 
 ENERGIES = (0.90, 0.95, 0.99)
 """Parts of a layer's energy whose rank is shown."""
-
-
-def si(value: float | None) -> str:
-    """A count for people: 1.23 M; a dash for the unknown."""
-    if value is None:
-        return "-"
-    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.2f}{suffix}"
-    return f"{value:.0f}"
 
 
 def show_report(console: Console, report: Report, *, layers: bool = True) -> None:
@@ -85,24 +76,13 @@ def _summary_table(report: Report) -> Table:
     for name, size in (("MACs", report.macs), ("parameters", report.parameters), ("file bytes", report.file_bytes)):
         label = f"{name}, {size.unknown} nodes unknown" if size.unknown else name
         table.add_row(label, si(size.before), si(size.after), f"{size.remaining:.3f}")
-    if report.accuracy_before is not None and report.accuracy_after is not None:
-        before, after = report.accuracy_before.top1, report.accuracy_after.top1
-        table.add_row(
-            f"top-1 of {report.accuracy_after.samples}",
-            f"{before:.2%}",
-            f"{after:.2%}",
-            f"{(after - before) * 100:+.2f} points",
-        )
-    if report.agreement is not None:
-        found = report.agreement
-        table.add_row(f"{found.what}, {found.samples}", "", f"{found.value:.2%}", "against the original")
+    if report.agreement is not None or report.accuracy_after is not None:
+        table.add_row(*report.score_row())
     if report.loss is not None:
         table.add_row("lost", "", f"{report.loss.lost:.2f}", f"at most {report.loss.allowed:g}")
     latency = report.latency
-    if latency is not None and latency.measured is not None and latency.milliseconds is not None:
-        before_ms, after_ms = (f"{ms:.2f} ms" for ms in latency.milliseconds)
-        speed = latency.measured
-        table.add_row("time", before_ms, after_ms, f"{speed.median:.2f}x as fast ({speed.low:.2f}-{speed.high:.2f})")
+    if latency is not None and latency.measured is not None:
+        table.add_row(*report.latency_row(latency))
     if latency is not None and latency.predicted is not None:
         table.add_row("time, predicted", "", "", f"{latency.predicted:.2f}x as fast")
     trained = report.trained

@@ -26,9 +26,10 @@ from trp_onnx.graph.layers import Layer, find_layers, network_macs
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import open_session, run_session
 from trp_onnx.graph.sizes import real_inputs
+from trp_onnx.job import Goal
 from trp_onnx.lowrank.schemes import Rank
 from trp_onnx.passes.normalise import normalise
-from trp_onnx.planning import Plan, check_rule, plan_at_ranks
+from trp_onnx.planning import Plan, plan_at_ranks
 from trp_onnx.planning.options import sites_of
 from trp_onnx.progress import note
 from trp_onnx.training.batches import DataSource, open_batches
@@ -97,39 +98,29 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(repr(inside).encode()).hexdigest() if path.is_dir() else ""
 
 
-def check_training(
-    options: TrainingOptions,
-    *,
-    energy: float | None,
-    macs: float | None,
-    vbmf: bool,
-    speedup: float | None,
-    mapped: bool,
-    scheme: str,
-) -> None:
-    """Refuse options that do not go together, before any work.
+def check_training(options: TrainingOptions, goal: Goal) -> None:
+    """Refuse a goal that a strategy cannot have, before any work.
 
     Args:
         options: How to train.
-        energy: The rules of `compress`, and whether it has a map.
-        macs: The same.
-        vbmf: The same.
-        speedup: The same.
-        mapped: The same.
-        scheme: The same.
+        goal: How far to go.
 
     Raises:
-        UsageError: A rule is missing, there is one too many, or a value is out of range.
+        UsageError: A target is missing, there is one too many, or a value is out of range.
     """
-    if not _finds_ranks(options, energy, macs):
-        check_rule(energy=energy, macs=macs, vbmf=vbmf, speedup=speedup, mapped=mapped, scheme=scheme)
+    if not _finds_ranks(options, goal):
+        if not goal.asked:
+            raise UsageError("say how far to go: --macs 0.5, --speedup 1.5, --energy 0.02, --vbmf or --config")
+        if len(goal.targets) > 1:
+            raise UsageError("give only one of --macs, --speedup, --energy and --vbmf")
         return
-    if speedup is not None or vbmf:
+    strategy = _strategy(options, goal)
+    if goal.speedup is not None or goal.vbmf:
         raise UsageError(
-            f"training: the strategy {_strategy(options, energy, macs)} finds ranks itself: it goes with --macs or "
-            f"--energy, not with {'--vbmf' if vbmf else '--speedup'}"
+            f"training: the strategy {strategy} finds ranks itself: it goes with --macs or --energy, not with "
+            f"{'--vbmf' if goal.vbmf else '--speedup'}"
         )
-    check_strategy(_strategy(options, energy, macs), energy, macs)
+    check_strategy(strategy, goal.energy, goal.macs)
 
 
 def check_trainable(model: ir.Model, options: TrainingOptions) -> None:
@@ -153,12 +144,12 @@ def check_trainable(model: ir.Model, options: TrainingOptions) -> None:
             raise UsageError(f"training: the model has no output '{name}' to weigh; there are {', '.join(outputs)}")
 
 
-def _strategy(options: TrainingOptions, energy: float | None, budget: float | None) -> str:
-    return options.strategy or ("paper" if energy is not None and budget is None else "ranks")
+def _strategy(options: TrainingOptions, goal: Goal) -> str:
+    return options.strategy or ("paper" if goal.energy is not None and goal.macs is None else "ranks")
 
 
-def _finds_ranks(options: TrainingOptions, energy: float | None, budget: float | None) -> bool:
-    return bool(options.epochs) and _strategy(options, energy, budget) != "ranks"
+def _finds_ranks(options: TrainingOptions, goal: Goal) -> bool:
+    return bool(options.epochs) and _strategy(options, goal) != "ranks"
 
 
 class TrainingRun:
@@ -237,14 +228,13 @@ class TrainingRun:
         """Some samples of the training part, model inputs: (b, ...)."""
         return self._batches.samples(count)
 
-    def finds_ranks(self, energy: float | None, budget: float | None) -> bool:
+    def finds_ranks(self, goal: Goal) -> bool:
         """Whether training decides on the ranks, and not the planner before it."""
-        return _finds_ranks(self._options, energy, budget)
+        return _finds_ranks(self._options, goal)
 
     def train(
         self, model: ir.Model, layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]],
-        kept: Mapping[str, str], *, energy: float | None, budget: float | None, align: int,
-        table: LatencyTable | None = None,
+        kept: Mapping[str, str], goal: Goal, *, align: int, table: LatencyTable | None = None,
     ) -> tuple[list[Layer], Plan]:  # fmt: skip
         """Train with projection; the weights of `model` are replaced.
 
@@ -253,8 +243,7 @@ class TrainingRun:
             layers: Its layers.
             chosen: Scheme and rank of the layers to project.
             kept: Why the others are not, by name.
-            energy: e of the strategies "paper" and "energy".
-            budget: R.
+            goal: With e of the strategies "paper" and "energy", and the MACs to keep.
             align: Ranks that are planned again are multiples of this.
             table: What layers take in time; factors that are no faster are not made.
 
@@ -265,7 +254,7 @@ class TrainingRun:
             TargetError: The budget is below what rank 1 everywhere costs.
             TrpOnnxError: See `Supervisor.train`, `make_trainable`.
         """
-        strategy = _strategy(self._options, energy, budget)
+        strategy, budget = _strategy(self._options, goal), goal.macs
         if not self._options.epochs:
             return list(layers), plan_at_ranks(layers, chosen, "planned", kept, table)
         if is_function(self._source.name):
@@ -275,7 +264,7 @@ class TrainingRun:
         targets = targets_of(layers, chosen)
         total = network_macs((layer, layer.macs) for layer in layers)
         projection = Projection(
-            tuple(targets), strategy, self._options.every, energy, budget, align, total,
+            tuple(targets), strategy, self._options.every, goal.energy, budget, align, total,
             total - sum(target.dense_macs for target in targets), self._options.nuclear,
             self._options.nuclear_every_step,
         )  # fmt: skip

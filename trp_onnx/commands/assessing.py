@@ -1,0 +1,134 @@
+"""What the written file came to: verified, evaluated and timed beside the original."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from trp_onnx.calibration.samples import Samples
+from trp_onnx.commands.choosing import Choice
+from trp_onnx.commands.evidence import Known
+from trp_onnx.commands.workspace import Workspace
+from trp_onnx.data import Dataset
+from trp_onnx.errors import TargetError
+from trp_onnx.evaluation.accuracy import Accuracy, evaluate
+from trp_onnx.evaluation.agreement import Agreement, measure_agreement
+from trp_onnx.evaluation.verify import verify
+from trp_onnx.graph.model import count_parameters, file_bytes
+from trp_onnx.latency.measured import Latency, realise
+from trp_onnx.planning import Plan
+from trp_onnx.planning.plan import notes_on_growth
+from trp_onnx.planning.search import LEAST
+from trp_onnx.progress import note
+from trp_onnx.report import Loss, Report, Size, alarms
+from trp_onnx.report.spectra import Spectrum
+
+AGREEMENT_SAMPLES = 64
+"""Samples of the data on which both files' answers are compared, where there is no test data."""
+
+
+def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spectrum]) -> Report:
+    """Measure the written file, before it is in its place.
+
+    Raises:
+        VerificationError: It fails its check.
+        TargetError: It is no faster, or loses more than it may.
+        ModelError: It does not run.
+    """
+    source, path, plan = work.source, work.staging.path, choice.plan
+    written, errors = verify(path, source, work.original, work.feeds, work.expected)
+    work.clock.lap("verify")
+    accuracy, agreement = _quality(source, path, work.tested, work.samples)
+    loss = _loss(work, choice)
+    work.clock.lap("evaluate")
+    latency = _latency(work, known, choice)
+    work.clock.lap("bench")
+    trained = work.session.summary(path) if work.session is not None else None
+    sizes = Size(file_bytes(source), file_bytes(path))
+    report = Report(
+        model=work.names[0],
+        output=work.names[1],
+        macs=Size(plan.macs_before, plan.macs_after, plan.unknown),
+        parameters=Size(count_parameters(work.original), count_parameters(written)),
+        file_bytes=sizes,
+        outputs=tuple(errors),
+        verified_on=work.verified_on,
+        layers=plan.decisions,
+        accuracy_before=accuracy[0] if accuracy else None,
+        accuracy_after=accuracy[1] if accuracy else None,
+        agreement=agreement,
+        loss=loss,
+        align=known.align,
+        latency=latency,
+        candidates=choice.candidates,
+        spectra=spectra,
+        trained=trained,
+        notes=(
+            *work.notes,
+            *latency.notes(),
+            *(error.note for error in errors if error.note),
+            *(trained.notes() if trained is not None else ()),
+            *plan.notes,
+            *notes_on_growth(plan, sizes.before, sizes.after),
+            *_notes_on_ends(plan),
+        ),
+        seconds=work.clock.laps,
+    )
+    return replace(report, warnings=alarms(report))
+
+
+def _quality(
+    before: Path, after: Path, tested: Dataset | None, samples: Samples | None
+) -> tuple[tuple[Accuracy, Accuracy] | None, Agreement | None]:
+    """Accuracy of both files on labelled test samples, else how far they agree on what samples there are."""
+    if tested is not None and tested.labels is not None:
+        return (evaluate(before, tested), evaluate(after, tested)), None
+    if tested is not None:
+        note(f"'{tested.source}' has no labels: agreement with the original is measured, not accuracy")
+        return None, measure_agreement(before, after, tested)
+    if samples is not None:
+        return None, measure_agreement(before, after, samples.unfitted(AGREEMENT_SAMPLES))
+    return None, None
+
+
+def _loss(work: Workspace, choice: Choice) -> Loss | None:
+    """What the file loses, where that is limited; a search has seen to it, a target has not."""
+    limit, goal = choice.limit, work.job.goal
+    if limit is None:
+        return None
+    lost = limit.lost(work.staging.path)
+    if lost > limit.allowed and goal.targets:
+        target = goal.targets[0]
+        raise TargetError(
+            f"--{target} {getattr(goal, target):g} and --max-drop {limit.allowed:g} are out of reach together: the "
+            f"plan costs {lost:.2f} {limit.measure}; nothing was written. {limit.advice}"
+        )
+    return Loss(limit.measure, limit.allowed, lost)
+
+
+def _latency(work: Workspace, known: Known, choice: Choice) -> Latency:
+    plan, limit = choice.plan, choice.limit
+    found = realise(
+        known.evidence.table, plan.speedup, work.source, work.staging.path, work.input_shapes, work.job.device.threads
+    ).on_the_way(work.job.goal.speedup, choice.trials)
+    if work.job.searched and limit is not None and found.measured is not None and found.measured.high < LEAST:
+        raise TargetError(
+            f"{limit.refusal}: the fastest plan within it is predicted to run {plan.speedup or 1.0:.2f}x as fast "
+            f"and was measured at {found.measured.median:.2f}x; nothing was written. {limit.advice}"
+        )
+    return found
+
+
+def _notes_on_ends(plan: Plan) -> list[str]:
+    """What the first and the last layer cost: they carry little of the MACs and much of the accuracy."""
+    notes = []
+    for decision in plan.decisions:
+        if not decision.role or decision.scheme is None or not decision.macs_before:
+            continue
+        end = "first" if decision.role == "stem" else "last"
+        saved = (decision.macs_before - (decision.macs_after or 0)) / max(1, plan.macs_before)
+        notes.append(
+            f"the {end} layer '{decision.name}' was factorised: it saves {saved:.1%} of the network's MACs for a "
+            f"weight error of {decision.relative_error:.1%}; keep = true in --config leaves it as it is"
+        )
+    return notes

@@ -1,0 +1,138 @@
+"""The choice of a plan: one call of the planner, a closed loop over measured time, or a search within a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trp_onnx.commands.evidence import Known, time_layers
+from trp_onnx.commands.workspace import Workspace
+from trp_onnx.evaluation.judging import by_accuracy, by_agreement, by_error
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.graph.sizes import shape_options
+from trp_onnx.latency.predicted import forecast
+from trp_onnx.latency.trial import Trial, Trials
+from trp_onnx.lowrank.schemes import Rank
+from trp_onnx.passes import CleanUpPass
+from trp_onnx.planning import Candidate, Plan, Planner, choose_schemes, fastest_within, plan_for_speedup
+from trp_onnx.planning.apply import carry_out
+from trp_onnx.planning.search import Limit
+from trp_onnx.progress import note, track
+
+KEPT_AGREEMENT, KEPT_ERROR = 99.0, 2.0
+"""Without a goal: per cent of answers that stay the original's, or where there is no data, of relative output error."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan, and how it was found.
+
+    Attributes:
+        plan: The plan.
+        candidates: What was tried to find the fastest plan within the limit.
+        trials: What was timed to meet a speed-up.
+        limit: What the plan may lose, where that is limited.
+    """
+
+    plan: Plan
+    candidates: tuple[Candidate, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    limit: Limit | None = None
+
+
+def choose(work: Workspace, known: Known) -> Choice:
+    """The plan that the goal asks for; where there is training, at the ranks that it ends with.
+
+    Raises:
+        TargetError: The goal is out of reach.
+        UsageError: The per-layer map asks for what its layer cannot be.
+        ModelError: A candidate does not run.
+        TrainingError: Training diverged, or a worker died.
+    """
+    if work.session is not None and work.session.finds_ranks(work.job.goal):
+        work.clock.lap("plan")
+        return _trained(work, known, choose_schemes(work.layers, work.job.goal.rules, work.job.search.scheme), {})
+    choice = _planned(work, known)
+    work.clock.lap("plan")
+    if work.session is None:
+        return choice
+    return _trained(work, known, choice.plan.chosen, {d.name: d.reason for d in choice.plan.decisions})
+
+
+def _planned(work: Workspace, known: Known) -> Choice:
+    goal = work.job.goal
+    planner = Planner(
+        work.layers, rules=goal.rules, scheme=work.job.search.scheme, align=known.align, evidence=known.evidence,
+        progress=lambda groups: track(groups, "spectra"), ask=shape_options(work.normal, work.input_shapes),
+    )  # fmt: skip
+    limit = _limit(work) if work.job.searched or goal.max_drop is not None else None
+    if work.job.searched and limit is not None:
+        judged = limit
+
+        def lost(plan: Plan) -> float:
+            with _file_of(plan, work, known) as path:
+                return judged.lost(path)
+
+        plan, candidates = fastest_within(planner, limit, lost)
+        return Choice(plan, candidates, limit=limit)
+    if goal.speedup is not None:
+        timing = Trials(work.source, work.normal, work.run_inputs(), work.staging.folder, work.input_shapes)
+        plan, trials = plan_for_speedup(planner, goal.speedup, timing)
+        return Choice(plan, trials=trials, limit=limit)
+    return Choice(planner.plan(goal), limit=limit)
+
+
+def _trained(
+    work: Workspace, known: Known, chosen: Mapping[str, tuple[str, Rank]], kept: Mapping[str, str]
+) -> Choice:  # fmt: skip
+    """Train with projection: the network gets its trained weights, and the plan the ranks that they have."""
+    session, goal, table = work.session, work.job.goal, known.evidence.table
+    assert session is not None
+    finds = session.finds_ranks(goal)
+    note(forecast(table or time_layers(work), work.layers, None if finds else chosen))
+    work.layers, plan = session.train(work.normal, work.layers, chosen, kept, goal, align=known.align, table=table)
+    work.clock.lap("train")
+    return Choice(plan)
+
+
+def _limit(work: Workspace) -> Limit:
+    """What a plan may lose, and how that is counted."""
+    drop, samples = work.job.goal.max_drop, work.samples
+    if samples is None:
+        judge, allowed = by_error(work.original, work.feeds, work.expected, work.verified_on), KEPT_ERROR
+    elif drop is not None and samples.held_out.labels is not None:
+        judge, allowed = by_accuracy(work.source, samples.held_out), drop
+    else:
+        judge, allowed = by_agreement(work.source, samples.held_out), 100 - KEPT_AGREEMENT if drop is None else drop
+    if drop is not None:
+        refusal = f"--max-drop {drop:g} is out of reach: no plan makes the network faster within it"
+        advice = "Training (--train) recovers what factorisation alone loses"
+    else:
+        refusal = f"no plan makes the network faster and keeps its outputs within {allowed:g} {judge.measure}"
+        advice = (
+            "Say how far to go, for example --macs 0.7 or --speedup 1.3"
+            if samples is not None
+            else "Give samples by --data, which keep more, or say how far to go, for example --macs 0.7"
+        )
+    return Limit(allowed, judge.measure, judge.lost, refusal, advice)
+
+
+@contextmanager
+def _file_of(plan: Plan, work: Workspace, known: Known) -> Iterator[Path]:
+    """The file of a plan, made as the result would be."""
+    copy, path = work.normal.clone(), work.staging.folder / "candidate.onnx"
+    layers = find_layers(copy, work.input_shapes)
+    carry_out(
+        plan, copy, layers, known.evidence, known.x, asymmetric=work.job.search.asymmetric, untouched=work.untouched
+    )
+    CleanUpPass()(copy)
+    ir.save(copy, path, format="protobuf", external_data=f"{path.name}.data")  # its own: the input's is elsewhere
+    try:
+        yield path
+    finally:
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()

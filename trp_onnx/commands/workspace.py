@@ -1,0 +1,257 @@
+"""What is open while a network is compressed: the network as it was and normalised, samples, the hidden result."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from trp_onnx.calibration.samples import Samples
+from trp_onnx.data import Dataset, open_data
+from trp_onnx.data.feeding import read_inputs
+from trp_onnx.evaluation.accuracy import check_labels
+from trp_onnx.evaluation.verify import MAPPED_FROM, reference_outputs
+from trp_onnx.files.paths import guard
+from trp_onnx.files.staging import Staging, files_of
+from trp_onnx.graph.batching import find_batching
+from trp_onnx.graph.generating import generate
+from trp_onnx.graph.in_memory import ModelLike, model_file, shown
+from trp_onnx.graph.inputs import Run, inputs_of
+from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.graph.model import open_model, weight_bytes
+from trp_onnx.graph.session import Arrays, feeds_for, open_session
+from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.job.job import Job
+from trp_onnx.latency.table import LatencyTable, read_table
+from trp_onnx.passes.normalise import normalise
+from trp_onnx.planning.rules import first_match
+from trp_onnx.progress import collected_notes
+from trp_onnx.training.job import RUN_FILES
+
+if TYPE_CHECKING:
+    from trp_onnx.training.run import TrainingRun
+
+logger = logging.getLogger(__name__)
+
+VERIFY_SAMPLES = 16
+"""Samples of the data on which outputs are compared, when there is data."""
+
+
+class Clock:
+    """Wall seconds of each phase.
+
+    Attributes:
+        laps: By name.
+    """
+
+    def __init__(self) -> None:
+        """Start."""
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a phase, and begin the next."""
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+        logger.info("%s: %.2f s", name, self.laps[name])
+
+
+@dataclass
+class Workspace:
+    """What is open while a network is compressed.
+
+    Attributes:
+        job: What was asked for.
+        names: What the report calls the network and the result.
+        source: The file of the network.
+        original: The network as it was opened; not changed.
+        normal: The same, normalised: factorised in place in the end.
+        layers: Of `normal`.
+        input_shapes: Sizes of dynamic inputs: given, or those of the samples.
+        feeds: What the result is verified on.
+        expected: What the original gives for that.
+        verified_on: What that is, for people.
+        staging: Where the result is built.
+        samples: What ranks and factors are fitted to, where nothing is trained.
+        tested: What both files are measured on, once, at the end.
+        session: The training.
+        table: The latency table that was given.
+        notes: What the owner should know.
+        clock: Seconds of each phase.
+    """
+
+    job: Job
+    names: tuple[str, str]
+    source: Path
+    original: ir.Model
+    normal: ir.Model
+    layers: list[Layer]
+    input_shapes: Mapping[str, Sequence[int]] | None
+    feeds: Arrays
+    expected: Arrays
+    verified_on: str
+    staging: Staging
+    samples: Samples | None
+    tested: Dataset | None
+    session: TrainingRun | None
+    table: LatencyTable | None
+    notes: list[str]
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def untouched(self) -> set[str]:
+        """Names of the layers that the map keeps as they are."""
+        rules = self.job.goal.rules
+        return {layer.name for layer in self.layers if (match := first_match(rules, layer.name)) and match.keep}
+
+    def run_inputs(self) -> Arrays:
+        """Generated inputs of the normalised network, to time it on."""
+        return feeds_for(self.normal, self.input_shapes)
+
+
+@contextmanager
+def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) -> Iterator[Workspace]:
+    """Open everything, and refuse what cannot be done, before any work.
+
+    Args:
+        job: What is asked for.
+        model: The network.
+        out: Where the result goes; None for one that stays in memory.
+
+    Raises:
+        ModelError: The model cannot be read or run.
+        DataError: The data or the latency table cannot be read or does not fit.
+        OutputError: The result cannot be written.
+        UsageError: The options contradict the model.
+        TrainingError: Training cannot start.
+    """
+    clock = Clock()
+    with collected_notes() as notes, ExitStack() as stack:
+        source, place = stack.enter_context(model_file(model, out))
+        folder = job.folder(place)
+        _guard(job, source, place, folder)
+        _check_training(job)
+        table = _read_table(job.device.latency_table)
+        original = open_model(source)
+        samples, tested = _open_samples(job, original)
+        _check_samples(job, source, original, samples, tested)
+        staging = stack.enter_context(Staging(place, original))
+        session = _training_run(job, source, original, folder)
+        if session is not None:
+            stack.enter_context(session)
+        feeds, verified_on = _feeds(job, source, original, tested, samples, session)
+        shapes = job.network.input_shapes
+        if job.network.inputs is not None or tested is not None or job.data is not None:  # what is generated is guessed
+            shapes = sizes_from(original, feeds, shapes, samples=job.network.inputs is None)
+        expected = reference_outputs(source, original, feeds)
+        clock.lap("open")
+        normal, found = normalise(
+            original.clone(), shapes, simplify=job.network.simplify, fold_batch_norm=job.training is None
+        )
+        notes += found
+        layers = find_layers(normal, shapes)
+        clock.lap("normalise")
+        names = shown(model), "in memory" if out is None else str(out)
+        yield Workspace(
+            job, names, source, original, normal, layers, shapes, feeds, expected, verified_on, staging, samples,
+            tested, session, table, notes, clock,
+        )  # fmt: skip
+
+
+def _guard(job: Job, source: Path, out: Path, folder: Path | None) -> None:
+    teacher = None if job.training is None else job.training.teacher
+    guard(
+        writes=files_of(out),
+        folders=[(folder, RUN_FILES)],
+        reads=[source, job.device.latency_table, job.network.inputs, job.data, job.test, teacher],
+    )
+
+
+def _check_training(job: Job) -> None:
+    if job.training is not None:
+        from trp_onnx.training.run import check_training
+
+        check_training(job.training.options, job.goal)
+
+
+def _read_table(given: LatencyTable | str | PathLike[str] | None) -> LatencyTable | None:
+    return read_table(Path(given)) if isinstance(given, (str, PathLike)) else given
+
+
+def _open_samples(job: Job, original: ir.Model) -> tuple[Samples | None, Dataset | None]:
+    """What is fitted to, where nothing is trained, and what is tested on."""
+    known, preprocessing, dropped = inputs_of(original), job.network.preprocessing, job.goal.max_drop is not None
+    samples = None
+    if job.data is not None and job.training is None:
+        samples = Samples(job.data, preprocessing, known, holds_out=job.searched or dropped, by_labels=dropped)
+    tested = None if job.test is None else open_data(job.test, preprocessing).bound(known)
+    return samples, tested
+
+
+def _check_samples(
+    job: Job, source: Path, original: ir.Model, samples: Samples | None, tested: Dataset | None
+) -> None:  # fmt: skip
+    """Refuse samples whose labels or shape do not fit the network."""
+    if tested is not None and tested.labels is not None:
+        check_labels(source, tested)
+    if samples is not None and job.goal.max_drop is not None and samples.held_out.labels is not None:
+        check_labels(source, samples.held_out)
+    if job.training is not None:
+        from trp_onnx.training.run import check_trainable
+
+        check_trainable(original, job.training.options)
+
+
+def _training_run(job: Job, source: Path, original: ir.Model, folder: Path | None) -> TrainingRun | None:
+    if job.training is None or job.data is None or folder is None:
+        return None
+    from trp_onnx.training.run import TrainingRun
+
+    training = job.training
+    return TrainingRun(
+        folder, job.data, job.network.preprocessing, training.options,
+        source if training.teacher is None else Path(training.teacher),
+        resume=training.resume, keep=training.run is not None, inputs=inputs_of(original),
+    )  # fmt: skip
+
+
+def _feeds(
+    job: Job,
+    source: Path,
+    model: ir.Model,
+    tested: Dataset | None,
+    samples: Samples | None,
+    session: TrainingRun | None,
+) -> tuple[Arrays, str]:
+    """Inputs for the comparison: given ones, else samples of the data, else generated."""
+    inputs = job.network.inputs
+    if inputs is not None:
+        named = f" in {Path(inputs).name}" if isinstance(inputs, (str, PathLike)) else ""
+        return read_inputs(model, inputs), f"the inputs{named}"
+    dataset = tested or (samples.dataset if samples is not None else None)
+    if dataset is None and session is None:
+        made = generate(model, job.network.input_shapes)
+        return made.arrays, f"generated inputs ({made.description})"
+
+    known = inputs_of(model)
+
+    def first(count: int) -> Run:
+        if dataset is not None:
+            return dataset.take(np.arange(min(count, len(dataset))))[0]
+        assert session is not None
+        x = session.samples(count)
+        return Run(dict.fromkeys(known, x), len(x))
+
+    opened = open_session(source, mapped=weight_bytes(model) > MAPPED_FROM)
+    batching = find_batching(opened, first(2), known, most=VERIFY_SAMPLES)
+    run = next(batching.split([first(batching.size)]))
+    where = Path(dataset.source).name if dataset is not None else "the training data"
+    return run.feeds, f"{run.count} sample{'s' * (run.count > 1)} of {where}"

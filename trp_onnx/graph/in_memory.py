@@ -1,0 +1,69 @@
+"""Models in memory: each gets a file for as long as it is worked on, as does a result that stays in memory.
+
+What runs a network in another process, maps its weights or compares two of them wants files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import onnx_ir as ir
+
+from trp_onnx.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+ModelLike: TypeAlias = Union[str, PathLike[str], bytes, "onnx.ModelProto", ir.Model]
+"""A file, the contents of one, or an open model."""
+
+_ONE_FILE = 1 << 30
+"""Bytes of weights up to which a model goes into one file; protobuf ends at 2 GiB."""
+
+
+def shown(model: ModelLike) -> str:
+    """What a report calls a model."""
+    return str(model) if isinstance(model, (str, PathLike)) else "a model in memory"
+
+
+@contextmanager
+def model_file(model: ModelLike, out: str | PathLike[str] | None = None) -> Iterator[tuple[Path, Path]]:
+    """A model's file, and the place of a result: those that are given, else in a folder that goes when the block ends.
+
+    Raises:
+        ModelError: It is none of the kinds of model, or cannot be written.
+    """
+    if isinstance(model, (str, PathLike)) and out is not None:
+        yield Path(model), Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="trp-onnx-") as folder:
+        source = Path(model) if isinstance(model, (str, PathLike)) else _write(model, Path(folder) / "model.onnx")
+        yield source, Path(folder) / "result.onnx" if out is None else Path(out)
+
+
+def _write(model: ModelLike, path: Path) -> Path:
+    import onnx
+
+    try:
+        if isinstance(model, bytes):
+            path.write_bytes(model)
+        elif isinstance(model, onnx.ModelProto):
+            onnx.save(model, path)
+        elif isinstance(model, ir.Model):
+            size = sum(value.const_value.nbytes for value in _weights(model) if value.const_value is not None)
+            ir.save(model, path, format="protobuf", external_data=f"{path.name}.data" if size > _ONE_FILE else None)
+        else:
+            raise ModelError(f"a model is a path, bytes, an onnx.ModelProto or an onnx_ir.Model, not {type(model)}")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the model in memory cannot be written to '{path.parent}': {error}") from error
+    return path
+
+
+def _weights(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        yield from graph.initializers.values()

@@ -1,0 +1,63 @@
+"""All that one compression is asked for; what contradicts itself is refused here, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trp_onnx.errors import UsageError
+from trp_onnx.job.device import Device
+from trp_onnx.job.goal import Goal
+from trp_onnx.job.network import NetworkOptions
+from trp_onnx.job.search_space import SearchSpace
+from trp_onnx.job.training import Training
+
+if TYPE_CHECKING:
+    from trp_onnx.data import Data
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one compression is asked for; see `compress`.
+
+    Raises:
+        UsageError: Its parts contradict each other.
+    """
+
+    goal: Goal
+    data: Data | None = None
+    test: Data | None = None
+    search: SearchSpace = field(default_factory=SearchSpace)
+    device: Device = field(default_factory=Device)
+    training: Training | None = None
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+
+    def __post_init__(self) -> None:
+        trained, goal = self.training is not None, self.goal
+        if (trained or goal.max_drop is not None or self.search.plan_by == "outputs") and self.data is None:
+            raise UsageError("training, --max-drop and planning by outputs need data: give --data")
+        if self.search.asymmetric and (trained or self.data is None):
+            raise UsageError("--asymmetric fits factors to --data, without --train")
+        if trained and goal.max_drop is not None:
+            raise UsageError(
+                "--max-drop chooses among plans that need no training; with --train give --speedup or --macs"
+            )
+        if not trained and len(goal.targets) > 1:
+            raise UsageError("give only one of --macs, --speedup, --energy and --vbmf")
+
+    def folder(self, out: Path) -> Path | None:
+        """The run folder of the training, where there is one."""
+        if self.training is None:
+            return None
+        return Path(self.training.run) if self.training.run is not None else out.with_name(out.name + ".trp-run")
+
+    @property
+    def searched(self) -> bool:
+        """Whether the fastest plan within a limit is searched for."""
+        return self.training is None and self.goal.searched
+
+    @property
+    def timed(self) -> bool:
+        """Whether a latency table is needed, or given."""
+        return self.searched or self.goal.speedup is not None or self.device.latency_table is not None

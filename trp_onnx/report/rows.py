@@ -1,0 +1,42 @@
+"""Rows of what was before and after, as a result shows itself: in the terminal, at a prompt, in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """One quantity: its name, before, after, and how they compare."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+
+
+def si(value: float | None) -> str:
+    """A count for people: 1.23 M; a dash for the unknown."""
+    if value is None:
+        return "-"
+    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.2f}{suffix}"
+    return f"{value:.0f}"
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows in columns of one width each, the first from the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        first, *others = zip(row, widths, strict=True)
+        lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip())
+    return "\n".join(lines)
+
+
+def as_html(rows: Sequence[Sequence[str]]) -> str:
+    """The same as a table for a notebook; the first row is its head."""
+    head, *body = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in body)}</tbody></table>"
