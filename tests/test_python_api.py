@@ -123,7 +123,7 @@ def test_what_contradicts_itself_is_refused_before_any_work(net: Path, tmp_path:
     training = trp_onnx.Training(trp_onnx.TrainingOptions(strategy="replan"))
     for goal, options, said in (
         (Goal(speedup=1.5), {"training": training, "data": _data(tmp_path)}, "goes with --macs or --energy"),
-        (Goal(), {"training": training, "data": _data(tmp_path)}, "say how far to go"),
+        (Goal(), {"training": training, "data": _data(tmp_path)}, "needs --macs"),
         (Goal(max_drop=1), {}, "need data"),
         (HALF, {"search": SearchSpace(asymmetric=True)}, "--asymmetric fits factors to --data"),
         (Goal(macs=0.5, energy=0.1), {}, "give only one"),
