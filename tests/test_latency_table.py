@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 import trp_onnx
 from tests.clockwork import Clockwork, runs_on
@@ -224,6 +225,17 @@ def test_what_was_compressed_already_is_profiled_layer_by_layer(net: Path, tmp_p
     compress(net, tmp_path / "small.onnx", macs=0.6, align=1, scheme="spatial")
     found = trp_onnx.profile(tmp_path / "small.onnx", scheme="svd").shares
     assert {"conv2/v", "conv2/h"} <= set(found) and min(found["conv2/v"], found["conv2/h"]) > 0
+
+
+def test_a_product_that_the_runtime_joins_with_a_transpose_has_its_time(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], name="turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["t", "w"], ["y"], name="product"),
+    ]
+    tensors = [info("x", [1, 32, 40])], [info("y", [1, 40, 48])]
+    save(model(nodes, *tensors, {"w": weights(32, 48)}), tmp_path / "turned.onnx")
+    (contender,) = trp_onnx.bench([tmp_path / "turned.onnx"], rounds=2).contenders
+    assert contender.layers["product"] > 0
 
 
 def test_candidates_are_made_as_the_result_is(net: Path, measured: Path, tmp_path: Path) -> None:

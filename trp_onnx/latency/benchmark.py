@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -27,7 +28,9 @@ from trp_onnx.progress import watch
 from trp_onnx.runners import PROVIDERS, NodeTime, Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
 
-_BLOCKED = "_nchwc"
+_RENAMED = re.compile(r"(_nchwc|(/\w+Fusion/)+)$")
+"""What the runtime adds to the name of a node that it rewrites: to blocks of channels, or with a neighbour into one."""
+
 _PROFILED_RUNS = 15
 
 ROUNDS = 200
@@ -192,7 +195,7 @@ def layer_milliseconds(
     claimed: set[str] = set()
     late: list[tuple[ir.Node, float]] = []
     for timed in nodes:
-        plain = timed.name.removesuffix(_BLOCKED)
+        plain = _RENAMED.sub("", timed.name)
         source = by_name.get(timed.name) or producer.get(plain)
         if "reorder" in timed.op.lower():
             name = ""

@@ -42,7 +42,7 @@ from trp_onnx.runners.open import TIMEOUT
 KNOTS = 3
 """Ranks at which a pair is timed, and its full rank; Tucker-2 at twice as many pairs of ranks."""
 
-_METHOD = 5
+_METHOD = 6
 """Raised when what is measured changes: older measurements in the cache are then left alone."""
 
 _SAME_STEP = 0.92
