@@ -107,7 +107,7 @@ class Quantized(Document):
         return document
 
 
-def quantize(
+def quantize(  # noqa: PLR0913
     model: str | PathLike[str],
     out: str | PathLike[str],
     data: Data,

@@ -38,6 +38,7 @@ _ISOLATED = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_KINDS = {".mjs": "text/javascript", ".wasm": "application/wasm"}
 _POLL, _GOES = 10.0, 3.0
 
 
@@ -85,10 +86,89 @@ class Browser:
 
 
 class _Server(ThreadingHTTPServer):
+    """Serves the page and what it imports; hands it requests and takes its answers.
+
+    Attributes:
+        requests: What the page shall do, as JSON.
+        answers: What it posted.
+        loaded: Whether the page has begun to run.
+    """
+
     daemon_threads = True
+
+    def __init__(self, scripts: Path, threads: int) -> None:
+        version = json.loads((scripts / "package.json").read_text(encoding="utf-8"))["version"]
+        self.start = json.dumps({"threads": threads, "version": version, "machine": machine_name()})
+        self.requests: queue.Queue[str] = queue.Queue()
+        self.answers: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.loaded = False
+        self._scripts = scripts
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def file(self, name: str) -> Path | None:
+        """The file of ours or of onnxruntime-web that a page asks for; None for any other."""
+        if name.startswith("ort/"):
+            folder, name = self._scripts / "dist", name.removeprefix("ort/")
+        elif name in _FILES:
+            folder = _PAGE
+        else:
+            return None
+        return folder / name if "/" not in name and (folder / name).is_file() else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that is ended leaves connections broken."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection of the page."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_GET(self) -> None:
+        name = self.path.lstrip("/").partition("?")[0] or "web.html"
+        if name == "start":
+            self.server.loaded = True
+            self._send(self.server.start.encode(), "application/json")
+        elif name == "request":
+            try:
+                text = self.server.requests.get(timeout=_POLL)
+            except queue.Empty:
+                text = "{}"
+            self._send(text.encode(), "application/json")
+        else:
+            self._send_file(name)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self._send(b"{}", "application/json")
+        if self.path == "/answer":
+            self.server.answers.put(json.loads(body))
+        elif self.path == "/alive":
+            self.server.answers.put({"alive": True})
+        elif self.path == "/failed":
+            self.server.answers.put({"refused": "runner", "why": f"the page failed: {json.loads(body)}"})
+
+    def _send_file(self, name: str) -> None:
+        file = self.server.file(name)
+        if file is None:
+            self.send_error(404)
+            return
+        kind = _KINDS.get(file.suffix) or mimetypes.guess_type(file.name)[0]
+        self._send(file.read_bytes(), kind or "application/octet-stream")
+
+    def _send(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        for key, value in _ISOLATED.items():
+            self.send_header(key, value)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing is logged."""
 
 
 class _Page:
@@ -96,61 +176,7 @@ class _Page:
 
     def __init__(self, browser: str, scripts: Path, threads: int) -> None:
         self.threads = threads
-        self._requests: queue.Queue[str] = queue.Queue()
-        self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._loaded = False
-        version = json.loads((scripts / "package.json").read_text(encoding="utf-8"))["version"]
-        start = json.dumps({"threads": threads, "version": version, "machine": machine_name()})
-        page = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                name = self.path.lstrip("/").partition("?")[0] or "web.html"
-                if name == "start":
-                    page._loaded = True
-                    self._send(start.encode(), "application/json")
-                elif name == "request":
-                    try:
-                        text = page._requests.get(timeout=_POLL)
-                    except queue.Empty:
-                        text = "{}"
-                    self._send(text.encode(), "application/json")
-                else:
-                    folder, base = (scripts / "dist", name[4:]) if name.startswith("ort/") else (_PAGE, name)
-                    allowed = "/" not in base and (folder != _PAGE or base in _FILES)
-                    file = folder / base
-                    if not (allowed and file.is_file()):
-                        self.send_error(404)
-                        return
-                    kind = "text/javascript" if file.suffix == ".mjs" else mimetypes.guess_type(base)[0]
-                    self._send(file.read_bytes(), "application/wasm" if file.suffix == ".wasm" else kind)
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self._send(b"{}", "application/json")
-                if self.path == "/answer":
-                    page._answers.put(json.loads(body))
-                elif self.path == "/alive":
-                    page._answers.put({"alive": True})
-                elif self.path == "/failed":
-                    page._answers.put({"refused": "runner", "why": f"the page failed: {json.loads(body)}"})
-
-            def _send(self, body: bytes, kind: str | None) -> None:
-                self.send_response(200)
-                for key, value in _ISOLATED.items():
-                    self.send_header(key, value)
-                self.send_header("Content-Type", kind or "application/octet-stream")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                with contextlib.suppress(OSError):
-                    self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = _Server(scripts, threads)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self._folder = tempfile.mkdtemp(prefix="trp-onnx-browser.")
         address = f"http://127.0.0.1:{self._server.server_port}/"
@@ -168,11 +194,11 @@ class _Page:
 
     def exchange(self, request: str, timeout: float) -> dict[str, Any]:
         """Send a request, wait for its answer."""
-        self._requests.put(request)
+        self._server.requests.put(request)
         waited = 0.0
         while True:
             try:
-                answer = self._answers.get(timeout=min(1.0, timeout))
+                answer = self._server.answers.get(timeout=min(1.0, timeout))
             except queue.Empty:
                 waited += min(1.0, timeout)
                 if self._process.poll() is not None:
@@ -180,7 +206,7 @@ class _Page:
                         f"the browser ended (exit code {self._process.returncode}){self._last()}"
                     ) from None
                 if waited >= timeout:
-                    what = "gave no sign of life" if self._loaded else "did not load its page"
+                    what = "gave no sign of life" if self._server.loaded else "did not load its page"
                     raise RunnerError(
                         f"the browser {what} for {timeout:g} s and was ended; --timeout waits longer"
                     ) from None
