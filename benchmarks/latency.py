@@ -105,7 +105,7 @@ def aa(results: Results, name: str, model: Path, _: Path) -> None:
 
 
 def _planner(model: Path, align: int | None = None) -> Planner:
-    normal, _ = normalise(open_model(model))
+    normal = normalise(open_model(model))
     layers = find_layers(normal)
     table = measure_table(normal, layers, feeds_for(normal))
     return Planner(layers, align=align or table.step, evidence=Evidence(table=table))
@@ -155,7 +155,7 @@ def _speedup_at(model: Path, table: Path, scheme: str, ratio: float) -> float:
     """The speed-up at which a plan by time keeps about so much of the MACs."""
     from trp_onnx.latency import read_table
 
-    normal, _ = normalise(open_model(model))
+    normal = normalise(open_model(model))
     found = read_table(table)
     planner = Planner(find_layers(normal), scheme=scheme, align=found.step, evidence=Evidence(table=found))
     low, high = 1.01, planner.fastest()

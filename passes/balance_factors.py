@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.graph.bias import bias_of, corrects_bias
-from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.layers import Layer, layers_named
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.passes.replace_weights import ReplaceWeightsPass
 
@@ -27,22 +27,24 @@ from trp_onnx.passes.replace_weights import ReplaceWeightsPass
 class BalanceFactorsPass(ir.passes.InPlacePass):
     """Scale the channels between `pairs_of` layers."""
 
-    def __init__(self, pairs: Sequence[tuple[Layer, Layer]], largest: Mapping[str, Array]) -> None:
-        """Say what to do.
+    def __init__(self, largest: Mapping[str, Array]) -> None:
+        """Configure the pass.
 
         Args:
-            pairs: From `pairs_of`, of the same model.
-            largest: Largest absolute activation of each channel, (C,), by the name of the value between.
+            largest: Largest absolute activation of each channel, (C,), by the name of the value between two layers;
+                pairs without an entry stay as they are.
         """
         super().__init__()
-        self.pairs, self.largest = pairs, largest
+        self.largest = largest
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run; a layer in the middle of three is scaled on both sides."""
         layers: dict[str, Layer] = {}
         weights: dict[str, Array] = {}
         grown: dict[str, Array] = {}
-        for first, second in self.pairs:
+        for first, second in pairs_of(list(layers_named(model).values())):
+            if between(first) not in self.largest:
+                continue
             for layer in (first, second):
                 layers[layer.name] = layer
                 weights.setdefault(layer.name, layer.weight())
@@ -58,7 +60,7 @@ class BalanceFactorsPass(ir.passes.InPlacePass):
             bias = bias_of(layers[name]) if name in grown else None
             shift = None if bias is None else bias.array().astype(np.float64).reshape(-1) * (grown[name] - 1)
             changes[name] = (weight, shift)
-        return ReplaceWeightsPass(list(layers.values()), changes)(model)
+        return ReplaceWeightsPass(changes)(model)
 
 
 def pairs_of(layers: Sequence[Layer]) -> list[tuple[Layer, Layer]]:

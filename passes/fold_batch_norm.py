@@ -80,21 +80,16 @@ def _fold(model: ir.Model, norm: ir.Node) -> None:
         del layer.attributes["beta"]
 
     name = layer.name or norm.outputs[0].name or "layer"
-    new_weight = _initializer(model, f"{name}/folded.weight", weight, dtype)
-    new_bias = _initializer(model, f"{name}/folded.bias", bias, dtype)
-    layer.replace_input_with(1, new_weight)
-    if len(layer.inputs) < 3:
-        layer.resize_inputs(3)
-    layer.replace_input_with(2, new_bias)
+    layer.resize_inputs(3)
+    tape = ir.tape.Tape(model.graph)
+    for index, what, array in ((1, "weight", weight), (2, "bias", bias)):
+        tensor = ir.tensor(array.astype(dtype.numpy()), name=f"{name}/folded.{what}")
+        layer.replace_input_with(index, tape.initializer(tensor))
 
     # The layer now computes what the normalisation did; readers keep the name they know.
-    old = norm.outputs[0]
-    name_of_output, shape, type_ = old.name, old.shape, old.type
     graph = norm.graph
     assert graph is not None
-    old.replace_all_uses_with(source, replace_graph_outputs=True)
-    graph.remove(norm, safe=True)
-    source.name, source.shape, source.type = name_of_output, shape, type_
+    ir.convenience.replace_nodes_and_values(graph, norm, [norm], [], norm.outputs[:1], [source])
 
 
 def _scale_outputs(layer: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -107,10 +102,3 @@ def _scale_outputs(layer: ir.Node, weight: np.ndarray, scale: np.ndarray) -> np.
         per_group = scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
         return np.asarray(grouped * per_group).reshape(weight.shape)
     return np.asarray(weight * (scale[:, None] if layer.attributes.get_int("transB", 0) else scale))
-
-
-def _initializer(model: ir.Model, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.Value:
-    tensor = ir.tensor(array.astype(dtype.numpy()), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value

@@ -7,6 +7,8 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from trp_onnx.errors import ModelError
+
 logger = logging.getLogger(__name__)
 
 _FIRST_IR_WITHOUT_INPUTS = 4
@@ -21,10 +23,17 @@ class LiftConstantsPass(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Run; `modified` says whether anything moved."""
+        """Run; `modified` says whether anything moved.
+
+        Raises:
+            ModelError: A call does not fit its function.
+        """
         modified = False
         if len(model.functions):
-            modified |= common.InlinePass()(model).modified
+            try:
+                modified |= common.InlinePass()(model).modified
+            except ValueError as error:  # of a call that does not fit its function
+                raise ModelError(f"the model's functions cannot be inlined: {error}") from error
         listed = sum(value.is_initializer() for value in model.graph.inputs)
         for step in (
             common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0),

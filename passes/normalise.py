@@ -10,9 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from trp_onnx.errors import ModelError
-from trp_onnx.passes import CleanUpPass, FoldBatchNormPass, LiftConstantsPass, SimplifyPass
-from trp_onnx.passes.simplify import MOST_NODES
+from trp_onnx.errors import TrpOnnxError
+from trp_onnx.passes import (
+    CheckedPass,
+    CleanUpPass,
+    FoldBatchNormPass,
+    LiftConstantsPass,
+    SimplifyPass,
+    UniqueNamesPass,
+)
 
 
 def normalise(
@@ -21,35 +27,26 @@ def normalise(
     *,
     simplify: bool = True,
     fold_batch_norm: bool = True,
-) -> tuple[ir.Model, list[str]]:
+) -> ir.Model:
     """Normalise a model that was just opened; it is changed in place where that is possible.
 
     Args:
         model: From `open_model`.
         input_shapes: Shapes for inputs with dynamic sizes, for the numerical check of the simplifier.
-        simplify: Whether to run onnx-simplifier.
+        simplify: Whether to run onnx-simplifier; a note says where it was not (see `progress.note`).
         fold_batch_norm: Whether to fold BatchNormalization; training keeps it until the end.
 
-    Returns:
-        The normalised model, and notes that its owner should see.
-
     Raises:
-        ModelError: A call does not fit its function.
+        ModelError: A call does not fit its function, or no inputs can be generated.
     """
-    notes: list[str] = []
-    try:
-        LiftConstantsPass()(model)
-    except ValueError as error:  # of a call that does not fit its function
-        raise ModelError(f"the model's functions cannot be inlined: {error}") from error
-    if simplify and len(model.graph) > MOST_NODES:
-        notes.append(f"not simplified: onnx-simplifier takes too long for {len(model.graph)} nodes")
-    elif simplify:
-        simplifier = SimplifyPass(input_shapes)
-        model = simplifier(model).model
-        LiftConstantsPass()(model)
-        if simplifier.note:
-            notes.append(simplifier.note)
+    passes: list[ir.passes.PassBase] = [LiftConstantsPass()]
+    if simplify:
+        passes += [CheckedPass(SimplifyPass(), "simplified", input_shapes), LiftConstantsPass()]
     if fold_batch_norm:
-        FoldBatchNormPass()(model)
-    CleanUpPass()(model)
-    return model, notes
+        passes.append(FoldBatchNormPass())
+    try:
+        return ir.passes.Sequential(*passes, CleanUpPass(), UniqueNamesPass())(model).model
+    except ir.passes.PassError as error:
+        if isinstance(error.__cause__, TrpOnnxError):
+            raise error.__cause__ from None
+        raise

@@ -357,7 +357,7 @@ def head(path: Path, outputs: list[onnx.ValueInfoProto], *last: onnx.NodeProto, 
 
 def losses(net: Path, given: np.ndarray | None, **options: float) -> dict[str, OutputLoss]:
     x = rng().standard_normal((4, 3, 12, 12)).astype(np.float32)
-    ready = make_trainable(normalise(open_model(net))[0], x)
+    ready = make_trainable(normalise(open_model(net)), x)
     chosen = TrainingOptions(**options)  # type: ignore[arg-type]
     found = choose_losses(ready.model, chosen, given is not None, ready.outputs, Told(labels=ClassLabels.of(given)))
     return {loss.name: loss for loss in found}

@@ -84,7 +84,7 @@ def test_balancing_evens_out_channels_and_changes_nothing(tmp_path: Path) -> Non
         return np.abs(run(tmp_path / "seen.onnx", x)[1]).max(axis=(0, 2, 3))
 
     largest = between(path).astype(np.float64)
-    BalanceFactorsPass(pairs, {"m": largest})(opened)
+    BalanceFactorsPass({"m": largest})(opened)
     ir.save(opened, tmp_path / "even.onnx")
     np.testing.assert_allclose(run(tmp_path / "even.onnx", x)[0], run(path, x)[0], rtol=1e-4, atol=1e-4)
     even = between(tmp_path / "even.onnx")

@@ -107,6 +107,4 @@ def _replace(model: ir.Model, node: ir.Node, index: int, array: Array) -> None:
     assert old is not None and old.const_value is not None
     name = f"{node.outputs[0].name}/{'mean' if index == 3 else 'var'}"
     tensor = ir.tensor(array.astype(old.const_value.dtype.numpy()), name=name)
-    value = ir.Value(name=name, shape=old.shape, type=old.type, const_value=tensor)
-    model.graph.register_initializer(value)
-    node.replace_input_with(index, value)
+    node.replace_input_with(index, ir.tape.Tape(model.graph).initializer(tensor))

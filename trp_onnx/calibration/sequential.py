@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +29,7 @@ from trp_onnx.graph.partial_run import Walk
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.schemes import Rank, Scheme
 from trp_onnx.passes import FactorisePass, ReplaceWeightsPass
-from trp_onnx.passes.factorise import Keep
+from trp_onnx.passes.factorise import Keep, in_memory
 
 RIDGE = 1e-2
 """W* is held to W by this part of the mean variance: what few samples say of the rarest directions is noise."""
@@ -43,8 +44,9 @@ def factorise_in_turn(
     chosen: Mapping[str, tuple[str, Rank]],
     x: np.ndarray,
     moments: Mapping[str, Moments],
-    keep: Keep | None = None,
+    keep: Keep = in_memory,
     *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     untouched: Collection[str] = (),
     progress: Callable[[Sequence[Layer]], Iterable[Layer]] = lambda layers: layers,
 ) -> list[str]:
@@ -57,6 +59,7 @@ def factorise_in_turn(
         x: (b, ...) samples, as the model takes them.
         moments: For layers that share a weight, which are fitted once; those not observed go by their weights.
         keep: How to store the factors, see `FactorisePass`.
+        input_shapes: Shapes for inputs with dynamic sizes.
         untouched: Names of the layers that keep their weights.
         progress: Wraps the list of layers to fit.
 
@@ -74,7 +77,8 @@ def factorise_in_turn(
     }
     together = [layer for layer in layers if layer.name in chosen and layer.name not in alone]
     original = to_proto(model)
-    FactorisePass(together, chosen, keep, by_outputs(moments))(model)
+    factorise = partial(FactorisePass, keep=keep, input_shapes=input_shapes)
+    factorise({layer.name: chosen[layer.name] for layer in together}, by_outputs(moments))(model)
     before, after = Walk(original, x), Walk(original, x)
     refitted: list[str] = []
     first = next((i for i, layer in enumerate(layers) if layer.name in chosen), len(layers))
@@ -87,14 +91,14 @@ def factorise_in_turn(
             patches = [patches_of(layer, v[flow], len(x), r) for v, r in zip(pair, positions, strict=True)]
             sums.add(np.concatenate(patches, axis=2))
         if not sums.finite:  # by its weights, or as it is
-            FactorisePass([layer], chosen, keep)(model)
+            factorise({name: chosen[name] for name in (layer.name,) if name in chosen})(model)
             continue
         joint = sums.moments()
         if layer.name in chosen:
-            FactorisePass([layer], chosen, keep, _fitted_to(joint))(model)
+            factorise({layer.name: chosen[layer.name]}, _fitted_to(joint))(model)
         elif joint.patches >= ENOUGH * joint.mean.shape[1] // 2:
             best, _ = _best(layer, joint)
-            ReplaceWeightsPass([layer], {layer.name: (best, _shift(layer, best, joint))}, keep)(model)
+            ReplaceWeightsPass({layer.name: (best, _shift(layer, best, joint))}, keep)(model)
             refitted.append(layer.name)
     return refitted
 

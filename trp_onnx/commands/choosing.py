@@ -127,8 +127,9 @@ def _file_of(plan: Plan, work: Workspace, known: Known) -> Iterator[Path]:
     copy, path = work.normal.clone(), work.staging.folder / "candidate.onnx"
     layers = find_layers(copy, work.input_shapes)
     carry_out(
-        plan, copy, layers, known.evidence, known.x, asymmetric=work.job.search.asymmetric, untouched=work.untouched
-    )
+        plan, copy, layers, known.evidence, known.x,
+        input_shapes=work.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
+    )  # fmt: skip
     CleanUpPass()(copy)
     ir.save(copy, path, format="protobuf", external_data=f"{path.name}.data")  # its own: the input's is elsewhere
     try:

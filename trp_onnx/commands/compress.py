@@ -90,7 +90,7 @@ def _write(work: Workspace, known: Known, choice: Choice) -> None:
     """Carry the plan out, and write the result where it is hidden still."""
     work.notes += carry_out(
         choice.plan, work.normal, work.layers, known.evidence, known.x, work.staging.keep,
-        asymmetric=work.job.search.asymmetric, untouched=work.untouched,
+        input_shapes=work.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
     )  # fmt: skip
     if work.session is not None:
         work.session.finetune(work.normal)

@@ -114,7 +114,7 @@ def inspect(
         opened = open_model(Path(model))
         if inputs is not None:
             input_shapes = sizes_from(opened, read_inputs(opened, inputs), input_shapes)
-        normal, notes = normalise(opened, input_shapes, simplify=simplify)
+        normal = normalise(opened, input_shapes, simplify=simplify)
     layers = find_layers(normal, input_shapes)
     total = network_macs((layer, layer.macs) for layer in layers)
     unknown = sum(layer.macs is None for layer in layers)
@@ -123,7 +123,7 @@ def inspect(
         view = _spectrum(group)
         spectra.update(dict.fromkeys((layer.name for layer in group), view))
     views = tuple(_view(layer, 0 if unknown else total, spectra.get(layer.name)) for layer in layers)
-    return Inspection(str(model), total, views, (*heard, *notes, *notes_on(layers)), unknown)
+    return Inspection(str(model), total, views, (*heard, *notes_on(layers)), unknown)
 
 
 _Spectrum = tuple[str, int, dict[str, int], dict[str, bool], tuple[str, ...]]

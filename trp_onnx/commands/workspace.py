@@ -153,10 +153,9 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
             shapes = sizes_from(original, feeds, shapes, samples=job.network.inputs is None)
         expected = reference_outputs(source, original, feeds)
         clock.lap("open")
-        normal, found = normalise(
+        normal = normalise(
             original.clone(), shapes, simplify=job.network.simplify, fold_batch_norm=job.training is None
         )
-        notes += found
         layers = find_layers(normal, shapes)
         clock.lap("normalise")
         names = shown(model), "in memory" if out is None else str(out)

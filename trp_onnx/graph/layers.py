@@ -12,7 +12,7 @@ geometry) or a `reason` that says what is missing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -172,6 +172,14 @@ class Layer:
         return self.geometry.parameters if self.geometry is not None else None
 
     @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the weight as `weight` gives it, (G, N, C, *k), or None when there is no constant weight."""
+        geometry = self.geometry
+        if geometry is None:
+            return None
+        return (geometry.groups, geometry.out_channels, geometry.in_channels, *geometry.kernel)
+
+    @property
     def key(self) -> LayerKey:
         """Equal for layers that share one weight in one layout; they are planned as one."""
         return (id(self.constant.value) if self.constant else id(self.node), self.layout)
@@ -204,27 +212,64 @@ def find_layers(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | Non
     Raises:
         ModelError: `input_shapes` names an input that does not exist or contradicts its declared shape.
     """
-    places = [place for place in _walk(model.graph) if cost.multiplies(place.node)]
+    places = _multiplying(model)
     shapes = _shapes(model, input_shapes, places)
     opset = model.opset_imports.get("", 0)
     stems, lasts = ends_of(model, {place.node for place in places if cost.understood(place.node)})
-    used: Counter[str] = Counter()
     layers = []
-    for place in places:
+    for name, place in _named(places):
         node = place.node
-        name = node.name or node.outputs[0].name or node.op_type
-        used[name] += 1
-        if used[name] > 1:
-            name = f"{name}#{used[name]}"
         role = "stem" if node in stems else "last" if node in lasts else ""
         times, endless = place.times(shapes)
         layer = Layer(
             name, node.op_type, node, _why_not(node), role=role, place=place.name, times=times, endless=endless,
             fixed_macs=cost.macs_of(node, shapes), branches=place.branches,
         )  # fmt: skip
-        supported = node.op_type in FACTORISABLE and node.domain in ("", "ai.onnx")
-        layers.append(_read(layer, shapes, opset) if supported else layer)
+        layers.append(_read(layer, shapes, opset))
     return layers
+
+
+def named_nodes(model: ir.Model) -> dict[str, ir.Node]:
+    """The nodes of a model's layers by the layers' names, in graph order."""
+    return {name: place.node for name, place in _named(_multiplying(model))}
+
+
+def layers_named(
+    model: ir.Model, names: Container[str] | None = None, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Layer]:
+    """Layers as `find_layers` reads them, without what their cost alone needs: sizes, roles, loops.
+
+    Args:
+        model: See `find_layers`.
+        names: Those that are wanted; all by default.
+        input_shapes: For a ConvTranspose with an `output_shape`, whose padding follows from sizes.
+
+    Raises:
+        ModelError: See `find_layers`.
+    """
+    places = {name: place for name, place in _named(_multiplying(model)) if names is None or name in names}
+    sized = [place for place in places.values() if "output_shape" in place.node.attributes]
+    shapes = _shapes(model, input_shapes, sized) if sized else {}
+    opset = model.opset_imports.get("", 0)
+    return {
+        name: _read(Layer(name, place.node.op_type, place.node, _why_not(place.node), place=place.name), shapes, opset)
+        for name, place in places.items()
+    }
+
+
+def _multiplying(model: ir.Model) -> list[_Place]:
+    return [place for place in _walk(model.graph) if cost.multiplies(place.node)]
+
+
+def _named(places: Iterable[_Place]) -> Iterator[tuple[str, _Place]]:
+    """Places with the names of their layers: those of the nodes, with a number where several have the same."""
+    used: Counter[str] = Counter()
+    for place in places:
+        name = place.node.name or place.node.outputs[0].name or place.node.op_type
+        used[name] += 1
+        unique = name if used[name] == 1 else f"{name}#{used[name]}"
+        used[unique] += unique != name
+        yield unique, place
 
 
 def network_macs(costs: Iterable[tuple[Layer, int | None]]) -> int:
@@ -319,6 +364,8 @@ def _shapes(
 def _read(layer: Layer, shapes: Mapping[ir.Value, Shape], opset: int) -> Layer:
     """A Conv, ConvTranspose, Gemm or MatMul, with its weight, or with a reason where it cannot be split."""
     node = layer.node
+    if node.op_type not in FACTORISABLE or node.domain not in ("", "ai.onnx"):
+        return layer
 
     def kept(reason: str) -> Layer:
         return replace(layer, reason=reason)

@@ -13,7 +13,7 @@ from math import prod, sqrt
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.graph.layers import Layer
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.schemes import Rank, Scheme
 from trp_onnx.passes.factorise import FactorisePass
@@ -54,13 +54,10 @@ def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> 
     def values(*shape: int) -> np.ndarray:
         return np.asarray(rng.standard_normal(shape) / sqrt(max(1, prod(shape[1:]))), dtype.numpy())
 
-    initializers: list[ir.Value] = []
+    tape = ir.tape.Tape()
 
     def constant(name: str, array: np.ndarray) -> ir.Value:
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.shape, value.type = ir.Shape(array.shape), ir.TensorType(dtype)
-        initializers.append(value)
-        return value
+        return tape.initializer(ir.tensor(array, name=name))
 
     shape = (geometry.groups, geometry.out_channels, geometry.in_channels, *geometry.kernel)
     weight = constant("w", layer.layout.from_canonical(values(*shape).astype(np.float64)).astype(dtype.numpy()))
@@ -88,7 +85,7 @@ def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> 
     if y is not node.outputs[0]:
         y.name = _AFTER
     y.type = ir.TensorType(dtype)
-    graph = ir.Graph([x], [y], nodes=nodes, initializers=initializers, opset_imports={"": _OPSET}, name="probe")
+    graph = ir.Graph([x], [y], nodes=nodes, initializers=tape.initializers, opset_imports={"": _OPSET}, name="probe")
     model = ir.Model(graph, ir_version=_IR_VERSION)
     if scheme is not None:
 
@@ -96,8 +93,7 @@ def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> 
             assert layer.geometry is not None
             return [values(*part).astype(np.float64) for part in scheme.shapes(layer.geometry, rank)], None
 
-        found = [probed for probed in find_layers(model) if probed.name == "layer"]
-        FactorisePass(found, {"layer": (scheme.name, rank)}, split=split)(model)
+        FactorisePass({"layer": (scheme.name, rank)}, split)(model)
     return bytes(ir.to_proto(model).SerializeToString())
 
 

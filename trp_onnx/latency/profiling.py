@@ -84,7 +84,7 @@ def profile(
     given = None if inputs is None else read_inputs(opened, inputs)
     if given is not None:
         input_shapes = sizes_from(opened, given, input_shapes)
-    normal, _ = normalise(opened, input_shapes, simplify=simplify)
+    normal = normalise(opened, input_shapes, simplify=simplify)
     layers = find_layers(normal, input_shapes)
     with open_runner(runtime, timeout) as runner:
         return measure_table(

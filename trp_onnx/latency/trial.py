@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.session import Arrays
 from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.profiling import measure_points
@@ -125,7 +125,7 @@ class Trials:
 
     def _write(self, path: Path, chosen: Chosen) -> None:
         model = self._normal.clone()
-        FactorisePass(find_layers(model, self._input_shapes), chosen, split=_random)(model)
+        FactorisePass(chosen, _random, input_shapes=self._input_shapes)(model)
         FoldBatchNormPass()(model)
         CleanUpPass()(model)
         ir.save(model, path, format="protobuf", external_data=f"{path.name}.data")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from trp_onnx.calibration.sequential import factorise_in_turn
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.model import to_proto
 from trp_onnx.passes import FactorisePass
-from trp_onnx.passes.factorise import Keep
+from trp_onnx.passes.factorise import Keep, in_memory
 from trp_onnx.planning import Evidence, Plan
 from trp_onnx.progress import track
 
@@ -30,8 +30,9 @@ def carry_out(
     layers: Sequence[Layer],
     evidence: Evidence,
     x: np.ndarray | None = None,
-    keep: Keep | None = None,
+    keep: Keep = in_memory,
     *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
     asymmetric: bool = False,
     untouched: Collection[str] = (),
 ) -> list[str]:
@@ -44,6 +45,7 @@ def carry_out(
         evidence: With the moments that factors are fitted to.
         x: (b, ...) the samples that they are fitted to, where there are any.
         keep: How to store the factors, see `FactorisePass`.
+        input_shapes: Shapes for inputs with dynamic sizes.
         asymmetric: Whether each layer makes up for those before it, see `sequential`; needs `x`.
         untouched: Names of the layers whose weights may not change.
 
@@ -62,15 +64,17 @@ def carry_out(
     if asymmetric and x is not None:
         walking = x[:ASYMMETRIC_SAMPLES]
         refitted = factorise_in_turn(
-            model, layers, plan.chosen, walking, evidence.moments, keep, untouched=untouched, progress=progress
-        )
+            model, layers, plan.chosen, walking, evidence.moments, keep,
+            input_shapes=input_shapes, untouched=untouched, progress=progress,
+        )  # fmt: skip
         if refitted:
             notes.append(
                 f"{len(refitted)} layers that stay dense ('{refitted[0]}', ...) got new weights, which make up for the "
                 "factorised layers before them; keep = true in --config leaves one as it is"
             )
     else:
-        FactorisePass(layers, plan.chosen, keep, by_outputs(evidence.moments), progress)(model)
+        fitted = by_outputs(evidence.moments)
+        FactorisePass(plan, fitted, keep=keep, input_shapes=input_shapes, progress=progress)(model)
     if original is not None and x is not None:
         count = reestimate_statistics(
             model, original, x[:STATISTICS_SAMPLES], progress=lambda nodes: track(nodes, "statistics")

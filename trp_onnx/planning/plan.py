@@ -40,6 +40,7 @@ class Decision:
         role: "stem", "last" or "".
         time_before: Part of the dense network's time; None without a latency table.
         time_after: The same after factorisation, as the table predicts it.
+        shape: Of the dense weight, (groups, outputs, inputs, *kernel); None for a layer without a constant weight.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Decision:
     role: str = ""
     time_before: float | None = None
     time_after: float | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class Plan:
             OutputError: It cannot be written.
         """
         write_text(Path(path), self.to_toml())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the dense weights of the layers that are factorised, by name, see `Decision`."""
+        return {d.name: d.shape for d in self.decisions if d.scheme and d.shape is not None}
 
     @property
     def speedup(self) -> float | None:
@@ -143,7 +150,7 @@ def _decide(layer: Layer, verdict: Verdict | None, evidence: Evidence, tie: Tie 
         reason = layer.reason or (verdict[2] if verdict else "kept")
         return Decision(
             layer.name, layer.op, None, None, reason, layer.macs, layer.macs, layer.parameters, layer.parameters, 0.0,
-            layer.role, time, time,
+            layer.role, time, time, layer.shape,
         )  # fmt: skip
     _, option, reason = verdict
     assert layer.geometry is not None and option.scheme is not None
@@ -153,6 +160,7 @@ def _decide(layer: Layer, verdict: Verdict | None, evidence: Evidence, tie: Tie 
         layer.name, layer.op, option.scheme, option.rank, reason, layer.macs, after, layer.parameters,
         option.parameters + (tie.entries if tie is not None else 0), sqrt(option.error), layer.role, time,
         None if table is None or time is None else time * table.part(layer, scheme, option.rank),
+        layer.shape,
     )  # fmt: skip
 
 

@@ -215,12 +215,12 @@ def _quantise(
     """One model in int8, in memory."""
     if any("QuantizeLinear" in node.op_type for node in model.graph):
         raise ModelError("the model is in int8 already: quantize takes the float one")
-    normal, notes = normalise(model, input_shapes)
+    normal = normalise(model, input_shapes)
     layers = find_layers(normal, input_shapes)
     kinds = {layer.constant.dtype for layer in layers if layer.constant is not None}
     if not kinds <= {ir.DataType.FLOAT, None}:
         raise ModelError("the model has weights that are no float32: quantize takes the float32 model")
-    notes += _fold_weights(normal, layers)
+    notes = _fold_weights(normal, layers)
     layers = find_layers(normal, input_shapes)
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"
@@ -232,7 +232,7 @@ def _quantise(
     )
     pairs = pairs_of(layers)
     if pairs:
-        BalanceFactorsPass(pairs, _largest(normal, pairs, calibration))(normal)
+        BalanceFactorsPass(_largest(normal, pairs, calibration))(normal)
     proto = to_proto(normal)
     calibrated = Calibrated(proto, calibration, signed=signed)
     ends = [layer.name for layer in layers if keep_ends and layer.role and layer.name in calibrated.layers]
@@ -265,7 +265,7 @@ def _fold_weights(model: ir.Model, layers: Sequence[Layer]) -> list[str]:
         for value in node.inputs
         if value is not None and value.const_value is not None and value.const_value.nbytes >= _STORED_TWICE
     ]
-    FoldWeightsPass(layers)(model)
+    FoldWeightsPass()(model)
     CleanUpPass()(model)
     return [
         f"the weight of '{name}' is stored twice: other nodes read it as '{value.name}'"

@@ -337,7 +337,7 @@ class TrainingRun:
 
     def _teacher_for(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The teacher, BatchNormalization folded; its outputs are those of the model, each of the same size."""
-        teacher = make_trainable(normalise(open_model(self._teacher))[0], self._x).model
+        teacher = make_trainable(normalise(open_model(self._teacher)), self._x).model
         sizes, taught = ([size_of(m, value.name) for value in m.graph.output] for m in (model, teacher))
         if sizes != taught:
             raise UsageError(

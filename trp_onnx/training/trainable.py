@@ -75,10 +75,7 @@ def materialise(model: ir.Model, layers: Sequence[Layer], names: Collection[str]
         if value.is_initializer():
             value.const_value = tensor
             continue
-        fresh = ir.Value(name=f"{name}/trained", const_value=tensor, shape=ir.Shape(tensor.shape.numpy()),
-                         type=ir.TensorType(ir.DataType.FLOAT))  # fmt: skip
-        model.graph.register_initializer(fresh)
-        value.replace_all_uses_with(fresh)
+        value.replace_all_uses_with(ir.tape.Tape(model.graph).initializer(tensor, f"{name}/trained"))
 
 
 def separate_vectors(model: ir.Model) -> None:
@@ -98,9 +95,7 @@ def separate_vectors(model: ir.Model) -> None:
                 owned = True
                 continue
             name = f"{value.name}/{node.outputs[0].name}/{place}"
-            copy = ir.Value(name=name, const_value=value.const_value, shape=value.shape, type=value.type)
-            model.graph.register_initializer(copy)
-            node.replace_input_with(place, copy)
+            node.replace_input_with(place, ir.tape.Tape(model.graph).initializer(value.const_value, name))
 
 
 def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
