@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(
-    model: Path, name: str, scheme: str, target: float, dataset: trp_onnx.Dataset, baseline: trp_onnx.Accuracy
+    model: Path, name: str, scheme: str, target: float, dataset: trp_onnx.Dataset, baseline: trp_onnx.Score
 ) -> dict[str, object]:
     """One row."""
     row: dict[str, object] = {"model": name, "scheme": scheme, "target": target}
@@ -71,8 +71,8 @@ def measure(
         "macs_ratio": round(report.macs.ratio, 4),
         "parameters_ratio": round(report.parameters.ratio, 4),
         "output_error": report.outputs[0].relative_error,
-        "accuracy_before": baseline.top1,
-        "accuracy_after": accuracy.top1,
+        "accuracy_before": baseline.value / 100,
+        "accuracy_after": accuracy.value / 100,
         "samples": accuracy.samples,
         "compress_seconds": round(seconds, 2),
     }

@@ -83,7 +83,7 @@ def measure(net: str, files: dict[str, Path], folder: Path, arguments: argparse.
         for (name, path), contender in zip(paths.items(), timed.contenders, strict=True):
             row: dict[str, Any] = {
                 "net": net, "file": name if kind == "onnx" else f"{name}, .ort", "bytes": path.stat().st_size,
-                "top1": round(trp_onnx.evaluate(path, test).top1, 4), "samples": len(test),
+                "top1": round(trp_onnx.evaluate(path, test).value / 100, 4), "samples": len(test),
                 "speedup": round(contender.ratio.median, 3), "low": round(contender.ratio.low, 3),
                 "high": round(contender.ratio.high, 3),
             }  # fmt: skip
@@ -93,7 +93,7 @@ def measure(net: str, files: dict[str, Path], folder: Path, arguments: argparse.
                     row |= there_and_back(path, made["onnx"][name], feeds, folder, arguments.python)
             if name.endswith("int8"):
                 found = int8[name.removesuffix(", int8")]
-                row |= {"in_float": len(found.in_float), "lost": round(found.lost, 4)}
+                row |= {"in_float": len(found.in_float), "lost": round(found.lost / 100, 4)}
             rows.append(row)
     return rows
 

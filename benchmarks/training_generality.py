@@ -89,7 +89,7 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
     if "imagenet" in name:
         trp_onnx.compress(model, folder / "direct.onnx", Goal(macs=macs), search=SearchSpace(align=1))
         for which, path in (("dense", model), ("direct", folder / "direct.onnx"), ("trained", folder / "out.onnx")):
-            line[f"top1_{which}"] = trp_onnx.evaluate(path, data, preprocessing=preprocessing).top1
+            line[f"top1_{which}"] = trp_onnx.evaluate(path, data, preprocessing=preprocessing).value / 100
     return line
 
 

@@ -137,7 +137,7 @@ def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any
     line: dict[str, Any] = {
         "row": name, "net": row.net, "scheme": row.scheme, "seed": TrainingOptions().seed,
         "epochs": 0 if trained is None else trained.epochs,
-        "test": test.top1,
+        "test": test.value / 100,
         "validation": None if trained is None or trained.correct is None else trained.correct / trained.samples,
         "validation_correct": None if trained is None else trained.correct,
         "validation_correct_written": None if trained is None else trained.written_correct,

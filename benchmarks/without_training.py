@@ -114,10 +114,10 @@ def measure(name: str, method: str, speedup: float, arguments: argparse.Namespac
     except trp_onnx.TargetError as error:
         return row | {"unreachable": str(error)}
     seconds = time.perf_counter() - start
-    assert report.accuracy_before is not None and report.accuracy_after is not None
+    assert report.score is not None
     return row | {
-        "before": report.accuracy_before.top1, "after": report.accuracy_after.top1,
-        "points": round(100 * (report.accuracy_after.top1 - report.accuracy_before.top1), 2),
+        "before": report.score.before.value / 100, "after": report.score.after.value / 100,
+        "points": round(-report.score.lost, 2),
         "samples": len(test), "macs_ratio": round(report.macs.ratio, 4),
         "predicted": round(report.latency.predicted or 0, 4) if report.latency else None,
         "measured": None, "seconds": round(seconds, 1),

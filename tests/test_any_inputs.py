@@ -143,7 +143,7 @@ def test_every_form_gives_the_same_samples(tmp_path: Path, name: str) -> None:
     }
     for form, data in forms.items():
         found = trp_onnx.evaluate(net, data)
-        assert (found.correct, found.samples) == (40, 40), form
+        assert (found.value, found.samples) == (100, 40), form
     assert len(set(y)) > 2
 
 
@@ -159,7 +159,7 @@ def test_a_model_with_one_input_takes_arrays_alone(tmp_path: Path) -> None:
     pairs = list(zip(x, y, strict=True))
     forms = [(x, y), {"x": x, "y": y}, {"sound": x, "y": y}, pairs, iter(pairs), [(x[:30], y[:30]), (x[30:], y[30:])]]
     for data in forms:
-        assert trp_onnx.evaluate(net, data).correct == 40
+        assert trp_onnx.evaluate(net, data).value == 100
     for data in (x, tmp_path / "x.npy", list(x), Reader([{"sound": x[i : i + 4]} for i in range(0, 40, 4)])):
         assert trp_onnx.quantize(net, tmp_path / "int8.onnx", data, max_drop=50).layers == 1
 
@@ -183,7 +183,7 @@ def test_a_function_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.chdir(tmp_path)
     for name in ("draw", "both"):
-        assert trp_onnx.evaluate(net, f"my_samples:{name}").correct == 40
+        assert trp_onnx.evaluate(net, f"my_samples:{name}").value == 100
     for name, complaint in (("broken", "RuntimeError: no such table"), ("nothing", "cannot be imported")):
         code, message = cli("evaluate", net, "--data", f"my_samples:{name}")
         assert code == 1 and complaint in message and message.count("error:") == 1
@@ -216,14 +216,14 @@ def test_what_is_given_once_is_the_same_for_all(tmp_path: Path) -> None:
     net, samples = recurrent(tmp_path / "net.onnx"), steps(40)
     fresh = samples | {"state": np.zeros((2, 1, 24), np.float32)}
     y = answers(net, samples | {"state": np.zeros((2, 40, 24), np.float32)})
-    assert trp_onnx.evaluate(net, fresh | {"y": y}).correct == 40
+    assert trp_onnx.evaluate(net, fresh | {"y": y}).value == 100
 
 
 def test_scalars_that_differ_go_in_with_their_own_samples(tmp_path: Path) -> None:
     net, samples = recurrent(tmp_path / "net.onnx"), steps(40)
     items = [one(samples, NETS["speech"][2], i) | {"sr": np.array(16000 if i % 3 else 8000)} for i in range(40)]
     y = np.concatenate([answers(net, item) for item in items])
-    assert trp_onnx.evaluate(net, zip(items, y, strict=True)).correct == 40
+    assert trp_onnx.evaluate(net, zip(items, y, strict=True)).value == 100
 
 
 def pooled(path: Path) -> Path:
@@ -251,9 +251,9 @@ def test_sizes_may_differ_from_sample_to_sample(tmp_path: Path) -> None:
     net = pooled(tmp_path / "net.onnx")
     items = [item for item, _ in sized(net, 60)]
     y = np.concatenate([answers(net, item) for item in items])
-    assert trp_onnx.evaluate(net, folder(tmp_path / "d", items, y)).correct == 60
+    assert trp_onnx.evaluate(net, folder(tmp_path / "d", items, y)).value == 100
     made = trp_onnx.quantize(net, tmp_path / "int8.onnx", items, test=zip(items, y, strict=True), max_drop=50)
-    assert made.layers == 3 and made.variants[0].accuracy is not None and made.variants[0].accuracy.correct == 60
+    assert made.layers == 3 and made.variants[0].score is not None and made.variants[0].score.value == 100
 
 
 def test_more_than_the_memory_that_is_given_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +271,7 @@ def test_more_than_the_memory_that_is_given_to_it(tmp_path: Path, monkeypatch: p
 
     data = trp_onnx.open_data(draw())
     for _ in range(2):
-        assert trp_onnx.evaluate(net, data).correct == 200
+        assert trp_onnx.evaluate(net, data).value == 100
     assert drawn == list(range(200))
     del data
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
@@ -285,7 +285,7 @@ def test_a_large_array_is_mapped_and_not_read(tmp_path: Path, monkeypatch: pytes
     samples["input"] = np.asfortranarray(samples["input"])
     data = trp_onnx.open_data(npz(tmp_path / "d.npz", **samples, y=answers(net, samples)))
     assert isinstance(data.store.sample("input"), np.memmap)
-    assert trp_onnx.evaluate(net, data).correct == 200
+    assert trp_onnx.evaluate(net, data).value == 100
 
 
 def test_images_beside_another_input(tmp_path: Path) -> None:
@@ -305,9 +305,7 @@ def test_images_beside_another_input(tmp_path: Path) -> None:
         "size": rng(3).standard_normal((40, 6)).astype(np.float32),
     }
     data = feeds | {"image": pixels, "y": answers(net, feeds)}
-    assert (
-        trp_onnx.evaluate(net, data, preprocessing=trp_onnx.Preprocessing(scale=1 / 255, input="image")).correct == 40
-    )
+    assert trp_onnx.evaluate(net, data, preprocessing=trp_onnx.Preprocessing(scale=1 / 255, input="image")).value == 100
     for which in (None, "nothing"):
         with pytest.raises(trp_onnx.UsageError, match="input"):
             trp_onnx.evaluate(net, data, preprocessing=trp_onnx.Preprocessing(scale=1 / 255, input=which))
@@ -319,9 +317,9 @@ def test_networks_with_several_inputs_are_quantised(tmp_path: Path, name: str) -
     net, samples = make(tmp_path / "net.onnx"), draw()
     y = answers(net, samples)
     made = trp_onnx.quantize(net, tmp_path / "int8.onnx", samples, test=samples | {"y": y}, max_drop=5)
-    accuracy = [variant.accuracy for variant in made.variants]
-    assert made.layers >= 2 and accuracy[0] is not None and accuracy[0].top1 == 1.0
-    assert accuracy[1] is not None and accuracy[1].top1 > 0.8
+    accuracy = [variant.score for variant in made.variants]
+    assert made.layers >= 2 and accuracy[0] is not None and accuracy[0].value == 100
+    assert accuracy[1] is not None and accuracy[1].value > 80
     onnx.checker.check_model(str(tmp_path / "int8.onnx"))
 
 

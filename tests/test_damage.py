@@ -45,9 +45,9 @@ def test_data_that_plans_does_not_measure(tmp_path: Path) -> None:
     net, data = conv_net(tmp_path / "net.onnx"), tmp_path / "x.npz"
     np.savez(data, x=rng().standard_normal((40, 12, 12, 3)).astype(np.float32), y=np.arange(40) % 10)
     planned = compress(net, tmp_path / "a.onnx", macs=0.6, align=1, plan_by="outputs", data=data)
-    assert planned.accuracy_after is None
+    assert planned.score is not None and planned.score.metric.name == "agreement"
     both = compress(net, tmp_path / "a.onnx", macs=0.6, align=1, plan_by="outputs", data=data, test=data)
-    assert both.accuracy_after is not None
+    assert both.score is not None and both.score.metric.name == "top-1"
     assert any("damage" in layer.reason for layer in planned.layers)
 
 

@@ -58,7 +58,7 @@ def test_a_model_alone_is_enough(low_rank: Path, tmp_path: Path) -> None:
     shown = " ".join(result.stdout.split())
     assert "net.lowrank.onnx" in shown.replace(" ", "") and "generated inputs" in shown
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["loss"]["allowed"] == 2 and report["loss"]["lost"] <= 2
+    assert report["limit"]["allowed"] == 2 and report["limit"]["lost"] <= 2
     assert report["latency"]["measured"]["median"] > 1 and report["warnings"] == []
     x = {"x": graphs.rng().standard_normal((2, 3, 20, 20)).astype(np.float32)}
     assert graphs.distance(graphs.run(net, x)[0], graphs.run(out, x)[0]) < 0.05
@@ -86,14 +86,14 @@ def test_nothing_to_win_is_said_and_nothing_written(full_rank: Path, phone: Path
 def test_with_data_the_answers_stay(low_rank: Path, phone: Path, tmp_path: Path) -> None:
     report = compress(low_rank, tmp_path / "out.onnx", data=samples(tmp_path / "d.npz"), latency_table=phone)
     assert report.latency is not None and (report.latency.predicted or 0) > 1.2
-    assert report.loss is not None and report.loss.lost <= 1 and "held-out samples" in report.loss.measure
-    assert report.agreement is not None and report.agreement.value >= 0.99
+    assert report.limit is not None and report.limit.lost <= 1 and report.limit.after.on == "100 samples of d.npz"
+    assert report.score is not None and report.score.metric.name == "agreement" and report.score.after.value >= 99
 
 
 def test_max_drop_without_labels_means_agreement(low_rank: Path, full_rank: Path, phone: Path, tmp_path: Path) -> None:
     data = samples(tmp_path / "d.npz")
     report = compress(low_rank, tmp_path / "out.onnx", data=data, max_drop=3, latency_table=phone)
-    assert report.loss is not None and report.loss.allowed == 3 and "agreement" in report.loss.measure
+    assert report.limit is not None and report.limit.allowed == 3 and report.limit.metric.name == "agreement"
     document = json.loads(phone.read_text())
     document["shares"] = dict.fromkeys(document["shares"], 0.004)
     (tmp_path / "idle.json").write_text(json.dumps(document))
@@ -117,16 +117,17 @@ def test_accuracy_decides_on_ruin_where_there_are_labels(full_rank: Path, tmp_pa
     y = graphs.run(full_rank, {"x": x})[0].argmax(axis=1)
     np.savez(tmp_path / "t.npz", x=x, y=y)
     report = compress(full_rank, tmp_path / "out.onnx", macs=0.05, align=1, test=tmp_path / "t.npz")
-    assert report.agreement is None and any("top-1 accuracy falls from 100.0%" in w for w in report.warnings)
+    assert any("top-1 falls from 100.00%" in w for w in report.warnings)
 
 
 def test_a_test_without_labels_measures_agreement(full_rank: Path, tmp_path: Path) -> None:
     report = compress(full_rank, tmp_path / "out.onnx", macs=0.9, align=1, test=samples(tmp_path / "t.npz", 50))
-    assert report.accuracy_after is None and report.agreement is not None and report.agreement.samples == 50
+    score = report.score
+    assert score is not None and score.metric.name == "agreement" and score.after.samples == 50
     assert any("has no labels" in note for note in report.notes)
     x = {"x": np.load(tmp_path / "t.npz")["x"]}
     answers = [graphs.run(path, x)[0].argmax(axis=1) for path in (full_rank, tmp_path / "out.onnx")]
-    assert report.agreement.value == pytest.approx(np.mean(answers[0] == answers[1]))
+    assert score.after.value == pytest.approx(100 * np.mean(answers[0] == answers[1]))
 
 
 def test_notes_reach_those_without_a_terminal(tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def test_samples_that_would_mix_go_in_one_at_a_time(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_run_is_evaluated_and_quantised(tmp_path: Path) -> None:
     net = batch_in_reshape(tmp_path / "net.onnx")
     data = labelled(tmp_path / "d.npz", net, 40, 3, 8, 8)
-    assert trp_onnx.evaluate(net, data).top1 == 1.0
+    assert trp_onnx.evaluate(net, data).value == 100
     made = trp_onnx.quantize(net, tmp_path / "int8.onnx", data, test=data, max_drop=50)
-    assert made.layers > 0 and made.variants[0].accuracy is not None and made.variants[0].accuracy.top1 == 1.0
+    assert made.layers > 0 and made.variants[0].score is not None and made.variants[0].score.value == 100
 
 
 def test_a_fixed_batch_is_filled_up(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_fixed_batch_is_filled_up(tmp_path: Path) -> None:
     data = labelled(tmp_path / "d.npz", net, 40, 3, 8, 8)
     with np.load(data) as arrays:
         np.savez(tmp_path / "odd.npz", x=arrays["x"][:38], y=arrays["y"][:38])
-    assert trp_onnx.evaluate(net, tmp_path / "odd.npz").correct == 38
+    assert trp_onnx.evaluate(net, tmp_path / "odd.npz").value == 100
 
 
 def declared(path: Path, *sizes: int) -> Path:
@@ -219,7 +219,7 @@ def test_labels_that_fit_no_class_come_before_the_work(
     np.savez(tmp_path / "good.npz", x=x, y=y)
     y[:150] = np.where(np.arange(150) % 3, y[:150], wrong)
     np.savez(tmp_path / "bad.npz", x=x, y=y)
-    monkeypatch.setattr("trp_onnx.commands.compress.normalise", None)
+    monkeypatch.setattr("trp_onnx.commands.workspace.normalise", None)
     monkeypatch.setattr("trp_onnx.quantization.quantizer._quantise", None)
     good, bad, out = tmp_path / "good.npz", tmp_path / "bad.npz", tmp_path / "out.onnx"
     for arguments in (
@@ -231,13 +231,14 @@ def test_labels_that_fit_no_class_come_before_the_work(
         assert code == 1 and f"has label {wrong}, but the model has 10 classes" in message
 
 
-def test_a_test_without_labels_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_that_wants_labels_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = batch_in_reshape(tmp_path / "net.onnx")
     np.savez(tmp_path / "x.npz", x=rng(3).standard_normal((64, 3, 8, 8)).astype(np.float32))
     monkeypatch.setattr("trp_onnx.quantization.quantizer._quantise", None)
     data = tmp_path / "x.npz"
-    code, message = cli("quantize", net, "-o", tmp_path / "out.onnx", "--data", data, "--test", data)
-    assert code == 1 and "has no labels" in message
+    for more in (("--test", data), ()):
+        code, message = cli("quantize", net, "-o", tmp_path / "out.onnx", "--data", data, "--metric", "top-1", *more)
+        assert code == 1 and "has no labels, which --metric top-1 wants" in message
 
 
 def test_an_error_names_the_models_own_inputs(tmp_path: Path) -> None:
@@ -422,23 +423,23 @@ def test_arrays_of_the_inputs_shape_go_in_as_they_are(tmp_path: Path, name: str)
     for options in ((), ("--layout", "nhwc"), ("--layout", "nchw")):
         code, _ = cli("evaluate", net, "--data", data, *options)
         assert code == 0
-    assert trp_onnx.evaluate(net, data).top1 == 1.0
+    assert trp_onnx.evaluate(net, data).value == 100
     if name in ("sixteen channels", "nothing declared but the weights"):
         made = trp_onnx.quantize(net, tmp_path / "int8.onnx", data, test=data, max_drop=50)
-        assert made.variants[0].accuracy is not None and made.variants[0].accuracy.top1 == 1.0
+        assert made.variants[0].score is not None and made.variants[0].score.value == 100
         report = compress(net, tmp_path / "out.onnx", macs=0.8, align=1, data=data, test=data)
-        assert report.accuracy_before is not None and report.accuracy_before.top1 == 1.0
+        assert report.score is not None and report.score.before.value == 100
 
 
 def test_a_model_that_takes_its_channels_last(tmp_path: Path) -> None:
     net = channels_last(tmp_path / "net.onnx", ["N", 9, 9, 3])
     for dtype in (np.float32, np.uint8):
         data = answered(tmp_path / "d.npz", net, (9, 9, 3), dtype=dtype)
-        assert trp_onnx.evaluate(net, data).top1 == 1.0
+        assert trp_onnx.evaluate(net, data).value == 100
         turned = answered(tmp_path / "t.npz", net, (9, 9, 3), (3, 1, 2), dtype=dtype)
-        assert trp_onnx.evaluate(net, turned).top1 == 1.0
+        assert trp_onnx.evaluate(net, turned).value == 100
     wide = channels_last(tmp_path / "wide.onnx", ["N", 5, 5, 12])
-    assert trp_onnx.evaluate(wide, answered(tmp_path / "d.npz", wide, (5, 5, 12))).top1 == 1.0
+    assert trp_onnx.evaluate(wide, answered(tmp_path / "d.npz", wide, (5, 5, 12))).value == 100
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
@@ -446,7 +447,7 @@ def test_a_model_that_takes_its_channels_last(tmp_path: Path) -> None:
 def test_images_with_their_channels_last_are_turned(tmp_path: Path, shape: list[int | str], dtype: type) -> None:
     net = pooled(tmp_path / "net.onnx", shape, 3)
     data = answered(tmp_path / "d.npz", net, (3, 8, 10), (2, 3, 1), dtype=dtype)
-    assert trp_onnx.evaluate(net, data).top1 == 1.0
+    assert trp_onnx.evaluate(net, data).value == 100
     message = cli("evaluate", net, "--data", data, "--scale", 1)[1]
     assert ("are turned to channels, height, width" in message) == (dtype is np.float32)
 
@@ -455,7 +456,7 @@ def test_arrays_of_another_shape(tmp_path: Path) -> None:
     """What fits in one order only is turned, and that is said; what fits in none is refused."""
     net = pooled(tmp_path / "net.onnx", ["N", 16, 8, 8])
     data = answered(tmp_path / "d.npz", net, (16, 8, 8), (2, 3, 1))
-    assert trp_onnx.evaluate(net, data).top1 == 1.0
+    assert trp_onnx.evaluate(net, data).value == 100
     assert "'d.npz' are 8x8x16, read as height, width, channels" in cli("evaluate", net, "--data", data)[1]
     for wrong in ((8, 16, 8), (8, 8, 8), (16, 8, 7), (128, 8), (2, 16, 8, 8)):
         np.savez(tmp_path / "d.npz", x=np.zeros((40, *wrong), np.float32), y=np.arange(40) % 6)
@@ -492,7 +493,7 @@ def test_whole_numbers_for_data(tmp_path: Path) -> None:
     y = open_session(net).run(None, {"ids": ids})[0].argmax(axis=1)
     for dtype in (np.int64, np.int32, np.uint16, np.float32):
         np.savez(tmp_path / "d.npz", x=ids.astype(dtype), y=y)
-        assert trp_onnx.evaluate(net, tmp_path / "d.npz").top1 == 1.0
+        assert trp_onnx.evaluate(net, tmp_path / "d.npz").value == 100
     report = compress(net, tmp_path / "out.onnx", macs=0.7, align=1, data=tmp_path / "d.npz")
     assert 0 < report.outputs[0].relative_error < 1
     for wrong, complaint in ((ids + 0.5, "has fractions"), (ids.astype(np.float64) * 1e300, "has values from")):
@@ -563,7 +564,7 @@ def test_a_batch_that_does_not_run_is_compressed(tmp_path: Path) -> None:
     net = batch_in_reshape(tmp_path / "net.onnx")
     data = labelled(tmp_path / "d.npz", net, 40, 3, 8, 8)
     report = compress(net, tmp_path / "out.onnx", macs=0.7, align=1, test=data)
-    assert report.accuracy_before is not None and report.accuracy_before.top1 == 1.0
+    assert report.score is not None and report.score.before.value == 100
     assert report.verified_on == "1 sample of d.npz"
 
 
@@ -593,5 +594,5 @@ def test_a_batch_that_does_not_run_is_trained(tmp_path: Path) -> None:
         net, tmp_path / "out.onnx", macs=0.7, align=1, data=data, test=data,
         train=trp_onnx.TrainingOptions(epochs=1, batch=16, validation=0.2, augment=()),
     )  # fmt: skip
-    assert report.accuracy_before is not None and report.accuracy_before.top1 == 1.0
+    assert report.score is not None and report.score.before.value == 100
     assert report.trained is not None and report.trained.written_correct == report.trained.correct

@@ -201,7 +201,7 @@ def test_max_drop_is_kept_on_what_was_held_out(net: Path, measured: Path, tmp_pa
         report = compress(net, tmp_path / "out.onnx", max_drop=drop, data=data, latency_table=table)
         assert report.latency is not None and report.latency.predicted is not None
         chosen = next(c for c in report.candidates if c.speedup == pytest.approx(report.latency.predicted))
-        assert report.loss is not None and report.loss.lost == chosen.lost <= drop
+        assert report.limit is not None and report.limit.lost == chosen.lost <= drop
         dropped = [c for c in report.candidates if c.lost > drop]
         assert all(c.speedup >= chosen.speedup for c in dropped)
         faster.append(report.latency.predicted)

@@ -90,7 +90,7 @@ def test_everything_composes(net: Path, tmp_path: Path) -> None:
         ({"macs": 1.5}, "--macs is the part"),
         ({"speedup": 1.0}, "--speedup is how many times"),
         ({"energy": -0.1}, "--energy is the part"),
-        ({"max_drop": 100}, "--max-drop is the points"),
+        ({"max_drop": 100}, "--max-drop is what may be lost"),
         ({"macs": 0.5, "speedup": 2.0}, "give only one"),
         ({"vbmf": True, "energy": 0.1}, "give only one"),
     ],
@@ -113,7 +113,7 @@ def test_a_target_and_a_limit_go_together(net: Path, tmp_path: Path) -> None:
     out, made = tmp_path / "out.onnx", tmp_path / "none.onnx"
     result = trp_onnx.compress(net, out, Goal(macs=0.7, max_drop=99), data=_data(tmp_path), search=EVERY_RANK)
     assert result.report.macs.remaining <= 0.7
-    assert result.report.loss is not None and result.report.loss.lost <= 99
+    assert result.report.limit is not None and result.report.limit.lost <= 99
     with pytest.raises(TargetError, match=r"--macs 0\.2 and --max-drop 0 are out of reach together"):
         trp_onnx.compress(net, made, Goal(macs=0.2, max_drop=0), data=_data(tmp_path), search=EVERY_RANK)
     assert not made.exists()

@@ -50,7 +50,7 @@ def test_int8_answers_as_float_does(net: Path, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "q.json").read_text())
     rows = {row["name"]: row for row in document["variants"]}
     assert set(rows) == {"original", "original, int8", "float", "int8"}
-    assert rows["original"]["accuracy"]["top1"] == 1.0 and rows["original, int8"]["accuracy"]["top1"] > 0.85
+    assert rows["original"]["score"]["value"] == 100 and rows["original, int8"]["score"]["value"] > 85
     assert rows["int8"]["bytes"] < 0.5 * rows["float"]["bytes"]
     assert document["lost"] <= 0.1 and document["layers"] >= 3
     ops = {node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node}
@@ -122,8 +122,8 @@ def test_what_int8_hurts_stays_in_float(tmp_path: Path) -> None:
     data = samples(net, tmp_path)
     rough = trp_onnx.quantize(net, tmp_path / "rough.onnx", data, max_drop=99)
     careful = trp_onnx.quantize(net, tmp_path / "careful.onnx", data, max_drop=30)
-    assert rough.in_float == () and rough.lost > 0.5
-    assert careful.lost <= 0.3 and {entry.layer for entry in careful.in_float} == {"conv1", "conv2"}
+    assert rough.in_float == () and rough.lost > 50
+    assert careful.lost <= 30 and {entry.layer for entry in careful.in_float} == {"conv1", "conv2"}
     assert all("int8 hurts it" in entry.reason for entry in careful.in_float)
     assert careful.layers + len(careful.in_float) == 3
 
@@ -160,7 +160,7 @@ def test_outputs_that_are_no_scores_and_old_opsets(tmp_path: Path) -> None:
     built = model(nodes, [info("x", ["N", 4, 32])], [info("y", ["N", 6, 28])], w, opset=9, ir_version=4)
     np.savez(tmp_path / "d.npz", x=rng().standard_normal((80, 4, 32)).astype(np.float32))
     result = trp_onnx.quantize(save(built, tmp_path / "n.onnx"), tmp_path / "q.onnx", tmp_path / "d.npz")
-    assert result.layers == 2 and 0 < result.lost < 0.01
+    assert result.layers == 2 and 0 < result.lost < 1
     x = {"x": rng(5).standard_normal((2, 4, 32)).astype(np.float32)}
     before, after = run(tmp_path / "n.onnx", x)[0], run(tmp_path / "q.onnx", x)[0]
     assert np.linalg.norm(before - after) < 0.1 * np.linalg.norm(before)

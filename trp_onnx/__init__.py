@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from trp_onnx.commands.result import Compressed
     from trp_onnx.data import Dataset, Preprocessing, open_data
     from trp_onnx.edge import Export, export
-    from trp_onnx.evaluation.accuracy import Accuracy, evaluate
+    from trp_onnx.evaluation.evaluate import evaluate
+    from trp_onnx.evaluation.metric import Metric, Score, Scores, metric
     from trp_onnx.job import Device, Goal, NetworkOptions, SearchSpace, Training
     from trp_onnx.latency import Bench, LatencyTable, bench, profile
     from trp_onnx.planning import Decision, LayerRule, Plan, read_rules
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from trp_onnx.training.isolated_runtime import setup_training
 
 _HOMES = {
-    "Accuracy": "evaluation.accuracy",
     "Bench": "latency",
     "Compressed": "commands.result",
     "Dataset": "data",
@@ -54,11 +54,14 @@ _HOMES = {
     "Inspection": "commands.inspect",
     "LatencyTable": "latency",
     "LayerRule": "planning",
+    "Metric": "evaluation.metric",
     "NetworkOptions": "job",
     "Plan": "planning",
     "Preprocessing": "data",
     "Quantized": "quantization",
     "Report": "report",
+    "Score": "evaluation.metric",
+    "Scores": "evaluation.metric",
     "SearchSpace": "job",
     "Training": "job",
     "TrainingOptions": "training",
@@ -66,9 +69,10 @@ _HOMES = {
     "compress": "commands.compress",
     "demo": "commands.demo",
     "doctor": "commands.doctor",
-    "evaluate": "evaluation.accuracy",
+    "evaluate": "evaluation.evaluate",
     "export": "edge",
     "inspect": "commands.inspect",
+    "metric": "evaluation.metric",
     "open_data": "data",
     "profile": "latency",
     "quantize": "quantization",
@@ -77,7 +81,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "Accuracy",
     "Bench",
     "Compressed",
     "DataError",
@@ -90,6 +93,7 @@ __all__ = [
     "Inspection",
     "LatencyTable",
     "LayerRule",
+    "Metric",
     "ModelError",
     "NetworkOptions",
     "OutputError",
@@ -98,6 +102,8 @@ __all__ = [
     "Quantized",
     "Report",
     "RunnerError",
+    "Score",
+    "Scores",
     "SearchSpace",
     "TargetError",
     "Training",
@@ -114,6 +120,7 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "metric",
     "open_data",
     "profile",
     "quantize",

@@ -18,12 +18,14 @@ from trp_onnx.cli.options import (
     DEVICE,
     FILE,
     GOAL,
+    JUDGED,
     LAYERS,
     OUTPUT,
     data_options,
     goal_options,
     inputs_option,
     json_option,
+    metric_options,
     no_simplify_option,
     quiet_option,
     scheme_option,
@@ -58,6 +60,7 @@ def main() -> None:
 @goal_options
 @data_options(required=False)
 @option("--test", group=DATA, type=FILE, help="Samples to measure both files on, once, at the end.")
+@metric_options
 @inputs_option("to verify on; generated otherwise")
 @shapes_option()
 @option("--config", group=LAYERS, type=FILE, metavar="TOML", help="Per-layer map; goes before the rule above.")
@@ -153,24 +156,22 @@ def inspect(model: Path, inputs: Path | None, input_shapes: Shapes, no_simplify:
 @click.argument("model", type=FILE)
 @data_options(required=True)
 @option("--limit", group=DATA, type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
+@metric_options
+@option(
+    "--against", group=JUDGED, type=FILE, metavar="ORIGINAL", help="Measure this model beside, on the same samples."
+)
 @json_option()
-def evaluate(
-    model: Path, data: Path, preprocessing: Callable[[], Preprocessing], limit: int | None, json_to: str | None
-) -> None:
-    """Measure the top-1 accuracy of MODEL on labelled data."""
+def evaluate(model: Path, preprocessing: Callable[[], Preprocessing], json_to: str | None, **options: Any) -> None:
+    """Measure MODEL on data: top-1 where labels name classes, else agreement with the original (--against)."""
     with answering():
-        from trp_onnx.evaluation.accuracy import evaluate as run
+        from trp_onnx.evaluation.evaluate import evaluate as run
 
-        accuracy = run(model, data, preprocessing=preprocessing(), limit=limit)
-        document = {
-            "model": str(model),
-            "accuracy": accuracy.top1,
-            "correct": accuracy.correct,
-            "samples": accuracy.samples,
-        }
-        write_json(document, json_to)
+        score = run(model, preprocessing=preprocessing(), **options)
+        write_json({"model": str(model)} | score.to_dict(), json_to)
     if json_to != "-":
-        click.echo(f"{accuracy.top1:.2%} top-1 ({accuracy.correct} of {accuracy.samples})")
+        from trp_onnx.printable import printable
+
+        click.echo(printable(str(score)))
 
 
 @main.command()
@@ -268,10 +269,11 @@ def export(model: Path, folder: Path, quiet: bool, **options: Any) -> None:
 @main.command()
 @click.argument("model", type=FILE)
 @option("--max-drop", group=GOAL, type=float, default=1.0, metavar="P", show_default=True,
-        help="Points of accuracy to lose at most, by the float model's own probabilities; layers return to float "
-        "until that holds.")  # fmt: skip
+        help="What may be lost: points of accuracy by the float model's own probabilities, or the unit of --metric; "
+        "layers return to float until that holds.")  # fmt: skip
 @data_options(required=True)
-@option("--test", group=DATA, type=FILE, help="Labelled samples to measure every file on, once, at the end.")
+@option("--test", group=DATA, type=FILE, help="Samples to measure every file on, once, at the end.")
+@metric_options
 @shapes_option()
 @option("--keep-ends", group=LAYERS, is_flag=True, help="Leave the first and the last layer in float.")
 @option("--original", group=DATA, type=FILE, metavar="ONNX", help="The dense model, quantised and measured beside.")
@@ -321,9 +323,9 @@ def demo(folder: Path) -> None:
     from trp_onnx.report import show_report
 
     show_report(consoles()[0], report)
-    if direct.accuracy_after is not None and report.accuracy_after is not None:
+    if direct.score is not None and report.score is not None:
         click.echo(
-            f"to {report.macs.remaining:.0%} of the MACs without training: {direct.accuracy_after.top1:.2%}; "
-            f"with training: {report.accuracy_after.top1:.2%}"
+            f"to {report.macs.remaining:.0%} of the MACs without training: {direct.score.after.value:.2f}%; "
+            f"with training: {report.score.after.value:.2f}%"
         )
     click.echo(f"the files are in {folder}; look at one: trp-onnx inspect {folder / 'digits.onnx'}")

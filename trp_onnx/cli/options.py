@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trp_onnx.data import Preprocessing
 
 GOAL, DATA, LAYERS = "How far to go", "Data", "Ranks and schemes"
+JUDGED = "How outputs are judged"
 SAMPLES, DEVICE, TRAINING, OUTPUT = "How samples become inputs", "Device", "Training", "Output"
 """Headings of the help."""
 
@@ -143,7 +144,7 @@ def goal_options(command: Any) -> Any:
     from trp_onnx.job import Goal
 
     names = ("macs", "speedup", "max_drop", "energy", "vbmf")
-    return every(*flags_of(Goal, GOAL, names, without=("rules",), negatable=False))(command)
+    return every(*flags_of(Goal, GOAL, names, without=("rules", "metric"), negatable=False))(command)
 
 
 def search_options(command: Any) -> Any:
@@ -151,6 +152,21 @@ def search_options(command: Any) -> Any:
     from trp_onnx.job import SearchSpace
 
     return every(*flags_of(SearchSpace, LAYERS, ("scheme",), negatable=False))(command)
+
+
+def metric_options(command: Any) -> Any:
+    """`--metric` and `--output-kind`."""
+    return every(
+        option(
+            "--metric", group=JUDGED, metavar="NAME",
+            help="top-1, top-5, miou, agreement, cosine, snr, relative-error, or pkg.module:function.",
+        ),
+        option(
+            "--output-kind", "output_kinds", group=JUDGED, common=False, multiple=True, metavar="NAME:KIND[:AXIS]",
+            help="What an output is where that cannot be seen: scores, probabilities, maps, tokens, unit-vectors, "
+            "boxes, items, discrete or values; may be repeated.",
+        ),
+    )(command)  # fmt: skip
 
 
 def training_options(command: Callable[..., Any]) -> Any:

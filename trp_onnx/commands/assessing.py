@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from trp_onnx.calibration.samples import Samples
 from trp_onnx.commands.choosing import Choice
 from trp_onnx.commands.evidence import Known
 from trp_onnx.commands.workspace import Workspace
-from trp_onnx.data import Dataset
 from trp_onnx.errors import TargetError
-from trp_onnx.evaluation.accuracy import Accuracy, evaluate
-from trp_onnx.evaluation.agreement import Agreement, measure_agreement
+from trp_onnx.evaluation.metric import Scores
+from trp_onnx.evaluation.outputs import Told
 from trp_onnx.evaluation.verify import verify
 from trp_onnx.graph.model import count_parameters, file_bytes
 from trp_onnx.latency.measured import Latency, realise
 from trp_onnx.planning import Plan
 from trp_onnx.planning.plan import notes_on_growth
 from trp_onnx.planning.search import LEAST
-from trp_onnx.progress import note
-from trp_onnx.report import Loss, Report, Size, alarms
+from trp_onnx.report import Report, Size, alarms
 from trp_onnx.report.spectra import Spectrum
-
-AGREEMENT_SAMPLES = 64
-"""Samples of the data on which both files' answers are compared, where there is no test data."""
 
 
 def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spectrum]) -> Report:
@@ -36,10 +29,10 @@ def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spe
         ModelError: It does not run.
     """
     source, path, plan = work.source, work.staging.path, choice.plan
-    written, errors = verify(path, source, work.original, work.feeds, work.expected)
+    written, errors = verify(path, source, work.original, work.feeds, work.expected, Told(work.said))
     work.clock.lap("verify")
-    accuracy, agreement = _quality(source, path, work.tested, work.samples)
-    loss = _loss(work, choice)
+    score = None if work.evaluation is None else work.evaluation.scores(path)
+    limit = _limited(work, choice)
     work.clock.lap("evaluate")
     latency = _latency(work, known, choice)
     work.clock.lap("bench")
@@ -54,10 +47,8 @@ def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spe
         outputs=tuple(errors),
         verified_on=work.verified_on,
         layers=plan.decisions,
-        accuracy_before=accuracy[0] if accuracy else None,
-        accuracy_after=accuracy[1] if accuracy else None,
-        agreement=agreement,
-        loss=loss,
+        score=score,
+        limit=limit,
         align=known.align,
         latency=latency,
         candidates=choice.candidates,
@@ -77,33 +68,19 @@ def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spe
     return replace(report, warnings=alarms(report))
 
 
-def _quality(
-    before: Path, after: Path, tested: Dataset | None, samples: Samples | None
-) -> tuple[tuple[Accuracy, Accuracy] | None, Agreement | None]:
-    """Accuracy of both files on labelled test samples, else how far they agree on what samples there are."""
-    if tested is not None and tested.labels is not None:
-        return (evaluate(before, tested), evaluate(after, tested)), None
-    if tested is not None:
-        note(f"'{tested.source}' has no labels: agreement with the original is measured, not accuracy")
-        return None, measure_agreement(before, after, tested)
-    if samples is not None:
-        return None, measure_agreement(before, after, samples.unfitted(AGREEMENT_SAMPLES))
-    return None, None
-
-
-def _loss(work: Workspace, choice: Choice) -> Loss | None:
+def _limited(work: Workspace, choice: Choice) -> Scores | None:
     """What the file loses, where that is limited; a search has seen to it, a target has not."""
     limit, goal = choice.limit, work.job.goal
-    if limit is None:
+    if limit is None or work.judge is None:
         return None
-    lost = limit.lost(work.staging.path)
-    if lost > limit.allowed and goal.targets:
+    scores = work.judge.scores(work.staging.path, limit.allowed)
+    if scores.lost > limit.allowed and goal.targets:
         target = goal.targets[0]
         raise TargetError(
             f"--{target} {getattr(goal, target):g} and --max-drop {limit.allowed:g} are out of reach together: the "
-            f"plan costs {lost:.2f} {limit.measure}; nothing was written. {limit.advice}"
+            f"plan costs {scores.lost:.2f} {limit.measure}; nothing was written. {limit.advice}"
         )
-    return Loss(limit.measure, limit.allowed, lost)
+    return scores
 
 
 def _latency(work: Workspace, known: Known, choice: Choice) -> Latency:

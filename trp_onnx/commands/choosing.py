@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from trp_onnx.commands.evidence import Known, time_layers
 from trp_onnx.commands.workspace import Workspace
-from trp_onnx.evaluation.judging import by_accuracy, by_agreement, by_error
+from trp_onnx.evaluation.judging import Judge
 from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.sizes import shape_options
 from trp_onnx.latency.predicted import forecast
@@ -69,7 +69,7 @@ def _planned(work: Workspace, known: Known) -> Choice:
         work.layers, rules=goal.rules, scheme=work.job.search.scheme, align=known.align, evidence=known.evidence,
         progress=lambda groups: track(groups, "spectra"), ask=shape_options(work.normal, work.input_shapes),
     )  # fmt: skip
-    limit = _limit(work) if work.job.searched or goal.max_drop is not None else None
+    limit = None if work.judge is None else _limit(work, work.judge)
     if work.job.searched and limit is not None:
         judged = limit
 
@@ -99,15 +99,11 @@ def _trained(
     return Choice(plan)
 
 
-def _limit(work: Workspace) -> Limit:
+def _limit(work: Workspace, judge: Judge) -> Limit:
     """What a plan may lose, and how that is counted."""
     drop, samples = work.job.goal.max_drop, work.samples
-    if samples is None:
-        judge, allowed = by_error(work.original, work.feeds, work.expected, work.verified_on), KEPT_ERROR
-    elif drop is not None and samples.held_out.labels is not None:
-        judge, allowed = by_accuracy(work.source, samples.held_out), drop
-    else:
-        judge, allowed = by_agreement(work.source, samples.held_out), 100 - KEPT_AGREEMENT if drop is None else drop
+    kept = KEPT_ERROR if samples is None else 100 - KEPT_AGREEMENT
+    allowed = kept if drop is None else drop
     if drop is not None:
         refusal = f"--max-drop {drop:g} is out of reach: no plan makes the network faster within it"
         advice = "Training (--train) recovers what factorisation alone loses"

@@ -96,7 +96,7 @@ def _with_damage(work: Workspace, evidence: Evidence, layers: Sequence[Layer], x
         seen[:DAMAGE_SAMPLES],
         work.job.search.scheme,
         evidence,
-        told=Told(labels=work.samples.labels if work.samples is not None else None),
+        told=Told(work.said, work.samples.labels if work.samples is not None else None),
         progress=lambda groups: track(groups, "damage"),
     )
     return replace(evidence, damage=damage)

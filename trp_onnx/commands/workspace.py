@@ -17,7 +17,10 @@ import onnx_ir as ir
 from trp_onnx.calibration.samples import Samples
 from trp_onnx.data import Dataset, open_data
 from trp_onnx.data.feeding import read_inputs
-from trp_onnx.evaluation.accuracy import check_labels
+from trp_onnx.evaluation.built_in import AGREEMENT
+from trp_onnx.evaluation.evaluation import Evaluation
+from trp_onnx.evaluation.judging import Judge, judge, judge_by_error
+from trp_onnx.evaluation.outputs import Output, read_said
 from trp_onnx.evaluation.verify import MAPPED_FROM, reference_outputs
 from trp_onnx.files.paths import guard
 from trp_onnx.files.staging import Staging, files_of
@@ -33,7 +36,7 @@ from trp_onnx.job.job import Job
 from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.passes.normalise import normalise
 from trp_onnx.planning.rules import first_match
-from trp_onnx.progress import collected_notes
+from trp_onnx.progress import collected_notes, note
 from trp_onnx.training.job import RUN_FILES
 
 if TYPE_CHECKING:
@@ -43,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 VERIFY_SAMPLES = 16
 """Samples of the data on which outputs are compared, when there is data."""
+
+SCORED_SAMPLES = 64
+"""Samples of the data on which both files are measured, where there are no test samples."""
 
 
 class Clock:
@@ -82,6 +88,9 @@ class Workspace:
         staging: Where the result is built.
         samples: What ranks and factors are fitted to, where nothing is trained.
         tested: What both files are measured on, once, at the end.
+        said: What the user says of outputs.
+        evaluation: What both files are measured by at the end, where there are samples.
+        judge: What candidates lose, where that is limited.
         session: The training.
         table: The latency table that was given.
         notes: What the owner should know.
@@ -101,6 +110,9 @@ class Workspace:
     staging: Staging
     samples: Samples | None
     tested: Dataset | None
+    said: Mapping[str, Output]
+    evaluation: Evaluation | None
+    judge: Judge | None
     session: TrainingRun | None
     table: LatencyTable | None
     notes: list[str]
@@ -142,12 +154,18 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
         table = _read_table(job.device.latency_table)
         original = open_model(source)
         samples, tested = _open_samples(job, original)
-        _check_samples(job, source, original, samples, tested)
+        if job.training is not None:
+            from trp_onnx.training.run import check_trainable
+
+            check_trainable(original, job.training.options)
+        said = read_said(job.network.output_kinds)
+        evaluation = _evaluation(job, source, samples, tested, said)
         staging = stack.enter_context(Staging(place, original))
         session = _training_run(job, source, original, folder)
         if session is not None:
             stack.enter_context(session)
         feeds, verified_on = _feeds(job, source, original, tested, samples, session)
+        judge = _judge(job, source, samples, feeds, verified_on, said)
         shapes = job.network.input_shapes
         if job.network.inputs is not None or tested is not None or job.data is not None:  # what is generated is guessed
             shapes = sizes_from(original, feeds, shapes, samples=job.network.inputs is None)
@@ -161,7 +179,7 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
         names = shown(model), "in memory" if out is None else str(out)
         yield Workspace(
             job, names, source, original, normal, layers, shapes, feeds, expected, verified_on, staging, samples,
-            tested, session, table, notes, clock,
+            tested, said, evaluation, judge, session, table, notes, clock,
         )  # fmt: skip
 
 
@@ -195,18 +213,29 @@ def _open_samples(job: Job, original: ir.Model) -> tuple[Samples | None, Dataset
     return samples, tested
 
 
-def _check_samples(
-    job: Job, source: Path, original: ir.Model, samples: Samples | None, tested: Dataset | None
-) -> None:  # fmt: skip
-    """Refuse samples whose labels or shape do not fit the network."""
-    if tested is not None and tested.labels is not None:
-        check_labels(source, tested)
-    if samples is not None and job.goal.max_drop is not None and samples.held_out.labels is not None:
-        check_labels(source, samples.held_out)
-    if job.training is not None:
-        from trp_onnx.training.run import check_trainable
+def _evaluation(
+    job: Job, source: Path, samples: Samples | None, tested: Dataset | None, said: Mapping[str, Output]
+) -> Evaluation | None:
+    """What both files are measured by: the test samples, else samples that factors are not fitted to."""
+    metric = job.goal.metric
+    if tested is not None:
+        if tested.labels is None and metric is None:
+            note(f"'{tested.source}' has no labels: agreement with the original is measured, not accuracy")
+        return Evaluation(metric, source, tested, said)
+    if samples is None:
+        return None
+    return Evaluation(AGREEMENT if metric is None else metric, source, samples.unfitted(SCORED_SAMPLES), said)
 
-        check_trainable(original, job.training.options)
+
+def _judge(
+    job: Job, source: Path, samples: Samples | None, feeds: Arrays, fed: str, said: Mapping[str, Output]
+) -> Judge | None:
+    """What candidates lose by the metric; without a limit that the user gave, of the original's answers."""
+    if not job.searched and job.goal.max_drop is None:
+        return None
+    if samples is None:
+        return judge_by_error(source, feeds, fed, said)
+    return judge(AGREEMENT if job.goal.max_drop is None else job.goal.metric, source, samples.held_out, said)
 
 
 def _training_run(job: Job, source: Path, original: ir.Model, folder: Path | None) -> TrainingRun | None:

@@ -8,7 +8,7 @@ both; floats by the distance of each item from the nearest of the other side, or
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +23,7 @@ from trp_onnx.evaluation.divergence import (
     squared_distances,
     without_shared_infinities,
 )
-from trp_onnx.evaluation.outputs import Output, OutputKind, is_float, output_kinds
+from trp_onnx.evaluation.outputs import Output, OutputKind, Told, is_float, output_kinds
 from trp_onnx.graph.session import Arrays, relative_error
 
 SMALL, SHARE = 0.01, 0.02
@@ -44,6 +44,7 @@ class OutputError:
         hidden_error: The same of all channels that are a hundredth as large as the largest, whose error the relative
             error of the whole does not show: scores beside boxes in pixels. None where there are none.
         note: What a reader should know of the comparison; empty for nothing.
+        taken_for: What kind of output it is taken for, and why (see `outputs`).
     """
 
     name: str
@@ -53,21 +54,30 @@ class OutputError:
     worst_error: float | None = None
     hidden_error: float | None = None
     note: str = ""
+    taken_for: str = ""
 
 
-def compare(original: ir.Model, expected: Arrays, actual: Arrays) -> list[OutputError]:
+def compare(original: ir.Model, expected: Arrays, actual: Arrays, told: Told | None = None) -> list[OutputError]:
     """How far each output moved.
 
     Args:
         original: The model, whose graph says which sizes are free.
         expected: What it gives.
         actual: What the other one gives.
+        told: What is known of outputs beside, see `output_kinds`.
 
     Raises:
         VerificationError: NaN, infinity or another shape where the original has none. The same infinity is equal.
     """
-    kinds = output_kinds(original, expected)
-    return [_compare(value, expected, actual, kinds) for value in original.graph.outputs]
+    kinds = output_kinds(original, expected, told)
+    return [
+        replace(_compare(value, expected, actual, kinds), taken_for=_taken_for(value.name or "", kinds))
+        for value in original.graph.outputs
+    ]
+
+
+def _taken_for(name: str, kinds: Mapping[str, Output]) -> str:
+    return next((str(kind) for key, kind in kinds.items() if key == name or key.startswith(f"{name}[")), "")
 
 
 def _compare(value: ir.Value, expected: Arrays, actual: Arrays, kinds: Mapping[str, Output]) -> OutputError:

@@ -1,25 +1,19 @@
-"""What a candidate loses against the original, in points, measured on its file.
-
-accuracy     points of top-1 on labelled samples that nothing was fitted to
-agreement    points by which its answers agree less than wholly with the original's, no labels needed
-error        per cent of the outputs' relative error on given inputs, where there is no data
-"""
+"""What a candidate loses against the original, in the unit of a metric, measured on its file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from trp_onnx.data import Dataset
-from trp_onnx.errors import VerificationError
-from trp_onnx.evaluation.accuracy import evaluate
-from trp_onnx.evaluation.agreement import measure_agreement
-from trp_onnx.evaluation.comparison import compare
-from trp_onnx.graph.session import Arrays, run_model
+from trp_onnx.errors import UsageError
+from trp_onnx.evaluation.built_in import RELATIVE_ERROR
+from trp_onnx.evaluation.evaluation import Evaluation, Given
+from trp_onnx.evaluation.metric import Asked, Scores
+from trp_onnx.evaluation.outputs import Output
+from trp_onnx.graph.session import Arrays
 
 
 @dataclass(frozen=True)
@@ -27,59 +21,62 @@ class Judge:
     """One way to judge candidates.
 
     Attributes:
-        measure: What is lost, and on what, for people: "points of top-1 accuracy on 1000 held-out samples".
-        lost: Of the file of a candidate.
+        evaluation: The metric, the original and the samples.
+        measure: What is lost, and on what, for people: "points of top-1 on 1000 held-out samples".
     """
 
+    evaluation: Evaluation
     measure: str
-    lost: Callable[[Path], float]
+
+    def lost(self, candidate: Path) -> float:
+        """What the file of a candidate loses, in the metric's unit.
+
+        Raises:
+            ModelError: It does not run.
+        """
+        return self.evaluation.scores(candidate).lost
+
+    def scores(self, candidate: Path, allowed: float) -> Scores:
+        """The same, with what both files score and what may be lost."""
+        return replace(self.evaluation.scores(candidate), allowed=allowed)
 
 
-def by_accuracy(source: Path, held_out: Dataset) -> Judge:
-    """Points of top-1 accuracy.
+def judge(
+    metric: Asked | None, original: Path, held_out: Dataset, said: Mapping[str, Output] | None = None
+) -> Judge:  # fmt: skip
+    """Judge by a metric on samples that nothing was fitted to; the original is measured now.
 
     Args:
-        source: The original.
-        held_out: Labelled samples.
+        metric: What is asked for; by default top-1 where labels name classes, agreement where there are none.
+        original: The original.
+        held_out: The samples.
+        said: What a user says of outputs.
+
+    Raises:
+        UsageError: The metric is none, or gives the original no finite value, of which a part could be lost.
+        DataError: The samples or their labels do not fit.
+        ModelError: The original does not run, or has no output that the metric can read.
     """
-    before = evaluate(source, held_out)
-
-    def lost(path: Path) -> float:
-        found = evaluate(path, held_out)
-        return 100 * (before.correct - found.correct) / found.samples  # of counts: a limit that is met is met exactly
-
-    return Judge(f"points of top-1 accuracy on {before.samples} held-out samples", lost)
-
-
-def by_agreement(source: Path, held_out: Dataset) -> Judge:
-    """Points of agreement with the original.
-
-    Args:
-        source: The original.
-        held_out: Samples; labels are not looked at.
-    """
-
-    def lost(path: Path) -> float:
-        return 100 * (1 - measure_agreement(source, path, held_out).value)
-
-    return Judge(f"points of agreement with the original on {len(held_out)} held-out samples", lost)
+    evaluation = Evaluation(metric, original, held_out, said)
+    chosen, before = evaluation.metric, evaluation.before.value
+    if not math.isfinite(before):
+        raise UsageError(
+            f"--metric {chosen.name} gives the original {chosen.text(before)}, of which nothing can be lost: judge by "
+            "another one"
+        )
+    return Judge(evaluation, f"{chosen.counted} on {len(held_out)} held-out samples")
 
 
-def by_error(original: ir.Model, feeds: Arrays, expected: Arrays, fed: str) -> Judge:
-    """Per cent of relative output error, of several outputs the worst.
+def judge_by_error(original: Path, feeds: Arrays, fed: str, said: Mapping[str, Output] | None = None) -> Judge:
+    """Judge by the relative error of the outputs, where there are no samples.
 
     Args:
-        original: The original, opened.
-        feeds: What candidates run on.
-        expected: What the original gives on it.
+        original: The original.
+        feeds: What it and candidates run on.
         fed: What that is, for people.
+        said: What a user says of outputs.
+
+    Raises:
+        ModelError: The original does not run.
     """
-
-    def lost(path: Path) -> float:
-        try:
-            found = compare(original, expected, run_model(path, feeds))
-            return 100 * max(max(error.relative_error, error.hidden_error or 0.0) for error in found)
-        except VerificationError:  # no numbers any more
-            return math.inf
-
-    return Judge(f"per cent of relative output error on {fed}", lost)
+    return Judge(Evaluation(RELATIVE_ERROR, original, Given(feeds, fed), said), f"{RELATIVE_ERROR.counted} on {fed}")

@@ -20,6 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -141,7 +142,11 @@ def metric(
     return decorate
 
 
-def as_metric(asked: str | Metric | Callable[..., Any] | object, built_in: Mapping[str, Metric]) -> Metric:
+Asked = str | Metric | Callable[..., Any] | object
+"""What users may ask for, see `as_metric`."""
+
+
+def as_metric(asked: Asked, built_in: Mapping[str, Metric]) -> Metric:
     """What a user asks for: a metric, its name, "pkg.module:function", a function, or an object that streams.
 
     Raises:
@@ -305,6 +310,11 @@ class Score:
     def __str__(self) -> str:
         return f"{self.metric.text(self.value)} {self.metric.name} of {self.samples} samples"
 
+    @property
+    def on(self) -> str:
+        """What it was measured on, for people."""
+        return f"{self.samples} samples of {Path(self.data).name}" if self.samples > 1 else self.data
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON; a value that is no finite number is null."""
         return {
@@ -346,11 +356,17 @@ class Scores:
             return None
         return _standard_error(before - after)
 
+    @property
+    def change(self) -> str:
+        """From the original to the other file, with its standard error: "-0.41 ± 0.12 points"."""
+        change = self.after.value - self.before.value if self.lost else 0.0
+        error = self.standard_error
+        unit = "points" if self.metric.unit == PER_CENT else self.metric.unit
+        return f"{_signed(change)}{f' ± {error:.2g}' if error else ''} {unit}".rstrip()
+
     def __str__(self) -> str:
-        error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"
-        before, after = self.metric.text(self.before.value), self.metric.text(self.after.value)
-        name, samples = self.metric.name, self.after.samples
-        return f"{name} {before} -> {after} of {samples} samples, {_signed(-self.lost)}{error} {self.metric.counted}"
+        before, after = (self.metric.text(score.value) for score in (self.before, self.after))
+        return f"{self.metric.name} {before} -> {after} ({self.change}) of {self.after.samples} samples"
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON; values that are no finite numbers are null."""
@@ -367,7 +383,7 @@ def finite(value: float) -> float | None:
 
 
 def _signed(value: float) -> str:
-    return f"{value + 0.0:+.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:+.2g}"
+    return f"{value:+.2f}" if abs(value) >= 0.01 or value == 0 else f"{value:+.2g}"
 
 
 def _standard_error(each: np.ndarray | None) -> float | None:

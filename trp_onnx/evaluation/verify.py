@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from trp_onnx.errors import VerificationError
 from trp_onnx.evaluation.comparison import OutputError, compare
+from trp_onnx.evaluation.outputs import Told
 from trp_onnx.graph.model import open_model, weight_bytes
 from trp_onnx.graph.session import Arrays, run_model
 from trp_onnx.graph.sizes import real_inputs
@@ -29,7 +30,12 @@ def reference_outputs(path: Path, model: ir.Model, feeds: Mapping[str, np.ndarra
 
 
 def verify(
-    written: Path, source: Path, original: ir.Model, feeds: Mapping[str, np.ndarray], expected: Arrays
+    written: Path,
+    source: Path,
+    original: ir.Model,
+    feeds: Mapping[str, np.ndarray],
+    expected: Arrays,
+    told: Told | None = None,
 ) -> tuple[ir.Model, list[OutputError]]:
     """Open a written file again and hold it against the original.
 
@@ -39,6 +45,7 @@ def verify(
         original: The model as it was opened.
         feeds: Inputs, from which `expected` was computed.
         expected: The original's outputs.
+        told: What is known of them beside, see `output_kinds`.
 
     Returns:
         The model as read from the file, and the error of each output.
@@ -58,7 +65,7 @@ def verify(
         if [v.name for v in before] != [v.name for v in after]:
             raise VerificationError(f"the written file has other {kind} than the original")
     actual = run_model(written, feeds, mapped=weight_bytes(reopened) > MAPPED_FROM)
-    return reopened, compare(original, expected, actual)
+    return reopened, compare(original, expected, actual, told)
 
 
 def _complaint(path: Path) -> str | None:

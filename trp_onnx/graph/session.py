@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,25 +119,34 @@ def flat(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def run_model(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, mapped: bool = False) -> Arrays:
-    """Load, run once and let go of a model; outputs by name.
+def runner(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Callable[[Mapping[str, np.ndarray]], Arrays]:
+    """Load a model; what comes back runs it, outputs by name.
 
     A model of types that the CPU provider has no kernel for (bfloat16) runs in onnx's reference
     implementation instead.
 
     Raises:
-        ModelError: It cannot be loaded or run.
+        ModelError: It cannot be loaded; or, where it runs, it cannot be run.
     """
     try:
         session = open_session(model, mapped=mapped)
     except ModelError as error:
         if "NOT_IMPLEMENTED" not in str(error):
             raise
-        return _run_reference(model, feeds, error)
-    return run_session(session, feeds)
+        return partial(_run_reference, model, error)
+    return partial(run_session, session)
 
 
-def _run_reference(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], why: ModelError) -> Arrays:
+def run_model(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, mapped: bool = False) -> Arrays:
+    """Load, run once and let go of a model, see `runner`.
+
+    Raises:
+        ModelError: It cannot be loaded or run.
+    """
+    return runner(model, mapped=mapped)(feeds)
+
+
+def _run_reference(model: Path | onnx.ModelProto, why: ModelError, feeds: Mapping[str, np.ndarray]) -> Arrays:
     from onnx.reference import ReferenceEvaluator
 
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from trp_onnx.errors import UsageError
 
 if TYPE_CHECKING:
+    from trp_onnx.evaluation.metric import Asked
     from trp_onnx.planning.rules import LayerRule
 
 _TARGETS = ("macs", "speedup", "energy", "vbmf")
@@ -22,10 +23,12 @@ class Goal:
     Attributes:
         macs: Keep at most this part of the network's MACs.
         speedup: Make it this many times as fast, as measured.
-        max_drop: Lose at most so much on samples held out of the data: alone it is as fast as can be within that,
-            beside a target it refuses what loses more.
+        max_drop: Lose at most so much by the metric, in its unit, on samples held out of the data: alone it is as fast
+            as can be within that, beside a target it refuses what loses more.
         energy: Discard at most this part of each layer's squared singular values, or with data of its outputs.
         vbmf: Take ranks from variational Bayesian matrix factorisation.
+        metric: What is counted there, and on the test samples, see `evaluate`: top-1 where labels name classes,
+            agreement with the original where there are none.
         rules: The per-layer map; its first entry that matches a layer goes before the rest.
 
     Training that finds ranks itself takes `energy` and `macs` together.
@@ -39,6 +42,7 @@ class Goal:
     max_drop: float | None = None
     energy: float | None = None
     vbmf: bool = False
+    metric: Asked | None = None
     rules: Sequence[LayerRule] = ()
 
     def __post_init__(self) -> None:
@@ -52,7 +56,7 @@ class Goal:
         if self.speedup is not None and not (self.speedup > 1 and isfinite(self.speedup)):
             raise UsageError(f"--speedup is how many times as fast, above 1, not {self.speedup}")
         if self.max_drop is not None and not 0 <= self.max_drop < 100:
-            raise UsageError(f"--max-drop is the points to lose at most, from 0 to below 100, not {self.max_drop}")
+            raise UsageError(f"--max-drop is what may be lost, from 0 to below 100, not {self.max_drop}")
 
     @property
     def targets(self) -> tuple[str, ...]:

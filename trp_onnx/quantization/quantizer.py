@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from trp_onnx.calibration.moments import with_outputs
 from trp_onnx.data import Data, Dataset, Preprocessing, open_data
 from trp_onnx.edge.ort_format import TARGETS
 from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
-from trp_onnx.evaluation.accuracy import Accuracy, check_labels, evaluate
-from trp_onnx.evaluation.outputs import ClassLabels, Told
-from trp_onnx.files.documents import Document
+from trp_onnx.evaluation.evaluate import Said
+from trp_onnx.evaluation.evaluation import Evaluation, choose_metric
+from trp_onnx.evaluation.metric import Asked, Metric, Score
+from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, read_said
+from trp_onnx.files.documents import Document, plain
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import Staging
 from trp_onnx.graph.batching import find_batching, run_samples
@@ -61,14 +63,14 @@ class Variant:
     Attributes:
         name: "float", "int8", and with the original before them "original" and "original, int8".
         bytes: Its size.
-        accuracy: On the test data; None without any.
+        score: On the test data; None without any.
         milliseconds: Median run, for orientation.
         ratio: Speed-up over the first of the table.
     """
 
     name: str
     bytes: int
-    accuracy: Accuracy | None
+    score: Score | None
     milliseconds: float
     ratio: Ratio
 
@@ -82,8 +84,8 @@ class Quantized(Document):
         output: The int8 file.
         layers: Layers in int8.
         in_float: Layers that stayed in float, with reasons.
-        lost: What is lost on the samples that int8 was judged on, 0 to 1: accuracy by the float model's own
-            probabilities, where it gives any (see `sensitivity`).
+        lost: What is lost on the samples that int8 was judged on, in the metric's unit; without one in points of
+            accuracy by the float model's own probabilities, where it gives any, else in per cent (see `sensitivity`).
         measure: The same in words: what was measured, and of which output.
         variants: Float and int8 side by side.
         notes: What a reader should know.
@@ -100,10 +102,9 @@ class Quantized(Document):
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
-        document = super().to_dict()
+        document: dict[str, Any] = plain(replace(self, variants=tuple(replace(v, score=None) for v in self.variants)))
         for entry, variant in zip(document["variants"], self.variants, strict=True):
-            if variant.accuracy is not None:
-                entry["accuracy"]["top1"] = variant.accuracy.top1
+            entry["score"] = None if variant.score is None else variant.score.to_dict()
         return document
 
 
@@ -118,6 +119,8 @@ def quantize(  # noqa: PLR0913
     target: str = "any",
     original: str | PathLike[str] | None = None,
     test: Data | None = None,
+    metric: Asked | None = None,
+    output_kinds: Said = (),
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 1,
 ) -> Quantized:
@@ -130,11 +133,13 @@ def quantize(  # noqa: PLR0913
         preprocessing: How samples become inputs.
         max_drop: Points of accuracy to lose at most, by the float model's own probabilities; of outputs that are no
             scores of classes per cent of what `Quantized.measure` names: mean square error, cosine, elements that
-            differ. Layers return to float until that holds.
+            differ. With `metric` what may be lost by that, in its unit. Layers return to float until it holds.
         keep_ends: Whether the first and the last layer stay in float.
         target: "any", "arm" (signed activations, which its kernels prefer) or "amd64".
         original: The dense model, to be quantised in the same way and measured beside.
-        test: Labelled samples; the accuracy of every file is measured on them once, at the end.
+        test: Samples; every file is measured on them once, at the end.
+        metric: What int8 is judged by, and files are measured by: see `evaluate`.
+        output_kinds: What outputs are, where that cannot be seen: {"logits": "scores:2"}, see `evaluate`.
         input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
         threads: Intra-op threads of the timing.
 
@@ -152,7 +157,7 @@ def quantize(  # noqa: PLR0913
     source, out = Path(model), Path(out)
     guard(writes=[out], reads=[model, data, original, test])
     with collected_notes() as heard:
-        opened = open_model(source)
+        opened, said = open_model(source), read_said(output_kinds)
         inputs = inputs_of(opened)
         if any(spec.dtype in _OTHER_FLOATS for spec in inputs.values()):
             raise ModelError("the model takes floats that are no float32: quantize takes the float32 model")
@@ -162,22 +167,26 @@ def quantize(  # noqa: PLR0913
             raise DataError(
                 f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
             )
+        evaluation = None
         if tested is not None:
-            check_labels(source, tested)
+            evaluation = Evaluation(metric, source if original is None else Path(original), tested, said)
+        judged_by = None if metric is None else choose_metric(metric, dataset.labels, dataset.source)
         input_shapes = sizes_from(opened, dataset.take(np.arange(1))[0].feeds, input_shapes, samples=True)
         with _space_for(out), Staging(out, opened) as staging:
-            made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes)
+            made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes, said, judged_by)
             onnx.save(made.proto, staging.path)
             _verify(staging.path, source, dataset)
             files = {"float": source, "int8": staging.path}
             notes = [*heard, *made.notes]
             if original is not None:
                 dense, path = Path(original), staging.folder / f"original-of-{out.name}"
-                other = _quantise(open_model(dense), dataset, max_drop, keep_ends, target == "arm", input_shapes)
+                other = _quantise(
+                    open_model(dense), dataset, max_drop, keep_ends, target == "arm", input_shapes, said, judged_by
+                )
                 onnx.save(other.proto, path)
                 notes += [f"original: {note}" for note in other.notes]
                 files = {"original": dense, "original, int8": path} | files
-            variants = _side_by_side(files, tested, input_shapes, threads)
+            variants = _side_by_side(files, evaluation, input_shapes, threads)
             staging.publish()
     return Quantized(
         str(source), str(out), made.layers, tuple(made.in_float), made.lost, made.measure, tuple(variants),
@@ -211,6 +220,8 @@ def _quantise(
     keep_ends: bool,
     signed: bool,
     input_shapes: Mapping[str, Sequence[int]] | None,
+    said: Mapping[str, Output],
+    metric: Metric | None,
 ) -> _Made:
     """One model in int8, in memory."""
     if any("QuantizeLinear" in node.op_type for node in model.graph):
@@ -236,8 +247,10 @@ def _quantise(
     proto = to_proto(normal)
     calibrated = Calibrated(proto, calibration, signed=signed)
     ends = [layer.name for layer in layers if keep_ends and layer.role and layer.name in calibrated.layers]
-    told = Told(labels=ClassLabels.of(dataset.labels, dataset.preprocessing.label_offset))
-    judged = keep_what_is_hurt(calibrated, proto, judging, max_drop / 100, ends, told)
+    told = Told(said, ClassLabels.of(dataset.labels, dataset.preprocessing.label_offset))
+    held_out = dataset.subset(order[len(order) // 2 :][:JUDGING])
+    evaluation = None if metric is None else Evaluation(metric, proto, held_out, said)
+    judged = keep_what_is_hurt(calibrated, proto, judging, max_drop, ends, told, evaluation)
     small = in_int8(judged.proto)
     named = {entry.layer for entry in judged.in_float}
     left = [
@@ -248,7 +261,7 @@ def _quantise(
         for layer in layers
         if layer.place and layer.constant is not None
     ]
-    if judged.lost > max_drop / 100:
+    if judged.lost > max_drop:
         notes.append(f"even with every layer in float more is lost than --max-drop {max_drop:g} allows")
     if not small:
         notes.append("every layer stayed in float: int8 gains nothing here")
@@ -312,14 +325,14 @@ def _verify(path: Path, source: Path, dataset: Dataset) -> None:
 
 def _side_by_side(
     files: Mapping[str, Path],
-    test: Dataset | None,
+    evaluation: Evaluation | None,
     input_shapes: Mapping[str, Sequence[int]] | None,
     threads: int,
 ) -> list[Variant]:
-    """Size, accuracy and time of every file; times in one interleaved run."""
-    accuracies = [evaluate(path, test) if test is not None else None for path in files.values()]
+    """Size, score and time of every file; times in one interleaved run."""
+    scores = [None if evaluation is None else evaluation.scores(path).after for path in files.values()]
     timed = bench(list(files.values()), input_shapes=input_shapes, threads=threads, rounds=100)
     return [
-        Variant(name, file_bytes(path), accuracy, contender.milliseconds, contender.ratio)
-        for (name, path), accuracy, contender in zip(files.items(), accuracies, timed.contenders, strict=True)
+        Variant(name, file_bytes(path), score, contender.milliseconds, contender.ratio)
+        for (name, path), score, contender in zip(files.items(), scores, timed.contenders, strict=True)
     ]

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from trp_onnx.calibration.moments import with_outputs
 from trp_onnx.errors import ModelError
 from trp_onnx.evaluation.divergence import Divergence, agreements, probabilities
+from trp_onnx.evaluation.evaluation import Evaluation
 from trp_onnx.evaluation.origins import measurable
 from trp_onnx.evaluation.outputs import Output, OutputKind, Told, Value, joined, output_kinds
 from trp_onnx.graph.inputs import Run
@@ -93,7 +94,7 @@ class Judged:
     Attributes:
         proto: The model.
         in_float: Layers that stayed in float.
-        lost: What it loses on the samples that judged it, see the module, 0 to 1.
+        lost: What it loses on the samples that judged it, as the limit counts.
         measure: The same in words, with the output that loses most, and how much of the answers of those that decide
             differs.
     """
@@ -131,7 +132,7 @@ class _Judge:
         words = words if len(self._kinds) == 1 else f"{words} (in '{name}')"
         for key, agrees in agreements(self._expected, actual, decided).items():
             words += f"; {100 * (1 - agrees):.2f} % of '{key}' differ"
-        return loses, words
+        return 100 * loses, words
 
     def by_damage(self, calibrated: Calibrated, names: Sequence[str]) -> list[tuple[str, float]]:
         """Layers and what each of them does alone, the worst first."""
@@ -151,6 +152,7 @@ def keep_what_is_hurt(
     allowed: float,
     always: Sequence[str] = (),
     told: Told | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Judged:
     """An int8 model that loses no more than is allowed, with as few layers in float as that takes.
 
@@ -158,9 +160,10 @@ def keep_what_is_hurt(
         calibrated: What int8 models are made of.
         float_model: The original.
         judging: Runs of samples that nothing was calibrated on.
-        allowed: What may be lost, see the module, 0 to 1.
+        allowed: What may be lost: in per cent of what the module says, or in the unit of the metric.
         always: Layers that stay in float whatever they do.
         told: What is known of the outputs, see `output_kinds`.
+        evaluation: The metric that judges in place of that.
 
     Raises:
         ModelError: There is no output to judge by.
@@ -170,7 +173,10 @@ def keep_what_is_hurt(
 
     def attempt(worst: Sequence[tuple[str, float]]) -> tuple[onnx.ModelProto, float, str]:
         model = calibrated.quantised(kept=[*always, *(name for name, _ in worst)])
-        return model, *judge.lost(model)
+        if evaluation is None:
+            return model, *judge.lost(model)
+        lost = evaluation.scores(model).lost
+        return model, lost, f"{lost:.2f} {evaluation.metric.counted} lost"
 
     found = attempt([])
     kept += [

@@ -1,14 +1,13 @@
 """What was gained and lost: as JSON for machines, as tables and as a page for people."""
 
 from trp_onnx.report.alarms import alarms
-from trp_onnx.report.document import Loss, Report, Size
+from trp_onnx.report.document import Report, Size
 from trp_onnx.report.edge import export_tables, quantized_tables
 from trp_onnx.report.page import check_page, render_page
 from trp_onnx.report.spectra import spectra_of
 from trp_onnx.report.tables import bench_tables, latency_tables, show_inspection, show_report
 
 __all__ = [
-    "Loss",
     "Report",
     "Size",
     "alarms",

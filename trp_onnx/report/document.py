@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trp_onnx._version import __version__
-from trp_onnx.evaluation.accuracy import Accuracy
-from trp_onnx.evaluation.agreement import Agreement
 from trp_onnx.evaluation.comparison import OutputError
+from trp_onnx.evaluation.metric import Scores
 from trp_onnx.files.documents import Document, plain
 from trp_onnx.files.paths import REPORT_FILES, cannot_write, guard
 from trp_onnx.files.staging import write_text
@@ -59,21 +58,6 @@ class Size:
         return sizes
 
 
-@dataclass(frozen=True)
-class Loss:
-    """What the written file loses where a limit on it chose the plan.
-
-    Attributes:
-        measure: What is counted, and on what: "points of top-1 accuracy on 1000 held-out samples".
-        allowed: The limit.
-        lost: By the written file.
-    """
-
-    measure: str
-    allowed: float
-    lost: float
-
-
 @dataclass(frozen=True, repr=False)
 class Report(Document):
     """The result of one compression; `to_dict` is `report.json`.
@@ -87,10 +71,8 @@ class Report(Document):
         outputs: How far each output moved on the verification inputs.
         verified_on: What those inputs were.
         layers: A decision for every layer.
-        accuracy_before: Of the input file, where there are labelled test samples.
-        accuracy_after: Of the written file.
-        agreement: Of both files, where there are samples without labels.
-        loss: What a limit counts, where one chose the plan.
+        score: What both files score on the test samples, else on samples of the data; None where there are none.
+        limit: What both score on what chose the plan, and what may be lost, where a limit chose it.
         align: Ranks are multiples of this.
         latency: Time against the original's: measured, and predicted where there is a latency table.
         candidates: What was tried to find the fastest plan within the limit.
@@ -109,10 +91,8 @@ class Report(Document):
     outputs: tuple[OutputError, ...]
     verified_on: str
     layers: tuple[Decision, ...]
-    accuracy_before: Accuracy | None = None
-    accuracy_after: Accuracy | None = None
-    agreement: Agreement | None = None
-    loss: Loss | None = None
+    score: Scores | None = None
+    limit: Scores | None = None
     align: int = 1
     latency: Latency | None = None
     candidates: tuple[Candidate, ...] = ()
@@ -153,14 +133,11 @@ class Report(Document):
         return Row("time", before, after, f"{speed.median:.2f}x as fast ({speed.low:.2f}-{speed.high:.2f})")
 
     def score_row(self) -> Row:
-        """What is closest to the task: accuracy, else agreement, else the error of the outputs."""
-        if self.accuracy_before is not None and self.accuracy_after is not None:
-            before, after = self.accuracy_before.top1, self.accuracy_after.top1
-            change = f"{(after - before) * 100:+.2f} points"
-            return Row(f"top-1 of {self.accuracy_after.samples}", f"{before:.2%}", f"{after:.2%}", change)
-        if self.agreement is not None:
-            found = self.agreement
-            return Row(f"{found.what}, {found.samples}", "", f"{found.value:.2%}", "against the original")
+        """What is closest to the task: a score, else the error of the outputs."""
+        if self.score is not None:
+            metric = self.score.metric
+            before, after = (metric.text(score.value) for score in (self.score.before, self.score.after))
+            return Row(f"{printable(metric.name)} of {self.score.after.samples}", before, after, self.score.change)
         worst = max(self.outputs, key=lambda output: output.relative_error)
         return Row(f"output '{printable(worst.name)}'", "", f"{worst.relative_error:.2e}", worst.measure)
 
@@ -181,16 +158,9 @@ class Report(Document):
             "notes": list(self.notes),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
-        if self.accuracy_before is not None and self.accuracy_after is not None:
-            document["accuracy"] = {
-                "before": self.accuracy_before.top1,
-                "after": self.accuracy_after.top1,
-                "samples": self.accuracy_after.samples,
-            }
-        found = {
-            "agreement": self.agreement, "loss": self.loss, "latency": self.latency,
-            "candidates": self.candidates or None, "training": self.trained,
-        }  # fmt: skip
+        scores = {"score": self.score, "limit": self.limit}
+        document |= {name: found.to_dict() for name, found in scores.items() if found is not None}
+        found = {"latency": self.latency, "candidates": self.candidates or None, "training": self.trained}
         return document | {name: plain(part) for name, part in found.items() if part is not None}
 
     def to_json(self) -> str:

@@ -44,11 +44,13 @@ def export_tables(export: Export) -> list[Table | Text]:
 
 def quantized_tables(quantized: Quantized) -> list[Table | Text]:
     """Float and int8 side by side, and the layers that stayed in float."""
-    variants = _table("model", "bytes", "top-1", "ms", "speed-up", "95 %")
+    scores = [variant.score for variant in quantized.variants if variant.score is not None]
+    counted = plain(scores[0].metric.name) if scores else "score"
+    variants = _table("model", "bytes", counted, "ms", "speed-up", "95 %")
     for variant in quantized.variants:
         ratio = variant.ratio
         variants.add_row(
-            variant.name, si(variant.bytes), f"{variant.accuracy.top1:.2%}" if variant.accuracy else "-",
+            variant.name, si(variant.bytes), variant.score.metric.text(variant.score.value) if variant.score else "-",
             f"{variant.milliseconds:.3f}", f"{ratio.median:.3f}x", f"{ratio.low:.3f}-{ratio.high:.3f}",
         )  # fmt: skip
     summary = f"{quantized.layers} layers in int8; on held-out samples {quantized.measure}"

@@ -15,7 +15,6 @@ from trp_onnx._version import __version__
 from trp_onnx.errors import UsageError
 from trp_onnx.planning import Decision
 from trp_onnx.printable import printable
-from trp_onnx.report.alarms import LEAST_AGREEMENT, LOST_ACCURACY
 from trp_onnx.report.document import Report
 from trp_onnx.report.rows import si
 from trp_onnx.report.spectra import Spectrum
@@ -97,8 +96,8 @@ def _headline(report: Report) -> str:
     elif latency is not None and latency.predicted is not None:
         parts.append(f"{latency.predicted:.2f}x as fast, predicted")
     parts.append(f"{report.macs.remaining:.0%} of the {'known ' * bool(report.macs.unknown)}MACs")
-    if report.accuracy_before is not None and report.accuracy_after is not None:
-        parts.append(f"{(report.accuracy_after.top1 - report.accuracy_before.top1) * 100:+.2f} points of top-1")
+    if report.score is not None:
+        parts.append(f"{report.score.metric.name} {report.score.change}")
     return ", ".join(parts)
 
 
@@ -112,15 +111,11 @@ def _cards(report: Report) -> list[Card]:
         cards.append(Card("speed-up, measured", f"{speed.median:.2f}x", detail, speed.median > 1))
     if latency is not None and latency.predicted is not None:
         cards.append(Card("speed-up, predicted", f"{latency.predicted:.2f}x", latency.target))
-    if report.accuracy_before is not None and report.accuracy_after is not None:
-        before, after = report.accuracy_before.top1, report.accuracy_after.top1
-        detail = f"{before:.2%} → {after:.2%} on {report.accuracy_after.samples} samples"
-        good = after >= before - LOST_ACCURACY
-        cards.append(Card("top-1 accuracy", f"{(after - before) * 100:+.2f} points", detail, good))
-    if report.agreement is not None:
-        found = report.agreement
-        detail = f"{found.what}, {found.samples} samples"
-        cards.append(Card("agreement with the original", f"{found.value:.1%}", detail, found.value >= LEAST_AGREEMENT))
+    if report.score is not None:
+        scores, metric = report.score, report.score.metric
+        before, after = (metric.text(score.value) for score in (scores.before, scores.after))
+        good = None if metric.ruinous is None else scores.lost <= metric.ruinous
+        cards.append(Card(metric.name, scores.change, f"{before} → {after} on {scores.after.samples} samples", good))
     for title, size in (("MACs", report.macs), ("parameters", report.parameters), ("file", report.file_bytes)):
         title += f" (without {size.unknown} unknown nodes)" * bool(size.unknown)
         cards.append(Card(title, f"{size.remaining:.0%}", f"{si(size.before)} → {si(size.after)}"))
@@ -202,8 +197,8 @@ def _pareto_plot(report: Report) -> Figure:
         if chosen is not None and abs(speed - chosen) < 1e-9:
             axes.scatter([speed], [lost], color=ACCENT, s=70, zorder=3, label="chosen")
     axes.set_xlabel("speed-up, predicted")
-    if report.loss is not None:
-        axes.axhline(report.loss.allowed, color=QUIET, linestyle="--", linewidth=1, label="allowed")
+    if report.limit is not None and report.limit.allowed is not None:
+        axes.axhline(report.limit.allowed, color=QUIET, linestyle="--", linewidth=1, label="allowed")
     axes.set_ylabel("lost")
     axes.legend(frameon=False)
     return figure

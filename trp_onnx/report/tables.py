@@ -76,10 +76,10 @@ def _summary_table(report: Report) -> Table:
     for name, size in (("MACs", report.macs), ("parameters", report.parameters), ("file bytes", report.file_bytes)):
         label = f"{name}, {size.unknown} nodes unknown" if size.unknown else name
         table.add_row(label, si(size.before), si(size.after), f"{size.remaining:.3f}")
-    if report.agreement is not None or report.accuracy_after is not None:
+    if report.score is not None:
         table.add_row(*report.score_row())
-    if report.loss is not None:
-        table.add_row("lost", "", f"{report.loss.lost:.2f}", f"at most {report.loss.allowed:g}")
+    if report.limit is not None:
+        table.add_row("lost", "", f"{report.limit.lost:.2f}", f"at most {report.limit.allowed:g}")
     latency = report.latency
     if latency is not None and latency.measured is not None:
         table.add_row(*report.latency_row(latency))
@@ -100,7 +100,8 @@ def _summary_table(report: Report) -> Table:
             )
     kept = Counter("factorised" if d.scheme else "kept" for d in report.layers)
     table.add_row("layers", str(len(report.layers)), f"{kept['factorised']} factorised", f"{kept['kept']} kept")
-    lost = f"lost: {report.loss.measure}; " if report.loss is not None else ""
+    limit = report.limit
+    lost = f"lost: {plain(limit.metric.counted)} on {plain(limit.after.on)}; " if limit is not None else ""
     verified = f"verified on {plain(report.verified_on)}; {sum(report.seconds.values()):.1f} s"
     table.caption = f"{lost}{verified}\nwritten to {plain(report.output)}"
     table.caption_justify = "left"

@@ -1,0 +1,82 @@
+"""`trp-onnx evaluate`: what a file scores on data, alone or beside the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from trp_onnx.data import Data, Preprocessing, open_data
+from trp_onnx.evaluation.evaluation import Evaluation
+from trp_onnx.evaluation.metric import Asked, Score, Scores
+from trp_onnx.evaluation.outputs import read_said
+
+Said = Iterable[str] | Mapping[str, str]
+
+
+@overload
+def evaluate(
+    model: str | PathLike[str],
+    data: Data,
+    *,
+    metric: Asked | None = None,
+    against: None = None,
+    output_kinds: Said = (),
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+) -> Score: ...
+
+
+@overload
+def evaluate(
+    model: str | PathLike[str],
+    data: Data,
+    *,
+    metric: Asked | None = None,
+    against: str | PathLike[str],
+    output_kinds: Said = (),
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+) -> Scores: ...
+
+
+def evaluate(
+    model: str | PathLike[str],
+    data: Data,
+    *,
+    metric: Asked | None = None,
+    against: str | PathLike[str] | None = None,
+    output_kinds: Said = (),
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+) -> Score | Scores:
+    """Measure an ONNX or `.ort` file on data.
+
+    Args:
+        model: The file.
+        data: Whatever `open_data` takes.
+        metric: A name ("top-1", "top-5", "miou", "agreement", "cosine", "snr", "relative-error"),
+            "pkg.module:function", a function, an object with `update` and `result`, or a `Metric`. By default top-1
+            where labels name classes, agreement where there are none.
+        against: The original, to measure beside on the same samples.
+        output_kinds: What outputs are, where that cannot be seen: {"logits": "scores:2"}, or as for `--output-kind`.
+        preprocessing: How samples become inputs; not with a `Dataset`, which has its own.
+        limit: Only the first so many samples.
+
+    Returns:
+        The score; with `against` those of both files, and what is lost.
+
+    Raises:
+        ModelError: A model cannot be loaded or run, or has no output that the metric can read.
+        DataError: The data cannot be read, has no labels that the metric wants, or does not fit the model.
+        UsageError: The metric is none, or failed, or wants an original that is not given; `output_kinds` is wrong.
+    """
+    dataset = open_data(data, preprocessing)
+    if limit is not None and limit < len(dataset):
+        dataset = dataset.subset(np.arange(limit))
+    original = Path(model if against is None else against)
+    evaluation = Evaluation(metric, original, dataset, read_said(output_kinds), alone=against is None)
+    return evaluation.before if against is None else evaluation.scores(Path(model))
