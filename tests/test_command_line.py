@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -258,16 +257,6 @@ def test_doctor_sees_two_runtimes_that_overwrite_each_other(monkeypatch: pytest.
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 1
     assert "overwrite each other" in result.output
-
-
-def test_every_name_of_the_public_api_is_there() -> None:
-    for name in trp_onnx.__all__:
-        assert getattr(trp_onnx, name) is not None
-    with pytest.raises(AttributeError):
-        _ = trp_onnx.nothing
-    importlib.import_module("trp_onnx.commands.inspect")  # a module of the same topic does not hide the function
-
-    assert callable(trp_onnx.inspect)
 
 
 QUICK = [["-c", "import trp_onnx"], ["-m", "trp_onnx", "--help"], ["-m", "trp_onnx", "compress", "--help"]]

@@ -4,7 +4,8 @@
 provider takes), `advice` (what it asks of shapes and ranks) and a manifest.
 """
 
+from trp_onnx.edge.advice import Advice
 from trp_onnx.edge.exporting import Export, export
 from trp_onnx.edge.usability import Usability
 
-__all__ = ["Export", "Usability", "export"]
+__all__ = ["Advice", "Export", "Usability", "export"]

@@ -31,7 +31,7 @@ SMALL, SHARE = 0.01, 0.02
 
 
 @dataclass(frozen=True)
-class OutputError:
+class OutputDifference:
     """How far one output moved.
 
     Attributes:
@@ -57,7 +57,7 @@ class OutputError:
     taken_for: str = ""
 
 
-def compare(original: ir.Model, expected: Arrays, actual: Arrays, told: Told | None = None) -> list[OutputError]:
+def compare(original: ir.Model, expected: Arrays, actual: Arrays, told: Told | None = None) -> list[OutputDifference]:
     """How far each output moved.
 
     Args:
@@ -80,24 +80,26 @@ def _taken_for(name: str, kinds: Mapping[str, Output]) -> str:
     return next((str(kind) for key, kind in kinds.items() if key == name or key.startswith(f"{name}[")), "")
 
 
-def _compare(value: ir.Value, expected: Arrays, actual: Arrays, kinds: Mapping[str, Output]) -> OutputError:
+def _compare(value: ir.Value, expected: Arrays, actual: Arrays, kinds: Mapping[str, Output]) -> OutputDifference:
     name = value.name or ""
     before, after = (_elements(name, arrays) for arrays in (expected, actual))
     common = [key for key in before if key in after]
     for key in common:
         _check_shape(value, before[key], after[key])
     if not common:
-        return OutputError(name, float(len(before) != len(after)), note=_note(name, before, after, kinds))
+        return OutputDifference(name, float(len(before) != len(after)), note=_note(name, before, after, kinds))
     if not is_float(before[common[0]]):
         shares = [share(before[key], after[key], kinds[key]) for key in common]
-        return OutputError(name, float(np.mean(shares)), "share that differs", note=_note(name, before, after, kinds))
+        return OutputDifference(
+            name, float(np.mean(shares)), "share that differs", note=_note(name, before, after, kinds)
+        )
     pairs = [paired(*without_shared_infinities(before[key], after[key]), kinds[key]) for key in common]
     a, b = (np.concatenate([pair[side].reshape(-1) for pair in pairs]) for side in (0, 1))
     error = relative_error(a, b)
     if not np.isfinite(error):
         raise VerificationError(f"output '{name}' of the written file has NaN or infinity where the original does not")
     by_channel = _by_channel(kinds[common[0]], *pairs[0]) if len(pairs) == 1 else (None, None, None)
-    return OutputError(name, error, "relative error", *by_channel, _note(name, before, after, kinds))
+    return OutputDifference(name, error, "relative error", *by_channel, _note(name, before, after, kinds))
 
 
 def _elements(name: str, arrays: Arrays) -> Arrays:

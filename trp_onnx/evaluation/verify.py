@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.errors import VerificationError
-from trp_onnx.evaluation.comparison import OutputError, compare
+from trp_onnx.evaluation.comparison import OutputDifference, compare
 from trp_onnx.evaluation.outputs import Told
 from trp_onnx.graph.model import open_model, weight_bytes
 from trp_onnx.graph.session import Arrays, run_model
@@ -36,7 +36,7 @@ def verify(
     feeds: Mapping[str, np.ndarray],
     expected: Arrays,
     told: Told | None = None,
-) -> tuple[ir.Model, list[OutputError]]:
+) -> tuple[ir.Model, list[OutputDifference]]:
     """Open a written file again and hold it against the original.
 
     Args:

@@ -4,6 +4,7 @@
 factors.
 """
 
-from trp_onnx.quantization.quantizer import Quantized, quantize
+from trp_onnx.quantization.quantizer import Quantized, Variant, quantize
+from trp_onnx.quantization.sensitivity import InFloat
 
-__all__ = ["Quantized", "quantize"]
+__all__ = ["InFloat", "Quantized", "Variant", "quantize"]

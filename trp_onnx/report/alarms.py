@@ -6,7 +6,7 @@ error of the outputs.
 
 from __future__ import annotations
 
-from trp_onnx.evaluation.comparison import OutputError
+from trp_onnx.evaluation.comparison import OutputDifference
 from trp_onnx.report.document import Report
 
 LARGEST_ERROR = 0.4
@@ -36,7 +36,7 @@ def alarms(report: Report) -> tuple[str, ...]:
     )
 
 
-def _moved(output: OutputError) -> str:
+def _moved(output: OutputDifference) -> str:
     if output.relative_error > LARGEST_ERROR:
         if output.measure != "relative error":
             return f"has {output.relative_error:.0%} other answers"

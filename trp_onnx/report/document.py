@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trp_onnx._version import __version__
-from trp_onnx.evaluation.comparison import OutputError
+from trp_onnx.evaluation.comparison import OutputDifference
 from trp_onnx.evaluation.metric import Scores
 from trp_onnx.files.documents import Document, plain
 from trp_onnx.files.paths import REPORT_FILES, cannot_write, guard
@@ -88,7 +88,7 @@ class Report(Document):
     macs: Size
     parameters: Size
     file_bytes: Size
-    outputs: tuple[OutputError, ...]
+    outputs: tuple[OutputDifference, ...]
     verified_on: str
     layers: tuple[Decision, ...]
     score: Scores | None = None
