@@ -18,6 +18,8 @@ from tests.easy import compress
 from tests.graphs import info, model, rng, save, weights
 from trp_onnx.cli.main import main
 from trp_onnx.errors import DataError, UsageError
+from trp_onnx.evaluation.built_in import BUILT_IN
+from trp_onnx.evaluation.outputs import NAMES
 
 OWN = """
 import numpy as np
@@ -262,6 +264,18 @@ def test_a_detector_is_judged_by_all_its_channels(tmp_path: Path) -> None:
     assert trp_onnx.evaluate(tmp_path / "ruined.onnx", data, against=net).after.value < 20
     error = trp_onnx.evaluate(tmp_path / "ruined.onnx", data, against=net, metric="relative-error")
     assert error.after.value > 100 and error.lost == pytest.approx(error.after.value)
+
+
+def test_the_metrics_of_the_page_run(nets: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    (tmp_path / "page_metrics.py").write_text(page.split("```python\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    data = tokens(nets[0], tmp_path / "d.npz")
+    wrong = trp_onnx.evaluate(nets[1], data, metric="page_metrics:wrong_tokens")
+    assert wrong.value == pytest.approx(100 - trp_onnx.evaluate(nets[1], data).value) and not wrong.higher_is_better
+    gap = trp_onnx.evaluate(nets[1], data, metric="page_metrics:largest_gap", against=nets[0])
+    assert gap.before.value == 0 < gap.after.value == pytest.approx(gap.lost)
+    assert all(f"`{name}`" in page for name in BUILT_IN) and all(name in page for name in NAMES)
 
 
 def test_a_metric_wants_samples(nets: tuple[Path, Path], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from trp_onnx.data import Dataset
 from trp_onnx.errors import DataError, UsageError
-from trp_onnx.evaluation.built_in import AGREEMENT, BUILT_IN, MEAN_IOU, TOP_1
+from trp_onnx.evaluation.built_in import AGREEMENT, BUILT_IN, MEAN_IOU, TOP_1, TOP_5
 from trp_onnx.evaluation.metric import Asked, Metric, Score, Scores, Setting, as_metric
 from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, joined, output_kinds
 from trp_onnx.evaluation.verify import MAPPED_FROM
@@ -56,13 +56,14 @@ def choose_metric(asked: Asked | None, labels: np.ndarray | None, data: str, *, 
         DataError: The metric wants labels, and there are none; labels name no classes, and none is asked for; or its
             function cannot be imported.
     """
-    if asked is None:
-        if labels is not None and labels.dtype.kind not in "iub":
-            raise DataError(f"'{data}' has labels of type {labels.dtype}: top-1 takes whole numbers, or give --metric")
-        if labels is None and alone:
-            raise DataError(f"'{data}' has no labels: give the original by --against, or --metric")
-        return AGREEMENT if labels is None else TOP_1
-    metric = as_metric(asked, BUILT_IN)
+    if asked is None and labels is None and alone:
+        raise DataError(f"'{data}' has no labels: give the original by --against, or --metric")
+    usual = AGREEMENT if labels is None else TOP_1
+    metric = usual if asked is None else as_metric(asked, BUILT_IN)
+    if metric in (TOP_1, TOP_5, MEAN_IOU) and labels is not None and labels.dtype.kind not in "iub":
+        raise DataError(
+            f"'{data}' has labels of type {labels.dtype}: {metric.name} takes whole numbers, or give another --metric"
+        )
     if metric is MEAN_IOU and labels is None:
         metric = replace(metric, reference="original")
     if metric.reference == "labels" and labels is None:
