@@ -52,6 +52,7 @@ from .planning import Decision as Decision
 from .planning import LayerRule as LayerRule
 from .planning import Plan as Plan
 from .planning import read_rules as read_rules
+from .progress import on_progress as on_progress
 from .quantization import InFloat as InFloat
 from .quantization import Quantized as Quantized
 from .quantization import Variant as Variant

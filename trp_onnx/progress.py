@@ -1,104 +1,105 @@
-"""Progress on anything that may take over two seconds, shown by the CLI and silent in a library.
+"""Progress on anything that may take over two seconds, and notes that a user should know.
 
-The API wraps its loops in `track`; the CLI sets a rich `Progress` for the time of a command.
+The API wraps its loops in `track`. What shows them is a `Display`: that of the command line, a function of the user's
+(`on_progress`), else whatever fits: bars in a terminal and in a notebook, nothing elsewhere.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
-from trp_onnx.printable import message, printable
+from trp_onnx.process.displays import Bars, Callback, Display, Silent, Told, by_itself
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_current: ContextVar[Progress | None] = ContextVar("progress", default=None)
+_UNASKED = Silent()
+_display: ContextVar[Display] = ContextVar("display", default=_UNASKED)
 _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 @contextmanager
-def shown_on(console: Console) -> Iterator[None]:
-    """Show the progress of everything inside on a console; bars vanish when they are done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def on_progress(callback: Callback | None) -> Iterator[None]:
+    """Tell a function of yours how far the work inside is, instead of showing bars.
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        token = _current.set(progress)
-        try:
-            yield
-        finally:
-            _current.reset(token)
+        with trp_onnx.on_progress(lambda what, done, total: print(what, done, total)):
+            trp_onnx.compress("model.onnx", "small.onnx")
 
-
-def say(line: str) -> None:
-    """A line that stays, above the bars."""
-    progress = _current.get()
-    if progress is not None:
-        progress.console.print(message(line), highlight=False, markup=False, soft_wrap=True)
+    Args:
+        callback: Called with what is being done, how far it is, and of how much (None where that is not known): at the
+            beginning of each piece of work and after each step. What it raises ends the work, and nothing is
+            written. None shows nothing, as the environment variable TRP_ONNX_NO_PROGRESS does everywhere.
+    """
+    with _shown_by(Silent() if callback is None else Told(callback)):
+        yield
 
 
 @contextmanager
-def collected_notes() -> Iterator[list[str]]:
-    """Collect what `note` says inside, for a result to carry: a library user has no terminal to read."""
-    notes: list[str] = []
-    token = _notes.set(notes)
-    try:
+def shown_on(console: Console) -> Iterator[None]:
+    """Show the progress of everything inside on a console, and what is said."""
+    with Bars(console, talks=True) as bars, _shown_by(bars):
+        yield
+
+
+@contextmanager
+def at_work() -> Iterator[list[str]]:
+    """One command of a user's: its progress is shown where nobody said how, its notes are collected for the result."""
+    with ExitStack() as stack:
+        if _display.get() is _UNASKED:
+            stack.enter_context(_shown_by(stack.enter_context(by_itself())))
+        notes: list[str] = []
+        token = _notes.set(notes)
+        stack.callback(_notes.reset, token)
         yield notes
+
+
+@contextmanager
+def _shown_by(display: Display) -> Iterator[None]:
+    token = _display.set(display)
+    try:
+        yield
     finally:
-        _notes.reset(token)
+        _display.reset(token)
+
+
+def say(line: str) -> None:
+    """A line that stays, above the bars of the command line."""
+    _display.get().say(line)
 
 
 def note(text: str) -> None:
     """Tell the user something, once and at once, and in the result where notes are collected; else the log has it."""
     notes = _notes.get()
-    if notes is not None and text in notes:
-        return
-    say(f"note: {text}")
-    if notes is not None:
-        notes.append(text)
-    elif _current.get() is None:
+    if notes is None and not isinstance(_display.get(), Bars):
         logger.warning(text)
+    elif notes is None or text not in notes:
+        say(f"note: {text}")
+        if notes is not None:
+            notes.append(text)
 
 
-def track(items: Iterable[T], description: str, total: int | None = None, *, weight: int = 1) -> Iterator[T]:
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Iterate, and show how far it is, the rate and the time left.
 
     Args:
         items: What to iterate over.
         description: What is being done.
         total: Number of items; `len(items)` where it has one.
-        weight: How much each item counts (images in a batch).
     """
-    progress = _current.get()
-    if progress is None:
-        yield from items
-        return
     if total is None and isinstance(items, Sequence):
         total = len(items)
-    task = progress.add_task(description, total=total, rate="")
-    try:
-        for item in items:
+    with _display.get().bar(description, total, rated=True) as moved:
+        for count, item in enumerate(items, 1):
             yield item
-            progress.advance(task, weight)
-            speed = progress.tasks[progress.task_ids.index(task)].speed
-            progress.update(task, rate=f"{speed:.1f}/s" if speed else "")
-    finally:
-        progress.remove_task(task)
+            moved(description, count, total)
 
 
 @contextmanager
@@ -109,21 +110,15 @@ def watch(description: str) -> Iterator[Callable[[int | None, int | None, str], 
         A function of how far it is, of how much (None: as before), and a line; a line without a place is
         printed above the bar and stays.
     """
-    progress = _current.get()
-    if progress is None:
-        yield lambda done, total, line: None
-        return
-    from rich.markup import escape
+    known: int | None = None
+    with _display.get().bar(description, None) as moved:
 
-    task = progress.add_task(description, total=None, rate="")
+        def show(done: int | None, total: int | None, line: str) -> None:
+            nonlocal known
+            known = known if total is None else total
+            if done is None:
+                say(line)
+            else:
+                moved(line, done, known)
 
-    def show(done: int | None, total: int | None, line: str) -> None:
-        if done is None:
-            say(line)
-            return
-        progress.update(task, completed=done, total=total, description=escape(printable(line)))
-
-    try:
         yield show
-    finally:
-        progress.remove_task(task)

@@ -32,15 +32,6 @@ def consoles() -> tuple[Console, Console]:
     return Console(width=width), Console(stderr=True)
 
 
-def progress_console() -> Console:
-    """Standard error, also while what libraries print there is turned away."""
-    from rich.console import Console
-
-    from trp_onnx.process.silence import undisturbed
-
-    return Console(file=undisturbed(sys.stderr))
-
-
 class _Lines(logging.Formatter):
     """Log lines for a terminal: names in them may be anything."""
 

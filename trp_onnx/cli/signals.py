@@ -13,7 +13,6 @@ from typing import Any
 
 import click
 
-from trp_onnx.cli.output import progress_console
 from trp_onnx.cli.paths import guard_paths
 from trp_onnx.errors import TrpOnnxError
 from trp_onnx.process import interrupts
@@ -25,6 +24,7 @@ _SAME_SIGNAL = 1.0  # seconds in which a signal is the one before: terminals and
 @contextmanager
 def answering() -> Iterator[None]:
     """Progress on stderr; errors as one sentence and an exit code."""
+    from trp_onnx.process.displays import terminal_console
     from trp_onnx.progress import shown_on
 
     interrupted: float | None = None
@@ -52,7 +52,7 @@ def answering() -> Iterator[None]:
     numbers = [n for n in interrupts.SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, stop) for number in numbers}
     try:
-        with shown_on(progress_console()):
+        with shown_on(terminal_console()):
             guard_paths()
             yield
     except BaseException as error:

@@ -19,7 +19,7 @@ from trp_onnx.lowrank.schemes import Scheme, candidates
 from trp_onnx.passes.normalise import normalise
 from trp_onnx.planning.options import sites_of
 from trp_onnx.planning.plan import notes_on
-from trp_onnx.progress import collected_notes, track
+from trp_onnx.progress import at_work, track
 from trp_onnx.report.tables import ENERGIES
 
 
@@ -110,20 +110,20 @@ def inspect(
         DataError: The inputs cannot be read.
         UsageError: Their sizes contradict `input_shapes`.
     """
-    with collected_notes() as heard:
+    with at_work() as heard:
         opened = open_model(Path(model))
         if inputs is not None:
             input_shapes = sizes_from(opened, read_inputs(opened, inputs), input_shapes)
         normal = normalise(opened, input_shapes, simplify=simplify)
-    layers = find_layers(normal, input_shapes)
-    total = network_macs((layer, layer.macs) for layer in layers)
-    unknown = sum(layer.macs is None for layer in layers)
-    spectra = {}
-    for group in track(sites_of(layers), "spectra"):
-        view = _spectrum(group)
-        spectra.update(dict.fromkeys((layer.name for layer in group), view))
-    views = tuple(_view(layer, 0 if unknown else total, spectra.get(layer.name)) for layer in layers)
-    return Inspection(str(model), total, views, (*heard, *notes_on(layers)), unknown)
+        layers = find_layers(normal, input_shapes)
+        total = network_macs((layer, layer.macs) for layer in layers)
+        unknown = sum(layer.macs is None for layer in layers)
+        spectra = {}
+        for group in track(sites_of(layers), "spectra"):
+            view = _spectrum(group)
+            spectra.update(dict.fromkeys((layer.name for layer in group), view))
+        views = tuple(_view(layer, 0 if unknown else total, spectra.get(layer.name)) for layer in layers)
+        return Inspection(str(model), total, views, (*heard, *notes_on(layers)), unknown)
 
 
 _Spectrum = tuple[str, int, dict[str, int], dict[str, bool], tuple[str, ...]]

@@ -36,7 +36,7 @@ from trp_onnx.job.job import Job
 from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.passes.normalise import normalise
 from trp_onnx.planning.rules import first_match
-from trp_onnx.progress import collected_notes, note
+from trp_onnx.progress import at_work, note
 from trp_onnx.training.job import RUN_FILES
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
         TrainingError: Training cannot start.
     """
     clock = Clock()
-    with collected_notes() as notes, ExitStack() as stack:
+    with at_work() as notes, ExitStack() as stack:
         source, place = stack.enter_context(model_file(model, out))
         folder = job.folder(place)
         _guard(job, source, place, folder)

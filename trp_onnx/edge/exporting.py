@@ -36,7 +36,7 @@ from trp_onnx.graph.model import open_model, to_proto, weight_bytes
 from trp_onnx.graph.session import Arrays, feeds_for, relative_error
 from trp_onnx.graph.sizes import real_inputs, sizes_from
 from trp_onnx.process.interrupts import held_back
-from trp_onnx.progress import collected_notes, watch
+from trp_onnx.progress import at_work, watch
 from trp_onnx.runners import open_runner
 
 FORMAT = "trp-onnx export 1"
@@ -111,7 +111,7 @@ def export(
         raise UsageError(f"--style is fixed or runtime, not '{style}'")
     if source.suffix.lower() == ".ort":
         raise UsageError(f"'{source}' is an .ort file already: export takes the .onnx")
-    with collected_notes() as notes:
+    with at_work() as notes:
         return _export(source, folder, target, style, input_shapes, inputs, command, notes)
 
 

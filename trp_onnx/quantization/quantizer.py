@@ -40,7 +40,7 @@ from trp_onnx.passes import CleanUpPass, FoldWeightsPass
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
 from trp_onnx.passes.normalise import normalise
 from trp_onnx.process.silence import silence
-from trp_onnx.progress import collected_notes
+from trp_onnx.progress import at_work
 from trp_onnx.quantization.calibrated import Calibrated, in_int8
 from trp_onnx.quantization.sensitivity import InFloat, keep_what_is_hurt
 
@@ -156,7 +156,7 @@ def quantize(  # noqa: PLR0913
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
     source, out = Path(model), Path(out)
     guard(writes=[out], reads=[model, data, original, test])
-    with collected_notes() as heard:
+    with at_work() as heard:
         opened, said = open_model(source), read_said(output_kinds)
         inputs = inputs_of(opened)
         if any(spec.dtype in _OTHER_FLOATS for spec in inputs.values()):
