@@ -178,7 +178,7 @@ def test_scales_are_numbers_or_fractions(text: str, value: float) -> None:
 def test_scales_that_are_none(text: str) -> None:
     from trp_onnx.data import read_preprocessing
 
-    with pytest.raises(UsageError, match="scale takes numbers"):
+    with pytest.raises(UsageError, match="scale takes a number"):
         read_preprocessing(None, scale=text)
 
 
