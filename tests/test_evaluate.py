@@ -214,6 +214,8 @@ def test_quantize_goes_by_a_metric(
     found = json.loads((tmp_path / "q.json").read_text())
     assert code == 0 and found["lost"] == 0 and "wrong_tokens" in text
     assert [variant["score"]["metric"] for variant in found["variants"]] == ["wrong_tokens"] * 2
+    code, text = cli("quantize", nets[0], "-o", out, "--data", data, "--metric", "snr")
+    assert code == 2 and "of which nothing can be lost" in text
     bare = tokens(nets[0], tmp_path / "bare.npz", labels=False)
     made = trp_onnx.quantize(nets[0], out, bare, test=bare, output_kinds={"logits": "tokens"}, max_drop=40)
     assert [v.score is not None and v.score.metric.name for v in made.variants] == ["agreement"] * 2

@@ -21,8 +21,9 @@ from trp_onnx.data import Data, Dataset, Preprocessing, open_data
 from trp_onnx.edge.ort_format import TARGETS
 from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
 from trp_onnx.evaluation.evaluate import Said
-from trp_onnx.evaluation.evaluation import Evaluation, choose_metric
-from trp_onnx.evaluation.metric import Asked, Metric, Score
+from trp_onnx.evaluation.evaluation import Evaluation
+from trp_onnx.evaluation.judging import judge
+from trp_onnx.evaluation.metric import Asked, Score
 from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, read_said
 from trp_onnx.files.documents import Document, plain
 from trp_onnx.files.paths import cannot_write, guard
@@ -151,7 +152,7 @@ def quantize(  # noqa: PLR0913
         VerificationError: The written file does not run or gives NaN; it was removed.
     """
     if not 0 <= max_drop < 100:
-        raise UsageError(f"--max-drop is the points of accuracy to lose at most, from 0 to below 100, not {max_drop}")
+        raise UsageError(f"--max-drop is what may be lost, from 0 to below 100, not {max_drop}")
     if target not in TARGETS:
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
     source, out = Path(model), Path(out)
@@ -163,34 +164,31 @@ def quantize(  # noqa: PLR0913
             raise ModelError("the model takes floats that are no float32: quantize takes the float32 model")
         dataset = open_data(data, preprocessing).bound(inputs)
         tested = None if test is None else open_data(test, preprocessing).bound(inputs)
-        if len(dataset) < LEAST:
-            raise DataError(
-                f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
-            )
-        evaluation = None
-        if tested is not None:
-            evaluation = Evaluation(metric, source if original is None else Path(original), tested, said)
-        judged_by = None if metric is None else choose_metric(metric, dataset.labels, dataset.source)
+        _check_count(dataset)
+        first = source if original is None else Path(original)
+        evaluation = None if tested is None else Evaluation(metric, first, tested, said)
+        judging = _judged_by(metric, source, dataset, said)
         input_shapes = sizes_from(opened, dataset.take(np.arange(1))[0].feeds, input_shapes, samples=True)
         with _space_for(out), Staging(out, opened) as staging:
-            made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes, said, judged_by)
+            made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes, said, judging)
             onnx.save(made.proto, staging.path)
             _verify(staging.path, source, dataset)
             files = {"float": source, "int8": staging.path}
             notes = [*heard, *made.notes]
             if original is not None:
-                dense, path = Path(original), staging.folder / f"original-of-{out.name}"
+                path = staging.folder / f"original-of-{out.name}"
                 other = _quantise(
-                    open_model(dense), dataset, max_drop, keep_ends, target == "arm", input_shapes, said, judged_by
-                )
+                    open_model(first), dataset, max_drop, keep_ends, target == "arm", input_shapes, said,
+                    _judged_by(metric, first, dataset, said),
+                )  # fmt: skip
                 onnx.save(other.proto, path)
                 notes += [f"original: {note}" for note in other.notes]
-                files = {"original": dense, "original, int8": path} | files
+                files = {"original": first, "original, int8": path} | files
             variants = _side_by_side(files, evaluation, input_shapes, threads)
             staging.publish()
+    kept = tuple(made.in_float)
     return Quantized(
-        str(source), str(out), made.layers, tuple(made.in_float), made.lost, made.measure, tuple(variants),
-        tuple(notes),
+        str(source), str(out), made.layers, kept, made.lost, made.measure, tuple(variants), tuple(notes)
     )  # fmt: skip
 
 
@@ -221,7 +219,7 @@ def _quantise(
     signed: bool,
     input_shapes: Mapping[str, Sequence[int]] | None,
     said: Mapping[str, Output],
-    metric: Metric | None,
+    evaluation: Evaluation | None,
 ) -> _Made:
     """One model in int8, in memory."""
     if any("QuantizeLinear" in node.op_type for node in model.graph):
@@ -235,12 +233,9 @@ def _quantise(
     layers = find_layers(normal, input_shapes)
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"
-    order = np.random.default_rng(0).permutation(len(dataset))
-    batching = find_batching(open_session(to_proto(normal)), dataset.take(order[:2])[0], dataset.inputs)
-    calibration, judging = (
-        [run for run, _ in dataset.subset(indices).runs(batching)]
-        for indices in (order[: min(CALIBRATION, len(order) // 2)], order[len(order) // 2 :][:JUDGING])
-    )
+    halves = _halves(len(dataset))
+    batching = find_batching(open_session(to_proto(normal)), dataset.take(halves[0][:2])[0], dataset.inputs)
+    calibration, judging = ([run for run, _ in dataset.subset(indices).runs(batching)] for indices in halves)
     pairs = pairs_of(layers)
     if pairs:
         BalanceFactorsPass(_largest(normal, pairs, calibration))(normal)
@@ -248,8 +243,6 @@ def _quantise(
     calibrated = Calibrated(proto, calibration, signed=signed)
     ends = [layer.name for layer in layers if keep_ends and layer.role and layer.name in calibrated.layers]
     told = Told(said, ClassLabels.of(dataset.labels, dataset.preprocessing.label_offset))
-    held_out = dataset.subset(order[len(order) // 2 :][:JUDGING])
-    evaluation = None if metric is None else Evaluation(metric, proto, held_out, said)
     judged = keep_what_is_hurt(calibrated, proto, judging, max_drop, ends, told, evaluation)
     small = in_int8(judged.proto)
     named = {entry.layer for entry in judged.in_float}
@@ -266,6 +259,26 @@ def _quantise(
     if not small:
         notes.append("every layer stayed in float: int8 gains nothing here")
     return _Made(judged.proto, len(small), [*judged.in_float, *left], judged.lost, judged.measure, notes)
+
+
+def _check_count(dataset: Dataset) -> None:
+    if len(dataset) < LEAST:
+        raise DataError(
+            f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
+        )
+
+
+def _judged_by(metric: Asked | None, file: Path, dataset: Dataset, said: Mapping[str, Output]) -> Evaluation | None:
+    """What int8 is judged by in place of the float model's own probabilities, where a metric is asked for."""
+    if metric is None:
+        return None
+    return judge(metric, file, dataset.subset(_halves(len(dataset))[1]), said).evaluation
+
+
+def _halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of so many samples ranges are taken of, and which judge int8."""
+    order = np.random.default_rng(0).permutation(count)
+    return order[: min(CALIBRATION, count // 2)], order[count // 2 :][:JUDGING]
 
 
 def _fold_weights(model: ir.Model, layers: Sequence[Layer]) -> list[str]:
