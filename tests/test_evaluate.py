@@ -281,7 +281,7 @@ def test_the_metrics_of_the_page_run(nets: tuple[Path, Path], tmp_path: Path, mo
 
 
 def test_a_metric_wants_samples(nets: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--metric judges by samples: give --test"):
+    with pytest.raises(UsageError, match="--metric judges by samples: give --test or --data"):
         compress(nets[0], tmp_path / "out.onnx", macs=0.7, metric="top-1")
 
 

@@ -109,6 +109,48 @@ def same_weights(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
 
 
+OWN = """
+import numpy as np
+
+def doubt(outputs, labels):
+    z = outputs["logits"]
+    return -float(np.mean(z[np.arange(len(labels)), labels] - np.log(np.exp(z).sum(axis=1))))
+
+doubt.higher_is_better = False
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_metric_chooses_the_epoch(
+    net: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """By name, for workers import it; of equals the later epoch."""
+    (tmp_path / "own_doubt.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    report = compress(
+        net, tmp_path / "out.onnx", data, metric="own_doubt:doubt", run=tmp_path / "r",
+        train=options(epochs=3, workers=workers),
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    scores = [line["score"] for line in lines]
+    assert [line["metric"] for line in lines] == ["own_doubt:doubt"] * 3 and max(scores) < 0
+    assert report.trained is not None and report.trained.score == max(scores)
+    assert report.trained.epoch == 1 + max(range(3), key=lambda i: (scores[i], i)) and report.trained.correct is None
+
+
+def test_metrics_that_cannot_choose_an_epoch(net: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="its workers take a metric by name"):
+        compress(net, tmp_path / "out.onnx", data, metric=lambda outputs, labels: 1)
+    with pytest.raises(UsageError, match="--metric cosine compares with the teacher: train with --distill above 0"):
+        compress(net, tmp_path / "out.onnx", data, metric="cosine", train=options(distill=0.0))
+    with pytest.raises(DataError, match="cannot be imported"):
+        compress(net, tmp_path / "out.onnx", data, metric="nowhere:f")
+    report = compress(
+        net, tmp_path / "out.onnx", data, metric="cosine", train=options(epochs=1, distill=1.0, labels=0.0)
+    )
+    assert report.trained is not None and 0 < report.trained.score <= 1
+
+
 def test_gradients_and_statistics_against_finite_differences() -> None:
     """Every rewrite included; the reference is onnx's own evaluator in float64."""
     done = subprocess.run(

@@ -161,7 +161,7 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
         said = read_said(job.network.output_kinds)
         evaluation = _evaluation(job, source, samples, tested, said)
         staging = stack.enter_context(Staging(place, original))
-        session = _training_run(job, source, original, folder)
+        session = _training_run(job, source, original, folder, said)
         if session is not None:
             stack.enter_context(session)
         feeds, verified_on = _feeds(job, source, original, tested, samples, session)
@@ -238,7 +238,9 @@ def _judge(
     return judge(AGREEMENT if job.goal.max_drop is None else job.goal.metric, source, samples.held_out, said)
 
 
-def _training_run(job: Job, source: Path, original: ir.Model, folder: Path | None) -> TrainingRun | None:
+def _training_run(
+    job: Job, source: Path, original: ir.Model, folder: Path | None, said: Mapping[str, Output]
+) -> TrainingRun | None:
     if job.training is None or job.data is None or folder is None:
         return None
     from trp_onnx.training.run import TrainingRun
@@ -248,6 +250,7 @@ def _training_run(job: Job, source: Path, original: ir.Model, folder: Path | Non
         folder, job.data, job.network.preprocessing, training.options,
         source if training.teacher is None else Path(training.teacher),
         resume=training.resume, keep=training.run is not None, inputs=inputs_of(original),
+        metric=job.goal.metric if isinstance(job.goal.metric, str) else None, said=said,
     )  # fmt: skip
 
 

@@ -37,8 +37,10 @@ class Job:
         trained, goal = self.training is not None, self.goal
         if (trained or goal.max_drop is not None or self.search.plan_by == "outputs") and self.data is None:
             raise UsageError("training, --max-drop and planning by outputs need data: give --data")
-        if goal.metric is not None and self.test is None and (self.data is None or trained):
-            raise UsageError("--metric judges by samples: give --test, or --data without --train")
+        if goal.metric is not None and self.test is None and self.data is None:
+            raise UsageError("--metric judges by samples: give --test or --data")
+        if trained and not isinstance(goal.metric, str | None):
+            raise UsageError("training: its workers take a metric by name, 'top-1' or 'pkg.module:function'")
         if self.search.asymmetric and (trained or self.data is None):
             raise UsageError("--asymmetric fits factors to --data, without --train")
         if trained and goal.max_drop is not None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from trp_onnx.evaluation.outputs import Output
 from trp_onnx.files.documents import plain
 from trp_onnx.training.batches import DataSource
 from trp_onnx.training.losses import OutputLoss
@@ -43,6 +44,23 @@ _FREE = ("workers", "checkpoint_seconds")
 
 
 @dataclass(frozen=True)
+class ChosenBy:
+    """What the best epoch is chosen by, where that is a metric.
+
+    Attributes:
+        metric: Its name, or "pkg.module:function", which every worker imports.
+        outputs: What each output is.
+        samples: Held-out samples.
+        data: What they are called in messages.
+    """
+
+    metric: str
+    outputs: dict[str, Output]
+    samples: int
+    data: str
+
+
+@dataclass(frozen=True)
 class Job:
     """A training run, in JSON values and names of the model's tensors.
 
@@ -56,6 +74,7 @@ class Job:
         projection: What is projected.
         data: Where the samples come from.
         teacher: Whether teacher.onnx is there.
+        chosen_by: The metric that chooses the best epoch; accuracy or the distance to the teacher where not given.
     """
 
     options: TrainingOptions
@@ -67,6 +86,7 @@ class Job:
     projection: Projection
     data: DataSource
     teacher: bool
+    chosen_by: ChosenBy | None = None
 
     def to_json(self) -> str:
         """As it stands in job.json."""

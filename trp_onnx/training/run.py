@@ -18,13 +18,14 @@ from trp_onnx.data import Data, Preprocessing, open_data
 from trp_onnx.data.functions import is_function
 from trp_onnx.data.stores import as_arrays
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
-from trp_onnx.evaluation.outputs import ClassLabels, Told
+from trp_onnx.evaluation.evaluation import choose_metric
+from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, output_kinds
 from trp_onnx.files.staging import write_text, written_whole
 from trp_onnx.graph.batching import find_batching
 from trp_onnx.graph.inputs import Inputs, Run, inputs_of
 from trp_onnx.graph.layers import Layer, find_layers, network_macs
 from trp_onnx.graph.model import open_model
-from trp_onnx.graph.session import open_session, run_session
+from trp_onnx.graph.session import Arrays, open_session, run_session
 from trp_onnx.graph.sizes import real_inputs
 from trp_onnx.job import Goal
 from trp_onnx.lowrank.schemes import Rank
@@ -35,7 +36,7 @@ from trp_onnx.progress import note
 from trp_onnx.training.batches import DataSource, open_batches
 from trp_onnx.training.flat import ranks_of, unpack_result
 from trp_onnx.training.isolated_runtime import ensure_runtime
-from trp_onnx.training.job import CHECKPOINT, DATA, FINETUNE, JOB, LOG, MODEL, RESULT, TEACHER, Job
+from trp_onnx.training.job import CHECKPOINT, DATA, FINETUNE, JOB, LOG, MODEL, RESULT, TEACHER, ChosenBy, Job
 from trp_onnx.training.losses import choose_losses, size_of
 from trp_onnx.training.metrics import read_curve
 from trp_onnx.training.options import TrainingOptions
@@ -59,8 +60,9 @@ class Trained:
         epochs: Epochs in all.
         seconds: Wall time of the training, interruptions not counted.
         samples: Held-out samples.
-        score: Accuracy of what was trained, at the ranks; without labels the negative distance to the teacher.
-        correct: Samples that it gets right; None without labels.
+        score: Of what was trained, at the ranks: by the metric, negative where lower is better; without one its
+            accuracy, and without labels the negative distance to the teacher.
+        correct: Samples that it gets right; None without labels, and where a metric chooses.
         written_correct: Samples that the written file gets right.
         curve: Loss, accuracy and part of the MACs after each epoch.
         stays: Why the run directory stays, where it was to be removed.
@@ -166,6 +168,8 @@ class TrainingRun:
         resume: bool,
         keep: bool,
         inputs: Inputs,
+        metric: str | None = None,
+        said: Mapping[str, Output] | None = None,
     ) -> None:
         """Open the data and the run directory, and start the workers.
 
@@ -178,6 +182,8 @@ class TrainingRun:
             resume: Whether a run may be there already.
             keep: Whether the directory stays after success.
             inputs: The model's, which is one.
+            metric: What chooses the best epoch, by name; accuracy or the distance to the teacher where not given.
+            said: What a user says of outputs.
 
         Raises:
             TrainingError: There is a run already, or no training runtime.
@@ -189,7 +195,7 @@ class TrainingRun:
         self._own = RunFolder(folder)
         self._own.check()
         self._options = options
-        self._teacher, self._keep = teacher, keep
+        self._teacher, self._keep, self._metric, self._said = teacher, keep, metric, said or {}
         self._trained: Trained | None = None
         self._named = ""  # the output that labels speak of
         if self._begun() and not resume:
@@ -204,6 +210,8 @@ class TrainingRun:
             self._batches = open_batches(self._source, options)
             first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
             self._x, self._labelled = first.x[:_SAMPLES], first.y is not None
+            chosen = None if metric is None else choose_metric(metric, first.y, self._source.name)
+            self._wants_teacher = chosen is not None and chosen.reference == "original"
             self._supervisor = Supervisor(folder / LOG, options.workers)
         except BaseException:
             self._clean()
@@ -304,15 +312,18 @@ class TrainingRun:
         trainable = make_trainable(model, self._x)
         offset = self._source.preprocessing.label_offset
         labels = ClassLabels.of(self._batches.labels, offset) or (ClassLabels(1) if self._labelled else None)
-        outputs = choose_losses(trainable.model, options, self._labelled, trainable.outputs, Told(labels=labels))
+        outputs = choose_losses(trainable.model, options, self._labelled, trainable.outputs, Told(self._said, labels))
         for output in outputs:
             if output.label_weight:
                 self._named = output.name
                 self._check_labels(size_of(trainable.model, output.name))
         teacher = self._teacher_for(trainable.model) if any(o.distill_weight for o in outputs) else None
+        if teacher is None and self._wants_teacher:
+            raise UsageError(f"--metric {self._metric} compares with the teacher: train with --distill above 0")
         job = Job(
             options, trainable.model.graph.input[0].name, outputs, trainable.parameters, trainable.no_decay,
             trainable.statistics, projection, self._source, teacher is not None,
+            self._chosen_by(trainable.outputs, labels),
         )  # fmt: skip
         for name, proto in ((MODEL, trainable.model), (TEACHER, teacher)):
             if proto is not None:
@@ -326,7 +337,7 @@ class TrainingRun:
             if name not in model.graph.initializers:
                 raise ModelError(f"the trained weight '{name}' has no place in the model: please report it")
             model.graph.initializers[name].const_value = ir.tensor(array.copy(), name=name)
-        samples = sum(len(micro.x) for micro in self._batches.validation(256, 0, 1))
+        samples = self._held_out
         correct = None if state["accuracy"] is None else round(state["accuracy"] * samples)
         before = self._trained.seconds if self._trained is not None else 0.0
         self._trained = Trained(
@@ -334,6 +345,17 @@ class TrainingRun:
             curve=read_curve(folder),
         )  # fmt: skip
         return state
+
+    @property
+    def _held_out(self) -> int:
+        """How many samples are held out."""
+        return sum(len(micro.x) for micro in self._batches.validation(256, 0, 1))
+
+    def _chosen_by(self, outputs: Arrays, labels: ClassLabels | None) -> ChosenBy | None:
+        if self._metric is None:
+            return None
+        kinds = output_kinds(None, outputs, Told(self._said, labels))
+        return ChosenBy(self._metric, kinds, self._held_out, self._source.name)
 
     def _teacher_for(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The teacher, BatchNormalization folded; its outputs are those of the model, each of the same size."""

@@ -177,6 +177,8 @@ def _line(event: dict[str, Any]) -> str:
 def _summary(event: dict[str, Any]) -> str:
     accuracy = event["accuracy"]
     quality = f"validation {accuracy:.2%}" if accuracy is not None else f"distance {-event['score']:.4f}"
+    if event["metric"] is not None:
+        quality = f"score {event['score']:.4g} ({event['metric']})"
     return (
         f"epoch {event['epoch']:3d}/{event['epochs']}  loss {event['loss']:.4f}  {quality}  "
         f"{_macs(event)}{event['seconds']:.0f} s"

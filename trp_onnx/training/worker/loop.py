@@ -36,6 +36,7 @@ from trp_onnx.training.projection import Ranks, project, spectra_of
 from trp_onnx.training.worker.engine import Session, has_cuda, training_graph
 from trp_onnx.training.worker.optimizer import SGD, rate_at
 from trp_onnx.training.worker.rewrites import speed_up
+from trp_onnx.training.worker.validation import score_by
 
 _EXPLOSION = 10.0
 """A loss so many times that of a network that knows nothing is an explosion."""
@@ -218,10 +219,7 @@ class Trainer:
 
     def _targets_for(self, x: np.ndarray) -> dict[str, np.ndarray]:
         assert self._teacher is not None
-        self._teacher.bind_inputs({self._teacher.inputs[0]: x})
-        self._teacher.allocate_outputs(self._teacher.outputs)
-        self._teacher.run()
-        taught = list(self._teacher.fetch().values())
+        taught = list(self._teacher.run_on(x).values())
         found = {}
         for index, output in enumerate(self.job.outputs):
             if output.distill_weight:
@@ -308,27 +306,37 @@ class Trainer:
         self._seconds = before + time.perf_counter() - began
         self._metrics.epoch(
             step=self.step, epoch=epoch + 1, epochs=self.options.epochs, loss=self._loss, score=score,
-            accuracy=accuracy, macs=self.ranks.ratio(), within_budget=within, seconds=round(self._seconds, 2),
+            accuracy=accuracy, metric=None if self.job.chosen_by is None else self.job.chosen_by.metric,
+            macs=self.ranks.ratio(), within_budget=within, seconds=round(self._seconds, 2),
             ranks={t.layer: list(r) for t, r in zip(self.job.projection.targets, self.ranks.current, strict=True)},
             spent={name: round(value, 3) for name, value in self.spent.items()},
         )  # fmt: skip
 
-    def _validate(self, weights: np.ndarray) -> tuple[float, float | None]:
-        """Score of a candidate on the held-out part, and its accuracy where there are labels."""
+    def _candidate(self, weights: np.ndarray) -> Session:
+        """A session of the model with these weights."""
         model = onnx.ModelProto()
         model.CopyFrom(self._inference)
         values = self._parameters.views(weights) | self._statistic_of
         for tensor in model.graph.initializer:
             if tensor.name in values:
                 tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name]), tensor.name))
-        session = Session(model)
+        return Session(model)
+
+    def _validate(self, weights: np.ndarray) -> tuple[float, float | None]:
+        """Score of a candidate on the held-out part, and its accuracy where that is what chooses."""
+        session = self._candidate(weights)
+        if self.job.chosen_by is not None:
+            score = None
+            if self._world.rank == 0:
+                score = score_by(
+                    self.job.chosen_by, self.data.validation(self.options.micro_batch, 0, 1), session.run_on,
+                    None if self._teacher is None else self._teacher.run_on, self.job.data.preprocessing.label_offset,
+                )  # fmt: skip
+            return float(self._world.share(score)), None
         counts = np.zeros(3, np.float64)  # samples, correct, distance to the teacher
         labelled = next((output for output in self.job.outputs if output.label_weight), None)
         for micro in self.data.validation(self.options.micro_batch, self._world.rank, self._world.size):
-            session.bind_inputs({self.job.input: micro.x})
-            session.allocate_outputs(session.outputs)
-            session.run()
-            outputs = list(session.fetch().values())
+            outputs = list(session.run_on(micro.x).values())
             counts[0] += len(micro.x)
             if labelled is not None and micro.y is not None:
                 scores = outputs[self.job.outputs.index(labelled)].reshape(len(micro.x), -1)
