@@ -9,6 +9,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from trp_onnx.graph.inputs import InputSpec, Run, Samples
+
 FLOAT = TensorProto.FLOAT
 
 
@@ -72,6 +74,12 @@ def conv_net(path: Path, channels: int = 16, **attributes: object) -> Path:
         helper.make_node("Gemm", ["f", "wf", "bf"], ["logits"], name="fc", transB=1),
     ]
     return save(model(nodes, [info("x", ["N", 3, 12, 12])], [info("logits", ["N", 10])], w), path)
+
+
+def drawn(**feeds: np.ndarray) -> Samples:
+    """Arrays whose first axis counts samples, as calibration takes them."""
+    inputs = {name: InputSpec(name, None, (None, *array.shape[1:]), 0) for name, array in feeds.items()}
+    return Samples(inputs, [Run(feeds, len(next(iter(feeds.values()))))])
 
 
 def run(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from tests.easy import compress
-from tests.graphs import conv_net, distance, info, initializers, model, rng, run, save, weights
+from tests.graphs import conv_net, distance, drawn, info, initializers, model, rng, run, save, weights
 from trp_onnx.calibration.moments import collect_moments
 from trp_onnx.errors import DataError, UsageError
 from trp_onnx.graph.layers import find_layers
@@ -98,7 +98,7 @@ def test_moments_are_those_of_the_patches(how: str, tmp_path: Path) -> None:
                attributes)  # fmt: skip
     x = (rng().standard_normal((5, 4, 9, 8)) + 3).astype(np.float32)
     opened = open_model(net)
-    (found,) = collect_moments(opened, find_layers(opened), x).values()
+    (found,) = collect_moments(opened, find_layers(opened), drawn(x=x)).values()
     patches = run(cut, {"x": x})[0]
     patches = patches.reshape(5, groups, size, -1).transpose(1, 0, 3, 2).reshape(groups, -1, size)
     np.testing.assert_allclose(found.mean, patches.mean(axis=1), rtol=1e-4, atol=1e-5)
@@ -161,17 +161,17 @@ def test_damage_of_the_last_layer_is_in_proportion_to_its_error(tmp_path: Path) 
     x = rng().standard_normal((64, 4, 16)).astype(np.float32)
     opened = open_model(net)
     layers = find_layers(opened)
-    curves = measure_damage(opened, layers, x, evidence=Evidence(collect_moments(opened, layers, x)))
+    curves = measure_damage(opened, layers, drawn(x=x), evidence=Evidence(collect_moments(opened, layers, drawn(x=x))))
     for error in (0.01, 0.1, 0.5):
         assert curves["last"](error) == pytest.approx(curves["last"](0.1) * error / 0.1, rel=0.02)
         assert error < curves["last"](error) < 3 * error  # of each channel's spread, which is less than its energy
         assert 0.1 * error < curves["first"](error) < 3 * error
-    again = measure_damage(opened, layers, x, evidence=Evidence(collect_moments(opened, layers, x)))
+    again = measure_damage(opened, layers, drawn(x=x), evidence=Evidence(collect_moments(opened, layers, drawn(x=x))))
     assert again["first"](0.1) == curves["first"](0.1)  # from the cache
 
 
-def test_damage_is_the_same_from_a_gate_as_from_the_start(tmp_path: Path) -> None:
-    """A network that never narrows to one value has no gates; one that does gives the same figures."""
+def test_damage_is_the_same_from_a_cut_as_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through one value or a few, and where what flows is too much to be kept."""
     w = {"a": weights(8, 8, 3, 3, seed=1), "b": weights(8, 8, 3, 3, seed=2), "c": weights(8, 8, 3, 3, seed=3)}
     pads = {"pads": [1, 1, 1, 1]}
     nodes = [
@@ -186,19 +186,22 @@ def test_damage_is_the_same_from_a_gate_as_from_the_start(tmp_path: Path) -> Non
     twin = onnx.ModelProto()
     twin.CopyFrom(gated)
     twin.graph.node.append(helper.make_node("Mul", ["y", "zero"], ["none"]))
-    twin.graph.node.append(helper.make_node("Mul", ["x", "none"], ["also"]))  # x lives to the end: no gate
+    twin.graph.node.append(helper.make_node("Mul", ["x", "none"], ["also"]))  # x lives to the end
     twin.graph.node.append(helper.make_node("Add", ["y", "also"], ["z"]))
     twin.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), "zero"))
     twin.graph.output[0].name = "z"
     x = rng().standard_normal((32, 8, 6, 6)).astype(np.float32)
     found = []
-    for name, proto in (("gated", gated), ("twin", twin)):
+    for name, proto, live in (("gated", gated, 8), ("twin", twin, 8), ("twin", twin, 0)):
+        monkeypatch.setattr("trp_onnx.graph.partial_run.LIVE", live)
+        monkeypatch.setenv("TRP_ONNX_CACHE", str(tmp_path / f"cache{live}"))
         opened = open_model(save(proto, tmp_path / f"{name}.onnx"))
         layers = find_layers(opened)
-        moments = collect_moments(opened, layers, x)
-        found.append(measure_damage(opened, layers, x, "spatial", Evidence(moments)))
+        moments = collect_moments(opened, layers, drawn(x=x))
+        found.append(measure_damage(opened, layers, drawn(x=x), "spatial", Evidence(moments)))
     for layer in ("one", "two", "three"):
-        np.testing.assert_allclose(found[0][layer].damages, found[1][layer].damages, rtol=1e-3)
+        for other in found[1:]:
+            np.testing.assert_allclose(found[0][layer].damages, other[layer].damages, rtol=1e-3)
 
 
 def test_what_is_not_observed_is_said(tmp_path: Path) -> None:

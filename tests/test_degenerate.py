@@ -8,7 +8,7 @@ from onnx import helper
 
 import trp_onnx
 from tests.easy import compress
-from tests.graphs import distance, info, initializers, model, rng, run, save, weights
+from tests.graphs import distance, drawn, info, initializers, model, rng, run, save, weights
 from trp_onnx.calibration.moments import collect_moments, moment_bytes
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.layers import find_layers
@@ -128,6 +128,6 @@ def test_moments_of_all_layers_fit_together(tmp_path: Path, monkeypatch: pytest.
     opened = open_model(net)
     layers = find_layers(opened)
     x = rng().standard_normal((64, 8)).astype(np.float32)
-    assert set(collect_moments(opened, layers, x)) == {"first", "second"}
+    assert set(collect_moments(opened, layers, drawn(x=x))) == {"first", "second"}
     monkeypatch.setattr(trp_onnx.calibration.moments, "ALL_BYTES", 4 * (8**2 + 16**2) - 1)
-    assert set(collect_moments(opened, layers, x)) == {"first"}
+    assert set(collect_moments(opened, layers, drawn(x=x))) == {"first"}

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.partial_run import Walk
 from trp_onnx.lowrank.linalg import Array
@@ -41,7 +42,7 @@ def unfolded(model: ir.Model) -> list[ir.Node]:
 def reestimate_statistics(
     model: ir.Model,
     original: onnx.ModelProto,
-    x: np.ndarray,
+    samples: Samples,
     *,
     progress: Callable[[Sequence[ir.Node]], Iterable[ir.Node]] = lambda nodes: nodes,
 ) -> int:
@@ -50,7 +51,7 @@ def reestimate_statistics(
     Args:
         model: Compressed; values between its layers have the names that they have in the original.
         original: Normalised, as it was before.
-        x: (b, ...) samples, as both take them.
+        samples: As both take them.
         progress: Wraps the list of BatchNormalizations.
 
     Returns:
@@ -59,7 +60,7 @@ def reestimate_statistics(
     Raises:
         ModelError: A network does not run on the samples.
     """
-    before, after = Walk(original, x), Walk(to_proto(model), x)
+    before, after = Walk(original, samples), Walk(to_proto(model), samples)
     changed = 0
     for node in progress(unfolded(model)):
         flow, output = node.inputs[0], node.outputs[0].name or ""
@@ -84,8 +85,8 @@ def _statistics(walk: Walk, model: onnx.ModelProto, name: str) -> tuple[Array, A
     """Mean and variance of each channel of a value: (C,) each."""
     count, first, second = 0, np.zeros(()), np.zeros(())
     shift: Array | None = None
-    for batch in walk.run(model, [name]):
-        rows = np.moveaxis(batch[name], 1, -1).astype(np.float64)
+    for values, _ in walk.run(model, [name]):
+        rows = np.moveaxis(values[name], 1, -1).astype(np.float64)
         rows = rows.reshape(-1, rows.shape[-1])
         shift = rows.mean(axis=0) if shift is None else shift
         count, first = count + len(rows), first + (rows - shift).sum(axis=0)

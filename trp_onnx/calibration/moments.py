@@ -14,7 +14,7 @@ difference of large numbers:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_onnx.graph.batching import Batching, find_batching
+from trp_onnx.graph.inputs import Run, Samples
 from trp_onnx.graph.layers import Layer, LayerKey
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.session import Arrays, open_session, run_session
@@ -136,17 +137,17 @@ def _affordable(layers: Sequence[Layer]) -> list[Layer]:
 def collect_moments(
     model: ir.Model,
     layers: Sequence[Layer],
-    x: np.ndarray,
+    samples: Samples,
     *,
-    progress: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = lambda batches: batches,
+    progress: Callable[[Sequence[Run]], Iterable[Run]] = lambda runs: runs,
 ) -> dict[str, Moments]:
     """Run the samples, and take the moments of what every layer sees.
 
     Args:
-        model: Normalised, with one input; not changed.
+        model: Normalised; not changed.
         layers: Its layers.
-        x: (b, ...) samples, as the model takes them.
-        progress: Wraps the list of batches.
+        samples: As the model takes them.
+        progress: Wraps the list of runs.
 
     Returns:
         Moments by the layer's name; layers that share a weight share them. Layers that are not `observable` have
@@ -157,21 +158,20 @@ def collect_moments(
     """
     seen = _affordable([layer for layer in layers if observable(layer)])
     flows = {layer.name: flow_of(layer) for layer in seen}
-    given = model.graph.inputs[0].name or ""
     proto = to_proto(model)
-    batching = find_batching(open_session(proto), {given: x})
-    session = open_session(with_outputs(proto, sorted(set(flows.values()) - {given})))
+    batching = find_batching(open_session(proto), samples.longest, samples.inputs)
+    session = open_session(with_outputs(proto, sorted(set(flows.values()) - set(samples.inputs))))
     sums = {layer.key: Sums() for layer in seen}
     sharing: dict[LayerKey, list[Layer]] = {key: [] for key in sums}
     for layer in seen:
         sharing[layer.key].append(layer)
     positions = {key: np.random.default_rng([*sharing[key][0].name.encode()]) for key in sums}
-    for batch in progress(_batches(session, given, x, batching)):
-        values = run_session(session, {given: batch}) | {given: batch}
+    for run in progress(_runs(session, samples, batching)):
+        values = run.counted(run_session(session, run.feeds) | run.feeds)
 
         def gather(key: LayerKey, values: Arrays = values) -> None:
             for layer in sharing[key]:
-                sums[key].add(patches_of(layer, values[flows[layer.name]], len(x), positions[key]))
+                sums[key].add(patches_of(layer, values[flows[layer.name]], len(samples), positions[key]))
 
         for _ in each(gather, list(sums)):
             pass
@@ -201,13 +201,13 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return model
 
 
-def _batches(session: Any, name: str, x: np.ndarray, batching: Batching) -> list[np.ndarray]:
-    """Samples in pieces whose activations stay within bounds; a fixed batch size is kept to."""
+def _runs(session: Any, samples: Samples, batching: Batching) -> list[Run]:
+    """Samples in runs whose activations stay within bounds; a fixed batch size is kept to."""
     if not batching.fixed and batching.size > 1:
-        one = run_session(session, {name: x[:1]})
+        one = run_session(session, samples.first(1).longest.feeds)
         size = max(1, sum(np.asarray(value).nbytes for value in one.values()))
-        batching = Batching(max(1, min(batching.size, _BATCH_BYTES // size)))
-    return [batching.filled(x[piece]) for piece in batching.pieces(len(x))]
+        batching = replace(batching, size=max(1, min(batching.size, _BATCH_BYTES // size)))
+    return list(batching.split(samples.by_shape()))
 
 
 def patches_of(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:

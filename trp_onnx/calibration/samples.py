@@ -7,7 +7,7 @@ import numpy as np
 from trp_onnx.data import Data, Dataset, Preprocessing, open_data
 from trp_onnx.errors import DataError
 from trp_onnx.evaluation.outputs import ClassLabels
-from trp_onnx.graph.inputs import Inputs
+from trp_onnx.graph.inputs import Inputs, Samples
 from trp_onnx.progress import note
 
 SAMPLES = 512
@@ -17,7 +17,7 @@ JUDGING_SAMPLES, LEAST_JUDGING = 2000, 100
 """Samples of the data that are held out to choose among candidates: at most, and so many that a point can be told."""
 
 
-class Samples:
+class CalibrationSplit:
     """The data that ranks and factors are fitted to; what is held out of it judges candidates where there are any.
 
     Attributes:
@@ -69,16 +69,9 @@ class Samples:
         """What the labels say of the output that they speak of; None where they name no classes."""
         return ClassLabels.of(self.dataset.labels, self.dataset.preprocessing.label_offset)
 
-    def fitting(self) -> np.ndarray:
-        """Samples to fit to, as the model takes them: (b, ...).
-
-        Raises:
-            DataError: The model has several inputs, or the samples differ in size.
-        """
-        runs = self.dataset.take(self._fitting)
-        if len(self.dataset.inputs) != 1 or len(runs) != 1:
-            raise DataError("factors are fitted to samples of equal sizes for a model with one input")
-        return next(iter(runs[0].feeds.values()))
+    def fitting(self) -> Samples:
+        """Samples to fit to."""
+        return Samples(self.dataset.inputs, self.dataset.take(self._fitting))
 
     def unfitted(self, count: int) -> Dataset:
         """At most so many samples that factors were not fitted to; of those they were where there are no others."""

@@ -23,6 +23,7 @@ import onnx_ir as ir
 from trp_onnx.calibration.moments import LAYER_BYTES, Moments, Sums, flow_of, moment_bytes, observable, patches_of
 from trp_onnx.calibration.output_factors import by_outputs
 from trp_onnx.graph.bias import corrects_bias
+from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.partial_run import Walk
@@ -42,7 +43,7 @@ def factorise_in_turn(
     model: ir.Model,
     layers: Sequence[Layer],
     chosen: Mapping[str, tuple[str, Rank]],
-    x: np.ndarray,
+    samples: Samples,
     moments: Mapping[str, Moments],
     keep: Keep = in_memory,
     *,
@@ -53,10 +54,10 @@ def factorise_in_turn(
     """Carry out a plan, each layer fitted behind the ones before it.
 
     Args:
-        model: Normalised, with one input; changed in place.
+        model: Normalised, changed in place.
         layers: Its layers.
         chosen: Scheme name and rank, by layer name.
-        x: (b, ...) samples, as the model takes them.
+        samples: As the model takes them.
         moments: For layers that share a weight, which are fitted once; those not observed go by their weights.
         keep: How to store the factors, see `FactorisePass`.
         input_shapes: Shapes for inputs with dynamic sizes.
@@ -79,7 +80,7 @@ def factorise_in_turn(
     original = to_proto(model)
     factorise = partial(FactorisePass, keep=keep, input_shapes=input_shapes)
     factorise({layer.name: chosen[layer.name] for layer in together}, by_outputs(moments))(model)
-    before, after = Walk(original, x), Walk(original, x)
+    before, after = Walk(original, samples), Walk(original, samples)
     refitted: list[str] = []
     first = next((i for i, layer in enumerate(layers) if layer.name in chosen), len(layers))
     for layer in progress([layer for layer in layers[first:] if layer.name in alone and layer.name not in untouched]):
@@ -88,7 +89,10 @@ def factorise_in_turn(
         after.advance(now, output)
         sums, positions = Sums(), (np.random.default_rng(0), np.random.default_rng(0))
         for pair in zip(before.run(original, [flow]), after.run(now, [flow]), strict=True):
-            patches = [patches_of(layer, v[flow], len(x), r) for v, r in zip(pair, positions, strict=True)]
+            patches = [
+                patches_of(layer, values[flow], len(samples), rng)
+                for (values, _), rng in zip(pair, positions, strict=True)
+            ]
             sums.add(np.concatenate(patches, axis=2))
         if not sums.finite:  # by its weights, or as it is
             factorise({name: chosen[name] for name in (layer.name,) if name in chosen})(model)

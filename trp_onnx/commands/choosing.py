@@ -123,7 +123,7 @@ def _file_of(plan: Plan, work: Workspace, known: Known) -> Iterator[Path]:
     copy, path = work.normal.clone(), work.staging.folder / "candidate.onnx"
     layers = find_layers(copy, work.input_shapes)
     carry_out(
-        plan, copy, layers, known.evidence, known.x,
+        plan, copy, layers, known.evidence, known.samples,
         input_shapes=work.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
     )  # fmt: skip
     CleanUpPass()(copy)

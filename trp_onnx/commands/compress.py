@@ -89,7 +89,7 @@ def compress(
 def _write(work: Workspace, known: Known, choice: Choice) -> None:
     """Carry the plan out, and write the result where it is hidden still."""
     work.notes += carry_out(
-        choice.plan, work.normal, work.layers, known.evidence, known.x, work.staging.keep,
+        choice.plan, work.normal, work.layers, known.evidence, known.samples, work.staging.keep,
         input_shapes=work.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
     )  # fmt: skip
     if work.session is not None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from trp_onnx.calibration.moments import collect_moments
 from trp_onnx.commands.workspace import Workspace
 from trp_onnx.evaluation.outputs import Told
+from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.table import LatencyTable
@@ -27,12 +26,12 @@ class Known:
     Attributes:
         evidence: What options are judged by.
         align: Ranks are multiples of this.
-        x: (b, ...) the samples that factors are fitted to; None without data, and where training takes it.
+        samples: What factors are fitted to; None without data, and where training takes it.
     """
 
     evidence: Evidence
     align: int
-    x: np.ndarray | None = None
+    samples: Samples | None = None
 
 
 def gather(work: Workspace) -> Known:
@@ -51,17 +50,17 @@ def gather(work: Workspace) -> Known:
         work.notes += table.notes
         work.clock.lap("time")
     left = _left(work, table, align)
-    evidence, x = Evidence(table=table, left=left), None
+    evidence, samples = Evidence(table=table, left=left), None
     judged = [layer for layer in work.layers if layer.name not in left]
     if work.samples is not None:
-        x = work.samples.fitting()
-        moments = collect_moments(work.normal, judged, x, progress=lambda batches: track(batches, "moments"))
+        samples = work.samples.fitting()
+        moments = collect_moments(work.normal, judged, samples, progress=lambda runs: track(runs, "moments"))
         evidence = replace(evidence, moments=moments)
         work.clock.lap("moments")
     if _by_damage(work):
-        evidence = _with_damage(work, evidence, judged, x)
+        evidence = _with_damage(work, evidence, judged, samples)
         work.clock.lap("damage")
-    return Known(evidence, align, x)
+    return Known(evidence, align, samples)
 
 
 def time_layers(work: Workspace) -> LatencyTable:
@@ -87,13 +86,13 @@ def _left(work: Workspace, table: LatencyTable | None, align: int) -> frozenset[
     return left_by_budgets(work.layers, table, rules=job.goal.rules, scheme=job.search.scheme, align=align)
 
 
-def _with_damage(work: Workspace, evidence: Evidence, layers: Sequence[Layer], x: np.ndarray | None) -> Evidence:
-    seen = work.session.samples(DAMAGE_SAMPLES) if work.session is not None else x
+def _with_damage(work: Workspace, evidence: Evidence, layers: Sequence[Layer], samples: Samples | None) -> Evidence:
+    seen = work.session.samples(DAMAGE_SAMPLES) if work.session is not None else samples
     assert seen is not None  # planning by outputs needs data
     damage = measure_damage(
         work.normal,
         layers,
-        seen[:DAMAGE_SAMPLES],
+        seen.first(DAMAGE_SAMPLES),
         work.job.search.scheme,
         evidence,
         told=Told(work.said, work.samples.labels if work.samples is not None else None),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.calibration.samples import Samples
+from trp_onnx.calibration.samples import CalibrationSplit
 from trp_onnx.data import Dataset, open_data
 from trp_onnx.data.feeding import read_inputs
 from trp_onnx.evaluation.built_in import AGREEMENT
@@ -108,7 +108,7 @@ class Workspace:
     expected: Arrays
     verified_on: str
     staging: Staging
-    samples: Samples | None
+    samples: CalibrationSplit | None
     tested: Dataset | None
     said: Mapping[str, Output]
     evaluation: Evaluation | None
@@ -203,18 +203,18 @@ def _read_table(given: LatencyTable | str | PathLike[str] | None) -> LatencyTabl
     return read_table(Path(given)) if isinstance(given, (str, PathLike)) else given
 
 
-def _open_samples(job: Job, original: ir.Model) -> tuple[Samples | None, Dataset | None]:
+def _open_samples(job: Job, original: ir.Model) -> tuple[CalibrationSplit | None, Dataset | None]:
     """What is fitted to, where nothing is trained, and what is tested on."""
     known, preprocessing, dropped = inputs_of(original), job.network.preprocessing, job.goal.max_drop is not None
     samples = None
     if job.data is not None and job.training is None:
-        samples = Samples(job.data, preprocessing, known, holds_out=job.searched or dropped, by_labels=dropped)
+        samples = CalibrationSplit(job.data, preprocessing, known, holds_out=job.searched or dropped, by_labels=dropped)
     tested = None if job.test is None else open_data(job.test, preprocessing).bound(known)
     return samples, tested
 
 
 def _evaluation(
-    job: Job, source: Path, samples: Samples | None, tested: Dataset | None, said: Mapping[str, Output]
+    job: Job, source: Path, samples: CalibrationSplit | None, tested: Dataset | None, said: Mapping[str, Output]
 ) -> Evaluation | None:
     """What both files are measured by: the test samples, else samples that factors are not fitted to."""
     metric = job.goal.metric
@@ -228,7 +228,7 @@ def _evaluation(
 
 
 def _judge(
-    job: Job, source: Path, samples: Samples | None, feeds: Arrays, fed: str, said: Mapping[str, Output]
+    job: Job, source: Path, samples: CalibrationSplit | None, feeds: Arrays, fed: str, said: Mapping[str, Output]
 ) -> Judge | None:
     """What candidates lose by the metric; without a limit that the user gave, of the original's answers."""
     if not job.searched and job.goal.max_drop is None:
@@ -259,7 +259,7 @@ def _feeds(
     source: Path,
     model: ir.Model,
     tested: Dataset | None,
-    samples: Samples | None,
+    samples: CalibrationSplit | None,
     session: TrainingRun | None,
 ) -> tuple[Arrays, str]:
     """Inputs for the comparison: given ones, else samples of the data, else generated."""
@@ -278,8 +278,7 @@ def _feeds(
         if dataset is not None:
             return dataset.take(np.arange(min(count, len(dataset))))[0]
         assert session is not None
-        x = session.samples(count)
-        return Run(dict.fromkeys(known, x), len(x))
+        return session.samples(count).longest
 
     opened = open_session(source, mapped=weight_bytes(model) > MAPPED_FROM)
     batching = find_batching(opened, first(2), known, most=VERIFY_SAMPLES)

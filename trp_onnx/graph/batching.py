@@ -7,7 +7,7 @@ in the graph, outputs whose first axis is not the samples', statistics taken ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,86 +46,58 @@ class Batching:
                 part = part_of(self.inputs, run, piece)
                 yield filled_run(self.inputs, part, self.size) if self.fixed else part
 
-    def filled(self, x: np.ndarray) -> np.ndarray:
-        """A piece, (b, ...), as a run takes it: a short one is filled up with its last sample where it must be."""
-        missing = self.size - len(x) if self.fixed else 0
-        return x if missing <= 0 else np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
-
-    def feeds(self, samples: Mapping[str, np.ndarray]) -> Iterator[tuple[Arrays, int]]:
-        """What each run is fed, and how many of its samples count; `samples` are (n, ...) by input."""
-        for run in self.split([_run(samples)]):
-            yield run.feeds, run.count
-
-
-def _run(samples: Mapping[str, np.ndarray]) -> Run:
-    return Run(dict(samples), len(next(iter(samples.values()))))
-
 
 def find_batching(
-    session: Any,
-    samples: Run | Mapping[str, np.ndarray],
-    inputs: Inputs | None = None,
-    *,
-    most: int = 32,
-    memory: int | None = None,
-) -> Batching:
+    session: Any, run: Run, inputs: Inputs, *, most: int = 32, memory: int | None = None
+) -> Batching:  # fmt: skip
     """Try a model out.
 
     Args:
         session: Of the model, with its own outputs.
-        samples: One at least, of which two are looked at; joined along the first axis where they are arrays alone.
-        inputs: The model's; without, the first axis of each is the batch's.
+        run: Some samples, one at least, of which two are looked at.
+        inputs: The model's.
         most: Samples of a run at most, where the model leaves that open.
         memory: Bytes that the outputs of a run may take.
 
     Raises:
         ModelError: The model runs on no number of samples.
     """
-    known = inputs or {}
-    run = samples if isinstance(samples, Run) else _run(samples)
-    size = next((spec.fixed for spec in known.values() if spec.fixed), None) if known else _declared(session, run)
+    size = next((spec.fixed for spec in inputs.values() if spec.fixed), None)
     if size is not None:
-        return Batching(size, True, known)
-    first, second = (part_of(known, run, slice(at, at + 1)) for at in (0, run.count - 1))
+        return Batching(size, True, inputs)
+    first, second = (part_of(inputs, run, slice(at, at + 1)) for at in (0, run.count - 1))
     try:
         alone = run_session(session, first.feeds)
     except ModelError as error:
-        return _size_of_outputs(session, known, run, error)
+        return _size_of_outputs(session, inputs, run, error)
     try:
-        pair = list(joined_runs(known, [first, second]))
+        pair = list(joined_runs(inputs, [first, second]))
         together = run_session(session, pair[0].feeds)
         mixed = len(pair) > 1 or not _follow(alone, run_session(session, second.feeds), together)
     except ModelError:
         mixed = True
     if mixed:
-        return Batching(1, inputs=known)
+        return Batching(1, inputs=inputs)
     bytes_each = max(1, sum(np.asarray(value).nbytes for value in alone.values()))
-    return Batching(max(1, most if memory is None else min(most, memory // bytes_each)), inputs=known)
+    return Batching(max(1, most if memory is None else min(most, memory // bytes_each)), inputs=inputs)
 
 
-def run_samples(session: Any, samples: Iterable[Run], batching: Batching) -> Arrays:
+def run_samples(session: Any, runs: Iterable[Run], batching: Batching) -> Arrays:
     """Outputs of all samples, one behind the other, whatever the number that goes in at once.
 
     Args:
         session: Of the model.
-        samples: Joined in any way.
+        runs: Of the samples, of any size.
         batching: As `find_batching` found it.
 
     Raises:
         ModelError: It does not run.
     """
     found: dict[str, list[Any]] = {}
-    for run in batching.split(samples):
+    for run in batching.split(runs):
         for name, value in run.counted(run_session(session, run.feeds)).items():
             found.setdefault(name, []).append(value)
     return {name: _joined(values) for name, values in found.items()}
-
-
-def _declared(session: Any, run: Run) -> int | None:
-    for value in session.get_inputs():
-        if value.name in run.feeds and value.shape and _is_size(value.shape[0]):
-            return int(value.shape[0])
-    return None
 
 
 def _is_size(declared: object) -> bool:

@@ -7,7 +7,7 @@ second). An input without one, a sampling rate or a table, is the same for all s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +146,54 @@ class Run:
         if self.filled in (None, self.count):
             return outputs
         return {n: value[: self.count] if value.shape[:1] == (self.filled,) else value for n, value in outputs.items()}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a model, in the order in which they were drawn; neighbours of equal shapes are one run.
+
+    Attributes:
+        inputs: The model's.
+        runs: One at least, none of them filled up.
+    """
+
+    inputs: Inputs
+    runs: Sequence[Run]
+
+    def __len__(self) -> int:
+        return sum(run.count for run in self.runs)
+
+    @property
+    def bytes_each(self) -> int:
+        """What one of them takes."""
+        whole = sum(array.nbytes for run in self.runs for array in run.feeds.values())
+        return max(1, whole // max(1, len(self)))
+
+    def first(self, count: int) -> Samples:
+        """At most so many of them."""
+        found: list[Run] = []
+        for run in self.runs:
+            if count > 0:
+                found.append(part_of(self.inputs, run, slice(0, count)))
+                count -= run.count
+        return Samples(self.inputs, found)
+
+    @property
+    def longest(self) -> Run:
+        """The run of most samples."""
+        return max(self.runs, key=lambda run: run.count)
+
+    def by_shape(self) -> list[Run]:
+        """Those of equal shapes as one run, whatever their order."""
+
+        def shapes(run: Run) -> str:
+            kept = []
+            for name, array in run.feeds.items():
+                axis = axis_in(self.inputs, name, array)
+                kept.append([size for place, size in enumerate(array.shape) if place != axis])
+            return str(kept)
+
+        return list(joined_runs(self.inputs, sorted(self.runs, key=shapes)))
 
 
 def axis_in(inputs: Inputs, name: str, array: np.ndarray) -> int | None:

@@ -1,7 +1,7 @@
-"""Run a network in segments, from gate to gate.
+"""Run a network in segments, from cut to cut.
 
-A *gate* is a place where all that flows through the network is one value. What comes before it can be run once and
-kept, and what changes after it needs only the rest.
+A *cut* is a place where all that flows through the network is one value or a few. What comes before it can be run once
+and kept, and what changes after it needs only the rest.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from trp_onnx.graph.batching import find_batching
+from trp_onnx.graph.inputs import Run, Samples
 from trp_onnx.graph.session import Arrays, open_session, run_session
 
 _BATCH, _BATCH_BYTES = 32, 1 << 20
@@ -20,109 +21,124 @@ _BATCH, _BATCH_BYTES = 32, 1 << 20
 than fits in the caches takes longer."""
 
 _KEPT_BYTES = 512 << 20
-"""What the samples may take at a gate; those where they take more are passed by."""
+"""What the samples may take at a cut; those where they take more are passed by."""
+
+LIVE = 8
+"""Values that a cut goes through at most."""
 
 
 class Walk:
-    """Samples on their way through a network; the model may change behind and before them, its gates stay.
+    """Samples on their way through a network; the model may change behind and before them, its cuts stay.
 
     Attributes:
-        at: The value at which they are: the input, or a gate.
-        x: (b, ...) what they are there.
+        at: The values at which they are: the inputs, or those of a cut.
+        runs: What the samples are there.
     """
 
-    def __init__(self, model: onnx.ModelProto, x: np.ndarray, wanted: Sequence[str] = ()) -> None:
-        """Begin at the input.
+    def __init__(
+        self, model: onnx.ModelProto, samples: Samples, wanted: Sequence[str] = (), *, most: int = _BATCH
+    ) -> None:  # fmt: skip
+        """Begin at the inputs.
 
         Args:
-            model: With one input, a model in one piece.
-            x: (b, ...) samples.
+            model: A model in one piece.
+            samples: As it takes them.
             wanted: Values within the network that are asked for beside its outputs.
+            most: Samples of a run at most, where the model leaves that open.
 
         Raises:
             ModelError: It does not run on them.
         """
-        self.at, self.x = model.graph.input[0].name, x
-        most = max(1, min(_BATCH, _BATCH_BYTES // max(1, x[:1].nbytes)))
-        self._batching = find_batching(open_session(model), {self.at: x}, most=most)
-        self._gates = _gates(model.graph, wanted)
+        self.at = tuple(samples.inputs)
+        most = max(1, min(_BATCH, most, _BATCH_BYTES // samples.bytes_each))
+        batching = find_batching(open_session(model), samples.longest, samples.inputs, most=most)
+        self.runs = list(batching.split(samples.by_shape()))
+        self._cuts = _cuts(model.graph, wanted)
 
     def advance(self, model: onnx.ModelProto, target: str) -> None:
-        """Go to the last gate before the node that makes a value; stay where there is none."""
+        """Go to the last cut before the node that makes a value; stay where there is none."""
         made = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
-        here, there = made.get(self.at, -1), made.get(target, -1)
-        for gate in [name for name in self._gates if here < made[name] < there][::-1]:
-            values = self._values(model, gate)
-            if values is not None:
-                self.at, self.x = gate, np.concatenate(values)
-                return
-            self._gates.remove(gate)
 
-    def _values(self, model: onnx.ModelProto, gate: str) -> list[np.ndarray] | None:
-        """What the samples are at a gate; None where its first axis is not theirs, or they take too much."""
-        values: list[np.ndarray] = []
-        for piece, batch in zip(self._batching.pieces(len(self.x)), self.run(model, [gate]), strict=True):
-            value = batch[gate]
-            count = piece.stop - piece.start
-            if len(value) != count or value.nbytes // count * len(self.x) > _KEPT_BYTES:
+        def place(names: Sequence[str]) -> int:
+            return max(made.get(name, -1) for name in names)
+
+        here, there = place(self.at), made.get(target, -1)
+        for names in [names for names in self._cuts if here < place(names) < there][::-1]:
+            values = self._values(model, names)
+            if values is not None:
+                self.at, self.runs = names, values
+                return
+            self._cuts.remove(names)
+
+    def _values(self, model: onnx.ModelProto, names: Sequence[str]) -> list[Run] | None:
+        """What the samples are at a cut; None where they take too much."""
+        session = open_session(self.rest(model, names))
+        found, size = [], 0
+        for run in self.runs:
+            made = run_session(session, run.feeds)
+            feeds = {name: made[name] if name in made else run.feeds[name] for name in names}
+            size += sum(array.nbytes for array in feeds.values())
+            if size > _KEPT_BYTES:
                 return None
-            values.append(value)
-        return values
+            found.append(Run(feeds, run.count, run.filled))
+        return found
 
     def rest(self, model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> onnx.ModelProto:
         """The part of a network from here to some values, or to its outputs: a copy."""
-        return cut(model, self.at, self.x.dtype, outputs)
+        return part_from(model, {name: self.runs[0].feeds[name].dtype for name in self.at}, outputs)
 
-    def run(self, model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Iterator[Arrays]:
-        """From here to some values, or to the outputs, batch by batch."""
-        if outputs is not None and list(outputs) == [self.at]:
-            return ({self.at: self.x[piece]} for piece in self._batching.pieces(len(self.x)))
-        return self.feed(open_session(self.rest(model, outputs)))
+    def run(self, model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[tuple[Arrays, int]]:
+        """From here to some values, run by run, and how many samples each holds."""
+        if set(outputs) <= set(self.at):
+            return ((run.counted({name: run.feeds[name] for name in outputs}), run.count) for run in self.runs)
+        return self.feed(open_session(self.rest(model, outputs)), outputs)
 
     def feed(
-        self, session: Any, samples: slice = slice(None), others: Mapping[str, np.ndarray] | None = None
-    ) -> Iterator[Arrays]:
-        """Run a session of the rest, batch by batch.
+        self,
+        session: Any,
+        outputs: Sequence[str],
+        runs: slice = slice(None),
+        others: Mapping[str, np.ndarray] | None = None,
+    ) -> Iterator[tuple[Arrays, int]]:
+        """Run a session of the rest, run by run.
 
         Args:
             session: Of what `rest` gave.
-            samples: Which of them.
+            outputs: The values that it was made for.
+            runs: Which of the runs.
             others: Further inputs.
         """
-        for feeds, count in self._batching.feeds({self.at: self.x[samples]}):
-            values = run_session(session, {**feeds, **(others or {})})
-            filled = len(feeds[self.at])
-            yield (
-                values
-                if filled == count
-                else {
-                    name: value[:count] if np.shape(value)[:1] == (filled,) else value for name, value in values.items()
-                }
-            )
+        for run in self.runs[runs]:
+            here = {name: run.feeds[name] for name in outputs if name in run.feeds}
+            yield run.counted(here | run_session(session, {**run.feeds, **(others or {})})), run.count
 
 
-def cut(
-    model: onnx.ModelProto, start: str, dtype: np.dtype[np.generic], outputs: Sequence[str] | None
+def part_from(
+    model: onnx.ModelProto, starts: Mapping[str, np.dtype[Any]], outputs: Sequence[str] | None
 ) -> onnx.ModelProto:
-    """The part of a network from one value to others, or to its outputs: a copy."""
+    """The part of a network from some values to others, or to its outputs: a copy.
+
+    What is asked for and is among those that it starts from is none of its outputs.
+    """
     whole = model.graph
-    kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
     part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     part.graph.name = whole.name
-    given = next((value for value in whole.input if value.name == start), None)
-    part.graph.input.append(given or onnx.helper.make_tensor_value_info(start, kind, None))
-    if outputs is None:
-        part.graph.output.extend(whole.output)
-    else:
-        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)  # the runtime knows their types
+    given = {value.name: value for value in whole.input}
+    wanted = list(whole.output) if outputs is None else [onnx.ValueInfoProto(name=name) for name in outputs]
+    part.graph.output.extend(value for value in wanted if value.name not in starts)  # the runtime knows their types
     needed = {value.name for value in part.graph.output}
     nodes: list[onnx.NodeProto] = []
     for node in reversed(whole.node):
-        if needed.intersection(node.output) and start not in node.output:
+        if needed.difference(starts).intersection(node.output):
             nodes.append(node)
             needed.update(node.input)
             needed.update(_captured(node))
     part.graph.node.extend(reversed(nodes))
+    part.graph.input.extend(
+        given.get(name) or onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(dtype), None)
+        for name, dtype in starts.items()
+        if name in needed
+    )
     part.graph.initializer.extend(tensor for tensor in whole.initializer if tensor.name in needed)
     return part
 
@@ -139,23 +155,22 @@ def _captured(node: onnx.NodeProto) -> set[str]:
     return found
 
 
-def _gates(graph: onnx.GraphProto, wanted: Sequence[str] = ()) -> list[str]:
-    """The gates in running order; none in networks with subgraphs or with several inputs."""
+def _cuts(graph: onnx.GraphProto, wanted: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """The cuts in running order."""
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [value.name for value in graph.input if value.name not in stored]
-    if len(inputs) != 1 or any(_captured(node) for node in graph.node):
-        return []
+    uses = [{*node.input, *_captured(node)} for node in graph.node]
     last: dict[str, int] = {}
-    for i, node in enumerate(graph.node):
-        last |= dict.fromkeys(node.input, i)
+    for i, names in enumerate(uses):
+        last |= dict.fromkeys(names, i)
     last |= dict.fromkeys([*(value.name for value in graph.output), *wanted], len(graph.node))
-    depends, live = set(inputs), set(inputs)
-    gates: list[str] = []
+    depends, live = set(inputs), dict.fromkeys(inputs)
+    cuts: list[tuple[str, ...]] = []
     for i, node in enumerate(graph.node):
-        if depends.intersection(node.input):  # what depends on no input is made again where it is needed
+        if not depends.isdisjoint(uses[i]):  # what depends on no input is made again where it is needed
             depends.update(node.output)
-            live.update(node.output)
-        live = {name for name in live if last.get(name, -1) > i}
-        if len(live) == 1 and live != {inputs[0]} and (not gates or gates[-1] not in live):
-            gates += live
-    return gates
+            live |= dict.fromkeys(node.output)
+        live = {name: None for name in live if last.get(name, -1) > i}
+        if 0 < len(live) <= LIVE and not set(live) <= set(inputs) and (not cuts or cuts[-1] != tuple(live)):
+            cuts.append(tuple(live))
+    return cuts

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.calibration.batch_norm import reestimate_statistics, unfolded
 from trp_onnx.calibration.output_factors import by_outputs
 from trp_onnx.calibration.sequential import factorise_in_turn
+from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.model import to_proto
 from trp_onnx.passes import FactorisePass
@@ -29,7 +29,7 @@ def carry_out(
     model: ir.Model,
     layers: Sequence[Layer],
     evidence: Evidence,
-    x: np.ndarray | None = None,
+    samples: Samples | None = None,
     keep: Keep = in_memory,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -43,10 +43,10 @@ def carry_out(
         model: Normalised.
         layers: Its layers.
         evidence: With the moments that factors are fitted to.
-        x: (b, ...) the samples that they are fitted to, where there are any.
+        samples: What they are fitted to, where there is data.
         keep: How to store the factors, see `FactorisePass`.
         input_shapes: Shapes for inputs with dynamic sizes.
-        asymmetric: Whether each layer makes up for those before it, see `sequential`; needs `x`.
+        asymmetric: Whether each layer makes up for those before it, see `sequential`; needs `samples`.
         untouched: Names of the layers whose weights may not change.
 
     Returns:
@@ -60,9 +60,9 @@ def carry_out(
     def progress(layers: Sequence[Layer]) -> Iterable[Layer]:
         return track(layers, "factorising")
 
-    original = to_proto(model) if x is not None and unfolded(model) else None
-    if asymmetric and x is not None:
-        walking = x[:ASYMMETRIC_SAMPLES]
+    original = to_proto(model) if samples is not None and unfolded(model) else None
+    if asymmetric and samples is not None:
+        walking = samples.first(ASYMMETRIC_SAMPLES)
         refitted = factorise_in_turn(
             model, layers, plan.chosen, walking, evidence.moments, keep,
             input_shapes=input_shapes, untouched=untouched, progress=progress,
@@ -75,9 +75,9 @@ def carry_out(
     else:
         fitted = by_outputs(evidence.moments)
         FactorisePass(plan, fitted, keep=keep, input_shapes=input_shapes, progress=progress)(model)
-    if original is not None and x is not None:
+    if original is not None and samples is not None:
         count = reestimate_statistics(
-            model, original, x[:STATISTICS_SAMPLES], progress=lambda nodes: track(nodes, "statistics")
+            model, original, samples.first(STATISTICS_SAMPLES), progress=lambda nodes: track(nodes, "statistics")
         )  # fmt: skip
         if count:
             notes.append(f"{count} BatchNormalizations that cannot be folded got their statistics anew")

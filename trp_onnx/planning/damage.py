@@ -13,7 +13,7 @@ linear in between and through (0, 0). Damages of several layers are added up, wh
 when their output errors are uncorrelated. A few dozen samples do; labels are not needed. Curves are kept in the
 user's cache: a sweep that was stopped goes on where it was.
 
-Before a perturbed layer nothing changes, so a run starts at the last gate before it (see `partial_run`). A layer is
+Before a perturbed layer nothing changes, so a run starts at the last cut before it (see `partial_run`). A layer is
 linear in its weight, so beside it stands a second one with the direction as its weight, and t is an input: one session
 tells all errors. Samples come in pieces: the first gives the shape of a curve, at all errors, the further ones its
 height, at the middle one, until that is clear.
@@ -33,13 +33,14 @@ import onnx_ir as ir
 from trp_onnx.calibration.moments import Moments, mean_error
 from trp_onnx.evaluation.divergence import SURE, Divergence
 from trp_onnx.evaluation.origins import measurable
-from trp_onnx.evaluation.outputs import Told, joined, output_kinds
+from trp_onnx.evaluation.outputs import Told, Value, joined, output_kinds
 from trp_onnx.files.cache import Cache
 from trp_onnx.graph.bias import corrects_bias
+from trp_onnx.graph.inputs import Run, Samples
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.partial_run import Walk
-from trp_onnx.graph.session import open_session
+from trp_onnx.graph.session import Arrays, open_session
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.schemes import candidates
 from trp_onnx.planning.curve import DamageCurve
@@ -67,14 +68,14 @@ _SLOPE = 0.01
 _AMOUNT = "trp_onnx/amount"
 """The input that says how far a layer is moved."""
 
-_VERSION = 5
+_VERSION = 6
 """Changes with what the curves mean: older ones in a cache are measured again."""
 
 
 def measure_damage(
     model: ir.Model,
     layers: Sequence[Layer],
-    x: np.ndarray,
+    samples: Samples,
     scheme: str = "auto",
     evidence: Evidence | None = None,
     *,
@@ -84,9 +85,9 @@ def measure_damage(
     """Perturb every layer that can be factorised, one at a time.
 
     Args:
-        model: Normalised, with one input; not changed.
+        model: Normalised; not changed.
         layers: Its layers.
-        x: (b, ...) samples, as the model takes them.
+        samples: As the model takes them.
         scheme: In whose direction the weights move; "auto" takes the first that fits.
         evidence: With the moments of what flows into the layers.
         told: What is known of the outputs, see `output_kinds`.
@@ -100,7 +101,7 @@ def measure_damage(
     """
     evidence, told = evidence or Evidence(), told or Told()
     proto = to_proto(model)
-    cache = Cache("damage", _fingerprint(proto, x, scheme, told))
+    cache = Cache("damage", _fingerprint(proto, samples, scheme, told))
     network: _Network | None = None
     curves: dict[str, DamageCurve] = {}
     groups = sites_of(layers)
@@ -113,7 +114,7 @@ def measure_damage(
     for group in progress(groups):
         known = stored[group[0].name]
         if known is None:
-            network = network or _Network(model, proto, x, told)
+            network = network or _Network(model, proto, samples, told)
             direction = next(directions)
             known = [
                 [0.0, 0.0],
@@ -137,10 +138,14 @@ def _key(layer: Layer, moments: Mapping[str, Moments]) -> str:
     return f"{layer.name} {seen}"
 
 
-def _fingerprint(model: onnx.ModelProto, x: np.ndarray, scheme: str, told: Told) -> str:
+def _fingerprint(model: onnx.ModelProto, samples: Samples, scheme: str, told: Told) -> str:
     """All that the curves depend on."""
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
-    digest.update(np.ascontiguousarray(x).data)
+    for run in samples.runs:
+        for name, array in run.feeds.items():
+            stored = array.astype(str) if array.dtype.hasobject else np.ascontiguousarray(array)
+            digest.update(f"{name} {stored.dtype} {array.shape}".encode())
+            digest.update(stored.tobytes())
     return (
         f"{_VERSION} {digest.hexdigest()} {scheme} {ERRORS} {PIECE} {LEAST} {PIECE_BYTES} {CLEAR} {VAGUE} {SURE} {told}"
     )
@@ -230,18 +235,18 @@ def _relative(step: Array, weight: Array, moment: Array | None) -> float:
 
 
 class _Network:
-    """A network that is run from the last gate before whatever was moved.
+    """A network that is run from the last cut before whatever was moved.
 
     Attributes:
-        pieces: Of the samples.
+        pieces: Of the samples, which are of equal shapes in each: places in the walk's runs.
     """
 
-    def __init__(self, graph: ir.Model, model: onnx.ModelProto, x: np.ndarray, told: Told) -> None:
+    def __init__(self, graph: ir.Model, model: onnx.ModelProto, samples: Samples, told: Told) -> None:
         self._graph, self._model, self._told = graph, model, told
         self._measured = measurable(graph)
-        self._walk = Walk(model, x, self._measured)
-        size = min(PIECE, max(LEAST, PIECE_BYTES // max(1, x[:1].nbytes)))
-        self.pieces = [slice(start, start + size) for start in range(0, len(x), size)]
+        size = min(PIECE, max(LEAST, PIECE_BYTES // samples.bytes_each))
+        self._walk = Walk(model, samples, self._measured, most=size)
+        self.pieces = _pieces(self._walk.runs, size)
         self._divergences: dict[int, Divergence] = {}
 
     def moved(self, group: tuple[Layer, ...], direction: _Direction) -> Callable[[float, slice], float]:
@@ -258,7 +263,7 @@ class _Network:
 
         def damage(amount: float, piece: slice) -> float:
             others = {_AMOUNT: np.asarray(amount, dtype)}
-            return self._divergences[piece.start](joined(self._walk.feed(session, piece, others)))
+            return self._divergences[piece.start](self._outputs(session, piece, others))
 
         return damage
 
@@ -266,9 +271,25 @@ class _Network:
         session = open_session(self._walk.rest(self._model, self._measured))
         kinds = None
         for piece in self.pieces:
-            expected = joined(self._walk.feed(session, piece))
+            expected = self._outputs(session, piece)
             kinds = output_kinds(self._graph, expected, self._told) if kinds is None else kinds
             self._divergences[piece.start] = Divergence(expected, kinds)
+
+    def _outputs(self, session: Any, piece: slice, others: Arrays | None = None) -> dict[str, Value]:
+        found = list(self._walk.feed(session, self._measured, piece, others))
+        return joined([values for values, _ in found], [count for _, count in found])
+
+
+def _pieces(runs: Sequence[Run], size: int) -> list[slice]:
+    """Neighbouring runs of equal shapes, until they have so many samples."""
+    found, start = [], 0
+    for place, run in enumerate(runs, start=1):
+        shapes = [[array.shape for array in near.feeds.values()] for near in (run, *runs[place : place + 1])]
+        whole = sum(each.count for each in runs[start:place]) >= size
+        if whole or place == len(runs) or shapes[0] != shapes[1]:
+            found.append(slice(start, place))
+            start = place
+    return found
 
 
 def _dtype(layer: Layer) -> np.dtype[Any]:

@@ -22,7 +22,7 @@ from trp_onnx.evaluation.evaluation import choose_metric
 from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, output_kinds
 from trp_onnx.files.staging import write_text, written_whole
 from trp_onnx.graph.batching import find_batching
-from trp_onnx.graph.inputs import Inputs, Run, inputs_of
+from trp_onnx.graph.inputs import Inputs, Run, Samples, inputs_of
 from trp_onnx.graph.layers import Layer, find_layers, network_macs
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays, open_session, run_session
@@ -205,7 +205,7 @@ class TrainingRun:
         ensure_runtime()
         self._own.make()
         try:
-            (spec,) = inputs.values()
+            self._inputs, (spec,) = inputs, inputs.values()
             self._source = replace(self._data_source(data, preprocessing), sizes=spec.sizes, input=spec.name)
             self._batches = open_batches(self._source, options)
             first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
@@ -232,9 +232,9 @@ class TrainingRun:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         return DataSource(str(path.resolve()), _digest(path), opened.preprocessing)
 
-    def samples(self, count: int) -> np.ndarray:
-        """Some samples of the training part, model inputs: (b, ...)."""
-        return self._batches.samples(count)
+    def samples(self, count: int) -> Samples:
+        """Some samples of the training part."""
+        return Samples(self._inputs, [self._run_of(self._batches.samples(count))])
 
     def finds_ranks(self, goal: Goal) -> bool:
         """Whether training decides on the ranks, and not the planner before it."""

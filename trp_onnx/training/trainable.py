@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.batching import find_batching
+from trp_onnx.graph.inputs import Run, inputs_of
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.session import Arrays, open_session, relative_error, run_session
@@ -125,12 +126,12 @@ def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
 
 def _fixed_batch(model: onnx.ModelProto, x: np.ndarray) -> int | None:
     """The only batch size that a model runs on, declared or not; None where it is free."""
-    session, feeds = open_session(model), {model.graph.input[0].name: x}
-    batching = find_batching(session, feeds)
+    session, run = open_session(model), Run({model.graph.input[0].name: x}, len(x))
+    batching = find_batching(session, run, inputs_of(ir.from_proto(model)))
     if batching.fixed or batching.size > 1:
         return batching.size if batching.fixed else None
     try:
-        run_session(session, feeds)
+        run_session(session, run.feeds)
     except ModelError:
         return 1
     return None  # samples that are seen together answer differently, but they are
