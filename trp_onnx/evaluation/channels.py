@@ -50,6 +50,7 @@ class Channels:
         return float(np.sqrt(error / square)) if square > 0 else float(error > 0)
 
     @property
+    @np.errstate(over="ignore", invalid="ignore")  # of infinite sums
     def errors(self) -> np.ndarray:
         """Mean square error of each channel over the square of its spread: (C,)."""
         if self._sums is None:
