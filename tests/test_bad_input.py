@@ -279,6 +279,7 @@ def test_images_that_go_in_as_they_are_stored(tmp_path: Path, net: Path) -> None
         ("--config", "layer = [1, 2]", "holds [[layer]] entries: layer[0] takes a table, not 1"),
         ("--training", '[output_weights]\nlogits = "a"', "output_weights takes"),
         ("--training", 'milestones = ["a"]', "milestones[0] takes"),
+        ("--training", 'augment = ["wild"]', "augment[0] is one of crop, flip, resized, color, not 'wild'"),
     ],
 )
 def test_settings_of_the_wrong_kind(tmp_path: Path, net: Path, option: str, text: str, complaint: str) -> None:
@@ -396,6 +397,7 @@ def test_wrong_usage_exits_with_2(tmp_path: Path, net: Path, options: tuple[obje
     [
         ("[[layer]]\nname = 'conv9'\nkeep = true\n", "'conv9' matches no layer"),
         ("[[layer]]\nname = '*'\nrnak = 4\n", "unknown key 'rnak'"),
+        ("[[layer]]\nname = '*'\npattern = 'a'\n", "unknown key 'pattern'; known: name, regex"),
         ("[[layer]]\nkeep = true\n", "either name"),
         ("[[layer]]\nname = '*'\nrank = 4\nratio = 0.5\n", "only one of"),
         ("[[layer]]\nname = 'conv2'\nrank = 0\n", "whole number from 1"),

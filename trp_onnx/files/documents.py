@@ -61,7 +61,7 @@ def converted(values: object, kind: type[T], where: str, error: type[TrpOnnxErro
     known = _hints(kind)  # type: ignore[arg-type]  # types are hashable
     for key in values if isinstance(values, dict) else ():
         if key not in known:
-            raise error(f"{where}: unknown key {brief(key)}; there are {', '.join(sorted(known))}")
+            raise error(f"{where}: unknown key {brief(key)}; known: {', '.join(sorted(known))}")
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as reason:
@@ -110,7 +110,8 @@ def _sentence(reason: msgspec.ValidationError, values: Any, hints: dict[str, Any
         return f"{path}{'.' * bool(path)}{said.split('`')[1]} is missing"
     shown, path = _shown(values, path), path.replace("[*]", "")
     if "enum" in said:
-        return f"{path} is one of {', '.join(_choices(hints.get(path.partition('.')[0])))}{shown}"
+        field = path.partition(".")[0].partition("[")[0]
+        return f"{path} is one of {', '.join(_choices(hints.get(field)))}{shown}"
     found = _REASON.match(said)
     if found is None:
         return f"{path} does not fit: {said.lower()}"

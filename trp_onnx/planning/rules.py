@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trp_onnx.planning.plan import Decision
 
 _TARGETS = ("rank", "ratio", "energy", "vbmf", "keep")
+_KEYS = ("name", "regex", "scheme", *_TARGETS)
 Part = Annotated[float, Meta(ge=0, lt=1)]
 
 
@@ -179,6 +180,9 @@ class _Map:
 
 def _rule(entry: Mapping[str, Any], where: str) -> LayerRule:
     """An entry of the file, with `name` or `regex` for a rule's pattern, and a rank that may be a number."""
+    unknown = next((key for key in entry if key not in _KEYS), None)
+    if unknown is not None:
+        raise UsageError(f"{where}: unknown key {brief(unknown)}; known: {', '.join(_KEYS)}")
     if ("name" in entry) == ("regex" in entry):
         raise UsageError(f"{where}: give either name (a glob) or regex")
     values = {"regex": "regex" in entry} | {key: value for key, value in entry.items() if key not in ("name", "regex")}
