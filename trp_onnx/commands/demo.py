@@ -135,21 +135,16 @@ def _compressed(folder: Path) -> tuple[Report, Report]:
 
 def _as_onnx(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray]) -> ir.Model:
     """Flatten -> (Gemm -> Relu)* -> Gemm; weights (in, out) as scikit-learn keeps them."""
-    image = ir.val("image", ir.DataType.FLOAT, ["batch", 1, 8, 8])
-    nodes = [ir.node("Flatten", [image], name="flatten")]
-    initializers = []
-    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True), 1):
-        pair = [_initializer(f"fc{index}.weight", weight), _initializer(f"fc{index}.bias", bias)]
-        initializers += pair
-        nodes.append(ir.node("Gemm", [nodes[-1].outputs[0], *pair], name=f"fc{index}"))
+    image, tape = ir.val("image", ir.DataType.FLOAT, ["batch", 1, 8, 8]), ir.tape.Tape()
+    flow = tape.op("Flatten", [image], name="flatten")
+    for index, pair in enumerate(zip(weights, biases, strict=True), 1):
+        names = (f"fc{index}.weight", f"fc{index}.bias")
+        stored = [ir.tensor(array.astype(np.float32), name=name) for name, array in zip(names, pair, strict=True)]
+        flow = tape.op("Gemm", [flow, *map(tape.initializer, stored)], name=f"fc{index}")
         if index < len(weights):
-            nodes.append(ir.node("Relu", nodes[-1].outputs, name=f"relu{index}"))
-    flow = nodes[-1].outputs[0]
+            flow = tape.op("Relu", [flow], name=f"relu{index}")
     flow.name, flow.shape, flow.dtype = "logits", ir.Shape(["batch", 10]), ir.DataType.FLOAT
-    graph = ir.Graph([image], [flow], nodes=nodes, initializers=initializers, opset_imports={"": 17}, name="digits")
+    graph = ir.Graph(
+        [image], [flow], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 17}, name="digits"
+    )
     return ir.Model(graph, ir_version=8, producer_name=PRODUCER)
-
-
-def _initializer(name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array.astype(np.float32), name=name)
-    return ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))

@@ -83,7 +83,7 @@ class Place:
 
 def _chain(length: int) -> bytes:
     """So many nodes of next to nothing."""
-    x = ir.Value(name="x", shape=ir.Shape((1, 16)), type=ir.TensorType(ir.DataType.FLOAT))
+    x = ir.val("x", ir.DataType.FLOAT, (1, 16))
     nodes: list[ir.Node] = []
     for _ in range(length):
         nodes.append(ir.node("Sin", [nodes[-1].outputs[0] if nodes else x]))
@@ -242,9 +242,8 @@ def _reference() -> bytes:
     """A convolution that the kernels do at full speed."""
     channels, side = _REFERENCE
     weight = np.random.default_rng(3).standard_normal((channels, channels, 3, 3)).astype(np.float32) / (3 * channels)
-    w = ir.Value(name="w", const_value=ir.tensor(weight, name="w"), shape=ir.Shape(weight.shape))
-    w.type = ir.TensorType(ir.DataType.FLOAT)
-    x = ir.Value(name="reference", shape=ir.Shape((1, channels, side, side)), type=ir.TensorType(ir.DataType.FLOAT))
+    w = ir.tape.Tape().initializer(ir.tensor(weight, name="w"))
+    x = ir.val("reference", ir.DataType.FLOAT, (1, channels, side, side))
     node = ir.node("Conv", [x, w], {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]})
     y = node.outputs[0]
     y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)

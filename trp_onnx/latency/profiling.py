@@ -272,9 +272,8 @@ def _spread(ranks: Sequence[Rank], count: int) -> list[Rank]:
 
 def _measure_step(place: Place) -> int:
     """Channels that cost the same: 32 or 16 or 8 when fewer in the last block are no faster, else 4."""
-    weight = ir.tensor(np.zeros((64, 64, 3, 3), np.float32), name="w")
-    w = ir.Value(name="w", const_value=weight, shape=ir.Shape((64, 64, 3, 3)), type=ir.TensorType(ir.DataType.FLOAT))
-    x = ir.Value(name="x", shape=ir.Shape((1, 64, 28, 28)), type=ir.TensorType(ir.DataType.FLOAT))
+    w = ir.tape.Tape().initializer(ir.tensor(np.zeros((64, 64, 3, 3), np.float32), name="w"))
+    x = ir.val("x", ir.DataType.FLOAT, (1, 64, 28, 28))
     node = ir.node("Conv", [x, w], {"pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}, name="layer")
     node.outputs[0].name = "y"
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
