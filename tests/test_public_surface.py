@@ -18,7 +18,7 @@ PUBLIC = {name: getattr(trp_onnx, name) for name in trp_onnx.__all__}
 COMMANDS = {
     "bench", "compress", "demo", "doctor", "evaluate", "export", "inspect", "profile", "quantize", "setup_training",
 }  # fmt: skip
-OTHERS = {"metric", "open_data", "read_rules", "read_table", "save_table"}
+OTHERS = {"metric", "on_progress", "open_data", "read_rules", "read_table", "save_table"}
 
 
 def test_exported_members() -> None:
