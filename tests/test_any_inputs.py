@@ -331,3 +331,33 @@ def test_given_inputs_take_every_form(tmp_path: Path) -> None:
         assert trp_onnx.bench([net], rounds=2, inputs=data).shapes == shapes
     assert compress(net, tmp_path / "out.onnx", macs=0.7, align=1, inputs=items).verified_on == "the inputs"
     assert cli("export", net, "-o", tmp_path / "app", "--inputs", tmp_path / "i")[0] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"asymmetric": True}], ids=["alone", "in turn"])
+@pytest.mark.parametrize("name", ["text", "speech"])
+def test_networks_with_several_inputs_keep_their_outputs_by_data(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    """The samples hold few words, or sounds of few directions, which the weights alone do not tell."""
+    make, draw, axes = NETS[name]
+    net, samples = make(tmp_path / "net.onnx"), draw(240)
+    if name == "text":
+        samples["input_ids"] %= 6  # of forty words
+    else:
+        samples["input"] = (samples["input"][:, :4] @ rng(9).standard_normal((4, 32))).astype(np.float32)
+    items = [one(samples, axes, i) for i in range(240)]
+    plan = {"macs": 0.6, "align": 1, "scheme": "svd"} | options
+    blind = compress(net, tmp_path / "blind.onnx", macs=0.6, align=1, scheme="svd", inputs=samples)
+    for data in (samples, iter(items), Reader(items)):
+        report = compress(net, tmp_path / "out.onnx", data=data, **plan)
+        assert "of the data given" in report.verified_on
+        assert report.outputs[0].relative_error < 0.6 * blind.outputs[0].relative_error
+
+
+def test_networks_are_compressed_by_samples_of_different_sizes(tmp_path: Path) -> None:
+    net = pooled(tmp_path / "net.onnx")
+    pairs = [(item, answers(net, item)) for item, _ in sized(net)]
+    for options in ({}, {"asymmetric": True}):
+        report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=pairs, test=iter(pairs), **options)
+        assert report.score is not None and report.score.before.value == 100 and report.score.after.value > 70
+        assert 0 < report.macs.after < report.macs.before
