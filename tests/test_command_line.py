@@ -279,3 +279,17 @@ def test_import_and_help_are_fast(arguments: list[str]) -> None:
         subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.5
+
+
+def test_the_summary_names_every_file_that_was_written(net: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    arguments = ("compress", net, "-o", out, "--macs", 0.6, "--align", 4, "--external-data", "yes", "--json")
+    report = run(*arguments, tmp_path / "j.json")
+    document = json.loads((tmp_path / "j.json").read_text())
+    sizes = {entry["file"]: entry["bytes"] for entry in document["files"]}
+    assert sizes == {name: (tmp_path / name).stat().st_size for name in ("out.onnx", "out.onnx.data")}
+    assert (
+        "written to" in report
+        and "out.onnx.data (" in report
+        and sum(sizes.values()) == (document["file_bytes"]["after"])
+    )

@@ -110,26 +110,49 @@ def test_a_kept_layer_keeps_its_int8_bytes(tmp_path: Path) -> None:
     assert "DequantizeLinear" in {node.op_type for node in graphs.nodes_of(out)}
 
 
-def test_weights_that_fit_one_file_go_into_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("asked", "spooled"), [("auto", False), ("auto", True), ("no", False), ("no", True)])
+def test_weights_that_fit_one_file_go_into_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, spooled: bool
+) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(CASES["conv_1d"](), path, save_as_external_data=True, location="m.bin", size_threshold=0)
     out = tmp_path / "out.onnx"
-    report = compress(path, out, macs=0.6, align=1)
+    monkeypatch.setattr("trp_onnx.files.staging.SPOOLED_FROM", 1000 if spooled else 2**30)  # bytes
+    report = compress(path, out, macs=0.6, align=1, external_data=asked)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.onnx", "out.onnx"]
+    assert report.to_dict()["files"] == [{"file": "out.onnx", "bytes": out.stat().st_size}]
     assert report.file_bytes.after == out.stat().st_size
     (y,) = graphs.run(out, {"x": np.ones([1, 24, 33], np.float32)})
     assert np.isfinite(y).all()
 
 
-def test_large_external_data_stays_external(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trp_onnx.files.staging.MAPPED_FROM", 1000)  # bytes, so that a small model is large
+def test_weights_that_do_not_fit_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one file or memory holds go beside it, unless one file is asked for: that is refused."""
+    path, out = graphs.conv_net(tmp_path / "m.onnx"), tmp_path / "out.onnx"
+    monkeypatch.setattr("trp_onnx.files.staging._ONE_FILE", 1000)  # bytes, so that a small model is large
+    with pytest.raises(trp_onnx.OutputError, match=r"cannot be one file.*--external-data yes"):
+        compress(path, out, macs=0.6, align=1, external_data="no")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    for name, value in (("EXTERNAL_FROM", 1000), ("available", lambda: 1000)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"trp_onnx.files.staging.{name}", value)
+            beside = tmp_path / f"{name}.onnx"
+            assert list(compress(path, beside, macs=0.6, align=1).files) == [f"{name}.onnx", f"{name}.onnx.data"]
+    with pytest.raises(trp_onnx.UsageError, match="--external-data is auto, yes or no"):
+        compress(path, out, macs=0.6, external_data="perhaps")
+
+
+@pytest.mark.parametrize("spooled", [False, True])
+def test_weights_go_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spooled: bool) -> None:
+    monkeypatch.setattr("trp_onnx.files.staging.SPOOLED_FROM", 1000 if spooled else 2**30)  # bytes
     path = tmp_path / "m.onnx"
     onnx.save(CASES["conv_1d"](), path, save_as_external_data=True, location="m.bin", size_threshold=0)
     out, data = tmp_path / "out.onnx", tmp_path / "out.onnx.data"
-    report = compress(path, out, macs=0.6, align=1)
+    report = compress(path, out, macs=0.6, align=1, external_data="yes")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.onnx", "out.onnx", "out.onnx.data"]
     assert report.file_bytes.after == out.stat().st_size + data.stat().st_size
     assert any("out.onnx.data" in note for note in report.notes)
+    assert report.files == {file.name: file.stat().st_size for file in (out, data)}
     (y,) = graphs.run(out, {"x": np.ones([1, 24, 33], np.float32)})
     assert np.isfinite(y).all()
 

@@ -111,7 +111,6 @@ def killed_at(last: int, patch: pytest.MonkeyPatch) -> None:
 
 def test_a_kill_between_a_model_and_its_weights(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every step of moving both into place a model stands there with its weights: the old one or the new one."""
-    monkeypatch.setattr("trp_onnx.files.staging.MAPPED_FROM", 1000)  # bytes, so that a small model is large
     source = tmp_path / "in" / "net.onnx"
     source.parent.mkdir()
     onnx.save(onnx.load(net), source, save_as_external_data=True, location="net.bin", size_threshold=0)
@@ -120,7 +119,7 @@ def test_a_kill_between_a_model_and_its_weights(net: Path, tmp_path: Path, monke
     out, x = folder / "out.onnx", {"x": graphs.rng(5).standard_normal((2, 3, 12, 12)).astype(np.float32)}
 
     def write(macs: float) -> None:
-        compress(source, out, macs=macs, align=1, simplify=False)
+        compress(source, out, macs=macs, align=1, simplify=False, external_data="yes")
 
     def given() -> np.ndarray:
         return graphs.run(out, x)[0]

@@ -22,6 +22,7 @@ from trp_onnx.cli.options import (
     LAYERS,
     OUTPUT,
     data_options,
+    external_data_option,
     goal_options,
     inputs_option,
     json_option,
@@ -36,7 +37,7 @@ from trp_onnx.cli.options import (
     training_options,
     where_options,
 )
-from trp_onnx.cli.output import Commands, beside, consoles, show, write_json
+from trp_onnx.cli.output import Commands, beside, show, write_json
 from trp_onnx.cli.signals import answering
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def main() -> None:
         help="From trp-onnx profile; measured here otherwise.")  # fmt: skip
 @training_options
 @option("-o", "--output", "out", group=OUTPUT, type=FILE, help="Where the compressed model goes (MODEL.lowrank.onnx).")
+@external_data_option
 @option("--report", "report_dir", group=OUTPUT, type=FILE, metavar="DIR",
         help="Write a page, report.json and plan.toml there.")  # fmt: skip
 @option("--save-plan", group=OUTPUT, type=FILE, metavar="TOML", help="Write the plan there; --config takes it back.")
@@ -128,9 +130,9 @@ def compress(
             if report_dir is not None:
                 report.save(report_dir, shlex.join(["trp-onnx", *sys.argv[1:]]))
     if json_to != "-":
-        from trp_onnx.report import show_report
+        from trp_onnx.report import report_tables
 
-        show_report(consoles()[0], report, layers=not quiet)
+        show(report_tables(report, layers=not quiet), report.notes, report.warnings)
 
 
 @main.command()
@@ -147,9 +149,9 @@ def inspect(model: Path, inputs: Path | None, input_shapes: Shapes, no_simplify:
         result = run(model, input_shapes=input_shapes, inputs=inputs, simplify=not no_simplify)
         write_json(result.to_dict(), json_to)
     if json_to != "-":
-        from trp_onnx.report import show_inspection
+        from trp_onnx.report import inspection_tables
 
-        show_inspection(consoles()[0], result)
+        show(inspection_tables(result), result.notes)
 
 
 @main.command()
@@ -217,7 +219,7 @@ def bench(models: tuple[Path, ...], json_to: str | None, quiet: bool, **options:
     if json_to != "-":
         from trp_onnx.report import bench_tables
 
-        show(bench_tables(result)[: 1 if quiet else 2], result.notes)
+        show(bench_tables(result, layers=not quiet), result.notes)
 
 
 @main.command()
@@ -240,8 +242,7 @@ def profile(model: Path, out: Path, no_simplify: bool, quiet: bool, **options: A
     if not quiet:
         from trp_onnx.report import latency_tables
 
-        for part in latency_tables(table):
-            consoles()[0].print(part)
+        show(latency_tables(table))
 
 
 @main.command()
@@ -320,9 +321,9 @@ def demo(folder: Path) -> None:
             "fitting a perceptron to scikit-learn's digits, then compressing it, training with projection", err=True
         )
         direct, report = run(folder)
-    from trp_onnx.report import show_report
+    from trp_onnx.report import report_tables
 
-    show_report(consoles()[0], report)
+    show(report_tables(report), report.notes, report.warnings)
     if direct.score is not None and report.score is not None:
         click.echo(
             f"to {report.macs.remaining:.0%} of the MACs without training: {direct.score.after.value:.2f}%; "

@@ -147,6 +147,14 @@ def goal_options(command: Any) -> Any:
     return every(*flags_of(Goal, GOAL, names, without=("rules", "metric"), negatable=False))(command)
 
 
+def external_data_option(command: Any) -> Any:
+    """`--external-data`, a field of `NetworkOptions`."""
+    from trp_onnx.job import NetworkOptions
+
+    others = set(NetworkOptions.__dataclass_fields__) - {"external_data"}
+    return every(*flags_of(NetworkOptions, OUTPUT, without=others))(command)
+
+
 def search_options(command: Any) -> Any:
     """What layers may become: the fields of `SearchSpace`."""
     from trp_onnx.job import SearchSpace

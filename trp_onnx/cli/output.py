@@ -11,25 +11,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from trp_onnx.cli.help import GroupedCommand, GroupedOption
 from trp_onnx.cli.options import OUTPUT
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 _NO_ROOM = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
-
-
-def consoles() -> tuple[Console, Console]:
-    """Results go to stdout, everything else to stderr."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
-    return Console(width=width), Console(stderr=True)
 
 
 class _Lines(logging.Formatter):
@@ -118,15 +107,21 @@ def beside(out: Path) -> Iterator[None]:
         raise OutputError(f"'{out}' was written, its report was not: {str(error).partition(';')[0]}") from error
 
 
-def show(tables: Sequence[Any], notes: Sequence[str]) -> None:
-    """Print tables and what a reader should know."""
+def show(parts: Sequence[Any], notes: Sequence[str] = (), warnings: Sequence[str] = ()) -> None:
+    """Print a result to stdout: its tables, and what a reader should know.
+
+    They are as wide as the terminal, or as COLUMNS says; where neither is known, in a pipe, 80 columns.
+    """
+    from rich.console import Console
+
     from trp_onnx.printable import message
 
-    console = consoles()[0]
-    for table in tables:
-        console.print(table)
-    for note in notes:
-        console.print(f"note: {message(note)}", style="yellow", highlight=False, markup=False)
+    console = Console()
+    for part in parts:
+        console.print(part)
+    for kind, lines, style in (("warning", warnings, "bold red"), ("note", notes, "yellow")):
+        for line in lines:
+            console.print(f"{kind}: {message(line)}", style=style, highlight=False, markup=False)
 
 
 def write_json(document: dict[str, Any], target: str | None) -> None:

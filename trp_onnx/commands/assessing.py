@@ -11,7 +11,7 @@ from trp_onnx.errors import TargetError
 from trp_onnx.evaluation.metric import Scores
 from trp_onnx.evaluation.outputs import Told
 from trp_onnx.evaluation.verify import verify
-from trp_onnx.graph.model import count_parameters, file_bytes
+from trp_onnx.graph.model import count_parameters, external_files, file_bytes
 from trp_onnx.latency.measured import Latency, realise
 from trp_onnx.planning import Plan
 from trp_onnx.planning.plan import notes_on_growth
@@ -44,6 +44,7 @@ def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spe
         macs=Size(plan.macs_before, plan.macs_after, plan.unknown),
         parameters=Size(count_parameters(work.original), count_parameters(written)),
         file_bytes=sizes,
+        files={} if work.in_memory else {file.name: file.stat().st_size for file in (path, *external_files(path))},
         outputs=tuple(errors),
         verified_on=work.verified_on,
         layers=plan.decisions,

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from trp_onnx.files.paths import guard
 from trp_onnx.files.staging import Staging, files_of
 from trp_onnx.graph.model import open_model
+from trp_onnx.job.network import ExternalData
 from trp_onnx.planning import Plan
 from trp_onnx.report import Report
 
@@ -39,8 +40,12 @@ class Compressed:
             ir.external_data.load_to_model(model)
         return cls(model, plan, report, None if in_memory else path)
 
-    def save(self, out: str | PathLike[str]) -> Path:
+    def save(self, out: str | PathLike[str], external_data: ExternalData = "auto") -> Path:
         """Write the network to a file, whole or not at all.
+
+        Args:
+            out: The file.
+            external_data: Whether weights go into a file beside it, see `NetworkOptions`.
 
         Raises:
             UsageError: The place is the network's own file.
@@ -48,7 +53,7 @@ class Compressed:
         """
         path = Path(out)
         guard(writes=files_of(path), reads=[self.path])
-        with Staging(path, self.model) as staging:
+        with Staging(path, self.model, external_data) as staging:
             staging.save(self.model.clone())
             staging.publish()
         return path

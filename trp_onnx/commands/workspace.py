@@ -50,6 +50,9 @@ VERIFY_SAMPLES = 16
 SCORED_SAMPLES = 64
 """Samples of the data on which both files are measured, where there are no test samples."""
 
+IN_MEMORY = "in memory"
+"""What a report calls the place of a result without a file."""
+
 
 class Clock:
     """Wall seconds of each phase.
@@ -119,6 +122,11 @@ class Workspace:
     clock: Clock = field(default_factory=Clock)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the result stays in memory."""
+        return self.names[1] == IN_MEMORY
+
+    @property
     def untouched(self) -> set[str]:
         """Names of the layers that the map keeps as they are."""
         rules = self.job.goal.rules
@@ -160,7 +168,7 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
             check_trainable(original, job.training.options)
         said = read_said(job.network.output_kinds)
         evaluation = _evaluation(job, source, samples, tested, said)
-        staging = stack.enter_context(Staging(place, original))
+        staging = stack.enter_context(Staging(place, original, job.network.external_data))
         session = _training_run(job, source, original, folder, said)
         if session is not None:
             stack.enter_context(session)
@@ -176,7 +184,7 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
         )
         layers = find_layers(normal, shapes)
         clock.lap("normalise")
-        names = shown(model), "in memory" if out is None else str(out)
+        names = shown(model), IN_MEMORY if out is None else str(out)
         yield Workspace(
             job, names, source, original, normal, layers, shapes, feeds, expected, verified_on, staging, samples,
             tested, said, evaluation, judge, session, table, notes, clock,

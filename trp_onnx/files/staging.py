@@ -31,16 +31,25 @@ from typing import TYPE_CHECKING, BinaryIO
 from trp_onnx.errors import ModelError, OutputError
 from trp_onnx.files.paths import cannot_write, is_ours, reason
 from trp_onnx.process.interrupts import held_back
+from trp_onnx.process.memory import SHARE, available
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+    from trp_onnx.job.network import ExternalData
+
 EXTERNAL_FROM = 1536 * 2**20
 """Bytes of weights from which they go into a file of their own; protobuf ends at 2 GiB."""
 
-MAPPED_FROM = 256 * 2**20
-"""The same where the input keeps its weights in such a file: these are not read into memory."""
+SPOOLED_FROM = 256 * 2**20
+"""Bytes of weights from which new ones are kept on disk, where the input keeps its own in another file."""
+
+_ONE_FILE = 2**31 - 2**24
+"""Bytes of weights that one file holds at most, with room for its graph."""
+
+_COPIES = 3
+"""How often weights stand in memory while one file is written: as they are, as protobuf, as bytes."""
 
 _LONGEST = 120  # bytes of a hidden name that are NAME's
 
@@ -146,12 +155,13 @@ class Staging:
         data: Its weights, where they are too many for one file.
     """
 
-    def __init__(self, out: Path, model: ir.Model) -> None:
+    def __init__(self, out: Path, model: ir.Model, external_data: ExternalData = "auto") -> None:
         """Choose the folder; entering makes it.
 
         Args:
             out: Where the result shall be; the guard of `paths` has let it pass, and `files_of(out)`.
-            model: The opened input; where large weights have a file of their own, so have the result's.
+            model: The opened input.
+            external_data: Whether weights go beside the model, see `NetworkOptions`.
         """
         from trp_onnx.graph.model import has_external_data, weight_bytes
 
@@ -161,7 +171,8 @@ class Staging:
         self._old = _weights_of(out)
         free = next(path for path in files_of(out)[1:] if path not in self._old)
         self.data = self.folder / free.name
-        self.external = has_external_data(model) and weight_bytes(model) > MAPPED_FROM
+        self._external_data = external_data
+        self._spools = has_external_data(model) and weight_bytes(model) > SPOOLED_FROM
         self._spool = self.folder / f"{out.name}.f"
 
     def keep(self, name: str, array: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
@@ -174,7 +185,7 @@ class Staging:
         import onnx_ir as ir
 
         array = np.ascontiguousarray(array, dtype=dtype.numpy())
-        if not self.external:
+        if not self._spools:
             return ir.tensor(array, name=name)
         try:
             with self._spool.open("ab") as file:
@@ -188,16 +199,14 @@ class Staging:
         )  # fmt: skip
 
     def save(self, model: ir.Model) -> None:
-        """Write the model into the folder; weights that are too many for one file go beside it.
+        """Write the model into the folder, its weights beside it where they are to be there.
 
         Raises:
-            OutputError: The disk is full, or any other failure to write.
+            OutputError: One file is asked for and does not hold them, the disk is full, or any other failure to write.
         """
         import onnx_ir as ir
 
-        from trp_onnx.graph.model import weight_bytes
-
-        external = self.external or weight_bytes(model) > EXTERNAL_FROM
+        external = self._goes_beside(model)
         if not external:
             ir.external_data.load_to_model(model)
         try:
@@ -205,6 +214,24 @@ class Staging:
             self._spool.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(self.out, error) from error
+
+    def _goes_beside(self, model: ir.Model) -> bool:
+        """Whether the weights get a file of their own: as asked for, else where one file or memory does not hold them.
+
+        Raises:
+            OutputError: One file is asked for, and they are too many.
+        """
+        from trp_onnx.graph.model import weight_bytes
+
+        size = weight_bytes(model)
+        if self._external_data == "auto":
+            return size > EXTERNAL_FROM or _COPIES * size > SHARE * available()
+        if self._external_data == "no" and size > _ONE_FILE:
+            raise OutputError(
+                f"'{self.out}' cannot be one file: its weights take {size / 2**30:.1f} GiB, and protobuf ends at 2; "
+                "--external-data yes puts them beside it"
+            )
+        return self._external_data == "yes"
 
     def publish(self) -> None:
         """Move the result into place; the weights of the one that was there go if that was ours.

@@ -5,7 +5,7 @@ from trp_onnx.report.document import Report, Size
 from trp_onnx.report.edge import export_tables, quantized_tables
 from trp_onnx.report.page import check_page, render_page
 from trp_onnx.report.spectra import spectra_of
-from trp_onnx.report.tables import bench_tables, latency_tables, show_inspection, show_report
+from trp_onnx.report.tables import bench_tables, inspection_tables, latency_tables, report_tables
 
 __all__ = [
     "Report",
@@ -14,10 +14,10 @@ __all__ = [
     "bench_tables",
     "check_page",
     "export_tables",
+    "inspection_tables",
     "latency_tables",
     "quantized_tables",
     "render_page",
-    "show_inspection",
-    "show_report",
+    "report_tables",
     "spectra_of",
 ]

@@ -19,7 +19,7 @@ from trp_onnx.latency.measured import Latency
 from trp_onnx.planning import Candidate, Decision
 from trp_onnx.planning.rules import plan_to_toml
 from trp_onnx.printable import printable
-from trp_onnx.report.rows import Row, as_html, as_text, si
+from trp_onnx.report.rows import Row, as_html, as_text, in_bytes, si
 from trp_onnx.report.spectra import Spectrum
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Report(Document):
         macs: Multiply-accumulates of one run of the network.
         parameters: Entries of all float tensors.
         file_bytes: Size of the file with its external data.
+        files: The files that were written, and the bytes of each; none where the result is in memory.
         outputs: How far each output moved on the verification inputs.
         verified_on: What those inputs were.
         layers: A decision for every layer.
@@ -91,6 +92,7 @@ class Report(Document):
     outputs: tuple[OutputDifference, ...]
     verified_on: str
     layers: tuple[Decision, ...]
+    files: dict[str, int] = field(default_factory=dict)
     score: Scores | None = None
     limit: Scores | None = None
     align: int = 1
@@ -123,6 +125,13 @@ class Report(Document):
         rows.append(self.score_row())
         return rows
 
+    @property
+    def written_to(self) -> str:
+        """A clause: where the result is, with all its files and their sizes."""
+        folder = Path(self.output).parent
+        files = [f"{folder / name} ({in_bytes(size)})" for name, size in self.files.items()]
+        return f"written to {' and '.join(files) or self.output}"
+
     @staticmethod
     def latency_row(latency: Latency) -> Row:
         """Time as it was measured, else as it is predicted."""
@@ -150,6 +159,7 @@ class Report(Document):
             "macs": self.macs.to_dict(),
             "parameters": self.parameters.to_dict(),
             "file_bytes": self.file_bytes.to_dict(),
+            "files": [{"file": name, "bytes": size} for name, size in self.files.items()],
             "verified_on": self.verified_on,
             "outputs": plain(self.outputs),
             "align": self.align,

@@ -26,6 +26,11 @@ def si(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def in_bytes(value: int) -> str:
+    """A size for people: 1.23 MB."""
+    return f"{si(value)}B" if value >= 1e3 else f"{value} B"
+
+
 def as_text(rows: Sequence[Sequence[str]]) -> str:
     """Rows in columns of one width each, the first from the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

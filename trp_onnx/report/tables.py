@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -15,39 +14,30 @@ from rich.text import Text
 
 from trp_onnx.latency import Bench, LatencyTable
 from trp_onnx.planning import Decision
-from trp_onnx.printable import message, printable
+from trp_onnx.printable import printable
 from trp_onnx.report.document import Report
 from trp_onnx.report.rows import si
 
 if TYPE_CHECKING:
     from trp_onnx.commands.inspect import Inspection
 
+Shown = Table | Text
+
 ENERGIES = (0.90, 0.95, 0.99)
 """Parts of a layer's energy whose rank is shown."""
 
 
-def show_report(console: Console, report: Report, *, layers: bool = True) -> None:
-    """Print what was gained and lost, layer by layer and in all."""
-    if layers:
-        console.print(_layer_table(report.layers))
-    console.print(_summary_table(report))
-    for warning in report.warnings:
-        console.print(f"warning: {message(warning)}", style="bold red", highlight=False, markup=False)
-    _show_notes(console, report.notes)
+def report_tables(report: Report, *, layers: bool = True) -> list[Shown]:
+    """What was gained and lost, layer by layer and in all."""
+    return [*(_layer_table(report.layers) if layers else ()), *_summary_table(report)]
 
 
-def show_inspection(console: Console, inspection: Inspection) -> None:
-    """Print the layers of a model."""
-    console.print(inspection_table(inspection))
-    _show_notes(console, inspection.notes)
+def below(*lines: str) -> list[Shown]:
+    """What stands under a table; a caption would be no wider than that."""
+    return [Text(line, style="dim italic") for line in lines]
 
 
-def _show_notes(console: Console, notes: Sequence[str]) -> None:
-    for note in notes:
-        console.print(f"note: {message(note)}", style="yellow", highlight=False, markup=False)
-
-
-def _layer_table(decisions: tuple[Decision, ...]) -> Table:
+def _layer_table(decisions: tuple[Decision, ...]) -> list[Shown]:
     table = Table(title=None, header_style="bold", box=None, pad_edge=False)
     table.add_column("layer", overflow="fold")
     table.add_column("scheme", no_wrap=True)
@@ -60,16 +50,14 @@ def _layer_table(decisions: tuple[Decision, ...]) -> Table:
         error = f"{d.relative_error:.3f}" if d.scheme else ""
         after = si(d.macs_after) if d.scheme else "="
         table.add_row(plain(name), d.scheme or "kept", rank, si(d.macs_before), after, error, plain(d.reason))
-    if len(decisions) > MOST_ROWS:
-        table.caption, table.caption_justify = _more(len(decisions) - MOST_ROWS), "left"
-    return table
+    return [table, *below(*([_more(len(decisions) - MOST_ROWS)] if len(decisions) > MOST_ROWS else []))]
 
 
 def _more(count: int) -> str:
     return f"and {count} more layers: --json has them all"
 
 
-def _summary_table(report: Report) -> Table:
+def _summary_table(report: Report) -> list[Shown]:
     table = Table(header_style="bold", box=None, pad_edge=False)
     for heading in ("", "before", "after", "ratio"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
@@ -103,9 +91,7 @@ def _summary_table(report: Report) -> Table:
     limit = report.limit
     lost = f"lost: {plain(limit.metric.counted)} on {plain(limit.after.on)}; " if limit is not None else ""
     verified = f"verified on {plain(report.verified_on)}; {sum(report.seconds.values()):.1f} s"
-    table.caption = f"{lost}{verified}\nwritten to {plain(report.output)}"
-    table.caption_justify = "left"
-    return table
+    return [table, *below(f"{lost}{verified}", printable(report.written_to))]
 
 
 class _Name:
@@ -131,7 +117,7 @@ _SHORTEST = 12
 """Cells that a name keeps."""
 
 
-def inspection_table(inspection: Inspection) -> Table:
+def inspection_tables(inspection: Inspection) -> list[Shown]:
     """The layers of a model: cost, spectrum, schemes; a row for each."""
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer")
@@ -169,9 +155,7 @@ def inspection_table(inspection: Inspection) -> Table:
         f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers{_others(inspection)}; 90 %, 95 %, 99 %: the "
         "rank that keeps so much of the energy, dim where that rank costs more than the dense layer; /g: groups"
     )
-    table.caption = "\n".join(map(plain, notes))
-    table.caption_justify = "left"
-    return table
+    return [table, *below(*map(printable, notes))]
 
 
 MOST_ROWS = 1000
@@ -192,7 +176,7 @@ def _others(inspection: Inspection) -> str:
     return f", {part} operators that cannot be factorised ({kinds})"
 
 
-def bench_tables(bench: Bench) -> list[Table]:
+def bench_tables(bench: Bench, *, layers: bool = True) -> list[Shown]:
     """Speed-ups, and where each model spends its time."""
     models = Table(header_style="bold", box=None, pad_edge=False)
     models.add_column("model", overflow="fold")
@@ -207,8 +191,11 @@ def bench_tables(bench: Bench) -> list[Table]:
         )  # fmt: skip
     threads = f"{bench.threads} thread" + ("s" if bench.threads > 1 else "")
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in bench.shapes.items())
-    models.caption = f"{plain(bench.runtime)}; {bench.rounds} interleaved rounds, {threads}, {plain(shapes)}"
-    models.caption_justify = "left"
+    shown = [models, *below(printable(f"{bench.runtime}; {bench.rounds} interleaved rounds, {threads}, {shapes}"))]
+    return [*shown, _layer_times(bench)] if layers else shown
+
+
+def _layer_times(bench: Bench) -> Table:
     layers = Table(header_style="bold", box=None, pad_edge=False)
     layers.add_column("layer", overflow="fold")
     for index, _ in enumerate(bench.contenders):
@@ -217,10 +204,10 @@ def bench_tables(bench: Bench) -> list[Table]:
     for name in sorted(first, key=lambda n: (-first[n], n)):
         cells = [contender.layers.get(name) for contender in bench.contenders]
         layers.add_row(plain(name) or "layout changes", *("" if c is None else f"{c:.4f}" for c in cells))
-    return [models, layers]
+    return layers
 
 
-def latency_tables(table: LatencyTable) -> list[Table]:
+def latency_tables(table: LatencyTable) -> list[Shown]:
     """The layers of a latency table, slowest first, with the ranks that were timed."""
     shown = Table(header_style="bold", box=None, pad_edge=False)
     shown.add_column("layer", overflow="fold")
@@ -235,9 +222,8 @@ def latency_tables(table: LatencyTable) -> list[Table]:
             if knots
         )
         shown.add_row(plain(name), f"{share * table.milliseconds:.3f}", f"{share:.1%}", "; ".join(curves))
-    shown.caption = f"{plain(str(table.target))}; one run {table.milliseconds:.2f} ms; ranks in steps of {table.step}"
-    shown.caption_justify = "left"
-    return [shown]
+    about = f"{table.target}; one run {table.milliseconds:.2f} ms; ranks in steps of {table.step}"
+    return [shown, *below(printable(about))]
 
 
 def plain(text: str) -> str:
