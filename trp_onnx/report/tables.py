@@ -39,28 +39,45 @@ def below(*lines: str) -> list[Shown]:
 
 def _layer_table(decisions: tuple[Decision, ...]) -> list[Shown]:
     table = Table(title=None, header_style="bold", box=None, pad_edge=False)
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer")
     table.add_column("scheme", no_wrap=True)
     for heading in ("rank", "MACs before", "after", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold", style="dim")
+    reasons = _Reasons()
     for d in decisions[:MOST_ROWS]:
-        name = f"{d.name} ({d.role})" if d.role else d.name
         rank = ",".join(map(str, d.rank)) if d.rank else ""
         error = f"{d.relative_error:.3f}" if d.scheme else ""
         after = si(d.macs_after) if d.scheme else "="
-        table.add_row(plain(name), d.scheme or "kept", rank, si(d.macs_before), after, error, plain(d.reason))
-    return [table, *below(*([_more(len(decisions) - MOST_ROWS)] if len(decisions) > MOST_ROWS else []))]
+        scheme = d.scheme or f"kept ({reasons.number(d.reason)})"
+        table.add_row(_Name(d.name, d.role), scheme, rank, si(d.macs_before), after, error)
+    return [table, *below(*_more(len(decisions)), *reasons.lines())]
 
 
-def _more(count: int) -> str:
-    return f"and {count} more layers: --json has them all"
+def _more(count: int) -> list[str]:
+    more = count - MOST_ROWS
+    return [f"and {more} more layers: --json has them all"] if more > 0 else []
+
+
+class _Reasons:
+    """Why layers are not factorised: numbers in the table, sentences below it."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, reason: str) -> int:
+        return self._numbers.setdefault(reason, min(len(self._numbers), _REASONS) + 1)
+
+    def lines(self) -> list[str]:
+        lines = [f"({number}) {printable(reason)}" for reason, number in self._numbers.items()]
+        others = f"({_REASONS + 1}) other reasons: --json has that of every layer"
+        return [*lines[:_REASONS], *([others] if len(lines) > _REASONS else [])]
 
 
 def _summary_table(report: Report) -> list[Shown]:
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for heading in ("", "before", "after", "ratio"):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for heading in ("before", "after", "ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, size in (("MACs", report.macs), ("parameters", report.parameters), ("file bytes", report.file_bytes)):
         label = f"{name}, {size.unknown} nodes unknown" if size.unknown else name
         table.add_row(label, si(size.before), si(size.after), f"{size.remaining:.3f}")
@@ -128,13 +145,12 @@ def inspection_tables(inspection: Inspection) -> list[Shown]:
         table.add_column(f"{energy:.0%}", justify="right", no_wrap=True)
     table.add_column("full", justify="right", no_wrap=True)
     table.add_column("spectrum of", no_wrap=True)
-    reasons: dict[str, int] = {}
+    reasons = _Reasons()
     for view in inspection.layers[:MOST_ROWS]:
         channels = f"{view.channels[0]}>{view.channels[1]}" if view.channels else "-"
         if view.groups > 1:
             channels += f"/{view.groups}"
         ranks = [f"{r}" if view.pays_at_energy[e] else f"[dim]{r}[/]" for e, r in view.rank_at_energy.items()]
-        number = reasons.setdefault(view.reason, min(len(reasons), _REASONS) + 1) if view.reason else 0
         table.add_row(
             _Name(view.name, view.role),
             plain(f"{view.op} {'x'.join(map(str, view.kernel))}".rstrip()),
@@ -143,19 +159,13 @@ def inspection_tables(inspection: Inspection) -> list[Shown]:
             f"{view.share:.1%}" if view.share is not None else "-",
             *(ranks or ["", "", ""]),
             str(view.full_rank or ""),
-            f"- ({number})" if number else view.scheme or "",
+            f"- ({reasons.number(view.reason)})" if view.reason else view.scheme or "",
         )
-    more = len(inspection.layers) - MOST_ROWS
-    notes = [*([_more(more)] if more > 0 else []), *(f"({number}) {reason}" for reason, number in reasons.items())]
-    if len(reasons) > _REASONS:
-        notes[len(notes) - len(reasons) + _REASONS :] = [
-            f"({_REASONS + 1}) other reasons: --json has that of every layer"
-        ]
-    notes.append(
+    about = (
         f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers{_others(inspection)}; 90 %, 95 %, 99 %: the "
         "rank that keeps so much of the energy, dim where that rank costs more than the dense layer; /g: groups"
     )
-    return [table, *below(*map(printable, notes))]
+    return [table, *below(*_more(len(inspection.layers)), *reasons.lines(), printable(about))]
 
 
 MOST_ROWS = 1000
@@ -180,8 +190,9 @@ def bench_tables(bench: Bench, *, layers: bool = True) -> list[Shown]:
     """Speed-ups, and where each model spends its time."""
     models = Table(header_style="bold", box=None, pad_edge=False)
     models.add_column("model", overflow="fold")
-    for heading in ("ms", "speed-up", "95 %", "providers"):
+    for heading in ("ms", "speed-up", "95 %"):
         models.add_column(heading, justify="right", no_wrap=True)
+    models.add_column("providers")
     for contender in bench.contenders:
         ratio = contender.ratio
         models.add_row(
@@ -197,13 +208,13 @@ def bench_tables(bench: Bench, *, layers: bool = True) -> list[Shown]:
 
 def _layer_times(bench: Bench) -> Table:
     layers = Table(header_style="bold", box=None, pad_edge=False)
-    layers.add_column("layer", overflow="fold")
-    for index, _ in enumerate(bench.contenders):
-        layers.add_column("ms" if index == 0 else f"ms of model {index + 1}", justify="right", no_wrap=True)
+    layers.add_column("layer")
+    for number in range(1, len(bench.contenders) + 1):
+        layers.add_column("ms" if number == 1 else f"ms, {number}.", justify="right", no_wrap=True)
     first = bench.contenders[0].layers
     for name in sorted(first, key=lambda n: (-first[n], n)):
         cells = [contender.layers.get(name) for contender in bench.contenders]
-        layers.add_row(plain(name) or "layout changes", *("" if c is None else f"{c:.4f}" for c in cells))
+        layers.add_row(_Name(name or "layout changes", ""), *("" if c is None else f"{c:.4f}" for c in cells))
     return layers
 
 
