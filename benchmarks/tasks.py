@@ -5,8 +5,9 @@
     minilm     all-MiniLM-L6-v2, two inputs: Spearman's correlation of cosines with human scores, times 100
 
 Each is asked for speed-ups, and for what `--max-drop` allows by a metric without labels: a point of the lines that are
-read as the original reads them, or 0.01 of the mean cosine. The command runs as that of a user, nothing cached. The
-test samples are run once, on the file that was written; `--out` keeps the files.
+read as the original reads them, or 0.01 of the mean cosine; with layers that are fitted alone, and in turn
+(`--asymmetric`). The command runs as that of a user, nothing cached. The test samples are run once, on the file that
+was written; `--out` keeps the files.
 
     python benchmarks/tasks.py --data DIR --out DIR [crnn] [ppocr_rec] [minilm]
 """
@@ -39,6 +40,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "speedup 1.5": ("--speedup", "1.5"),
     "max-drop": (),
 }
+METHODS = {"alone": (), "in turn": ("--asymmetric",)}
 LIMIT = {
     "crnn": ("--max-drop", "1", "--metric", "tasks:read_alike"),
     "ppocr_rec": ("--max-drop", "1", "--metric", "tasks:read_alike"),
@@ -95,27 +97,30 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--asked", action="append", choices=ASKED, help="only these; may be repeated")
+    parser.add_argument("--method", action="append", choices=METHODS, help="only these; may be repeated")
     parser.add_argument("--again", action="store_true", help="measure rows that there are once more")
     parser.add_argument("nets", nargs="*", default=list(LIMIT))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results = Results("tasks", key=("net", "asked"))
+    results = Results("tasks", key=("net", "asked", "method"))
     for net in arguments.nets:
         for asked in arguments.asked or ASKED:
-            if arguments.again or not results.has(net=net, asked=asked):
-                results.add(measure(net, asked, arguments))
-                print(results.rows[-1], flush=True)
+            for method in arguments.method or METHODS:
+                if arguments.again or not results.has(net=net, asked=asked, method=method):
+                    results.add(measure(net, asked, method, arguments))
+                    print(results.rows[-1], flush=True)
     print(table(results))
 
 
-def measure(net: str, asked: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(net: str, asked: str, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     source, data = (arguments.data / f"{net}{end}" for end in (".onnx", "_cal.npz"))
-    written = arguments.out / f"{net}-{asked.replace(' ', '-')}.onnx"
-    row: dict[str, Any] = {"net": net, "asked": asked}
+    written = arguments.out / f"{net}-{asked}-{method}.onnx".replace(" ", "-")
+    row: dict[str, Any] = {"net": net, "asked": asked, "method": method}
     with tempfile.TemporaryDirectory() as folder:
         document = Path(folder) / "out.json"
-        command = ["compress", source, "-o", written, "--data", data, *(ASKED[asked] or LIMIT[net]), "--json", document]
+        how = (*(ASKED[asked] or LIMIT[net]), *METHODS[method])
+        command = ["compress", source, "-o", written, "--data", data, *how, "--json", document]
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-m", "trp_onnx", *map(str, command), "-q"], cwd=HERE,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -155,12 +160,14 @@ def table(results: Results) -> str:
     rows = []
     for row in results.rows:
         if "refused" in row:
-            rows.append([row["net"], row["asked"], row["refused"], "", "", "", row["seconds"], row["memory_mb"]])
+            rows.append(
+                [row["net"], row["asked"], row["method"], row["refused"], "", "", "", row["seconds"], row["memory_mb"]]
+            )
             continue
         speed = f"{row['measured']:.2f}x ({row['low']:.2f}-{row['high']:.2f})"
-        rows.append([row["net"], row["asked"], row["before"], row["after"], f"{-row['lost']:+.2f}", speed,
-                     row["seconds"], row["memory_mb"]])  # fmt: skip
-    return markdown(("network", "asked", "before", "after", "points", "measured", "seconds", "MB"), rows)
+        rows.append([row["net"], row["asked"], row["method"], row["before"], row["after"], f"{-row['lost']:+.2f}",
+                     speed, row["seconds"], row["memory_mb"]])  # fmt: skip
+    return markdown(("network", "asked", "layers", "before", "after", "points", "measured", "seconds", "MB"), rows)
 
 
 if __name__ == "__main__":
