@@ -121,7 +121,7 @@ def _a_command(made: Try, rng: Rng, built: onnx.ModelProto, folder: Path) -> Non
         made.arguments = ["export", made.model, "-o", "shipped", "--style", style]
         made.outputs, made.written = ("shipped/",), "shipped/m.ort" if style == "fixed" else None
     elif kind == "evaluate":
-        made.arguments = ["evaluate", made.model, "--data", "d.npz"]
+        _evaluate(made, rng, "d.npz")
     elif kind == "bench":
         made.arguments = ["bench", made.model, "--rounds", "1"]
     elif kind == "profile":
@@ -136,6 +136,16 @@ def _a_command(made: Try, rng: Rng, built: onnx.ModelProto, folder: Path) -> Non
         value = one_of(rng, built.graph.input)
         sizes = one_of(rng, ("2,3,12,12", "1,20", "4,20", "1", "1,3,16,16", "5,2,12"))
         made.arguments += ["--input-shape", f"{value.name if value else 'x'}:{sizes}"]
+
+
+def _evaluate(made: Try, rng: Rng, data: str) -> None:
+    """By itself or beside itself, by any metric."""
+    made.arguments = ["evaluate", made.model, "--data", data]
+    if rng.random() < 0.7:
+        made.arguments += ["--against", made.model]
+    if rng.random() < 0.7:
+        metric = one_of(rng, ("top-1", "top-5", "miou", "agreement", "cosine", "snr", "relative-error", "os:getcwd"))
+        made.arguments += ["--metric", str(metric)]
 
 
 # Subjects.
@@ -185,7 +195,7 @@ def another_kind_of_file(made: Try, folder: Path, material: Material, rng: Rng) 
 def _with_data(made: Try, rng: Rng, data: str = "d.npz") -> None:
     how = int(rng.integers(4))
     if how == 0:
-        made.arguments = ["evaluate", made.model, "--data", data]
+        _evaluate(made, rng, data)
     elif how == 1:
         _compress(made, rng, "--data", data)
     elif how == 2:

@@ -42,12 +42,14 @@ class Channels:
         self._sums = self._sums + np.nan_to_num(sums, nan=np.inf, posinf=np.inf, neginf=-np.inf)
 
     @property
+    @np.errstate(over="ignore", invalid="ignore")
     def relative_error(self) -> float:
         """`|y - y'|_2 / |y|_2` of the whole."""
         if self._sums is None:
             return 0.0
         _, square, error = self._sums.sum(axis=1)
-        return float(np.sqrt(error / square)) if square > 0 else float(error > 0)
+        found = float(np.sqrt(error / square)) if square > 0 else float(error > 0)
+        return np.inf if np.isnan(found) else found
 
     @property
     @np.errstate(over="ignore", invalid="ignore")  # of infinite sums
@@ -66,6 +68,7 @@ class Channels:
         return np.asarray(np.nan_to_num(error / spread, nan=np.inf, posinf=np.inf))
 
     @property
+    @np.errstate(over="ignore", invalid="ignore")
     def hidden_error(self) -> float:
         """Error over spread of the channels that are far smaller than the largest; 0 where there are few of them."""
         if self._sums is None or self._sums.shape[1] < 2 or self.places < FEW:
