@@ -206,6 +206,7 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     import onnx_ir as ir
 
     from trp_onnx.data import Preprocessing
+    from trp_onnx.graph.inputs import Run, inputs_of
     from trp_onnx.graph.layers import find_layers
     from trp_onnx.job import Goal
     from trp_onnx.planning import Planner
@@ -223,7 +224,7 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     world = connect()
     model = ir.from_proto(as_onnx(order["net"]))
     rng = np.random.default_rng(0)
-    ready = make_trainable(model, rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    ready = make_trainable(model, Run({"x": rng.standard_normal((2, 3, 32, 32)).astype(np.float32)}, 2))
     projection = Projection()
     if order.get("project"):
         layers = find_layers(model)
@@ -235,9 +236,10 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     np.savez(folder / "x.npz", x=images, y=rng.integers(0, CLASSES, len(images)))
     micro = order["batch"] if not order.get("workers") and not order.get("project") else 64
     options = TrainingOptions(epochs=1000, batch=order["batch"], micro_batch=micro, rate=0.01)
+    source = DataSource(str(folder / "x.npz"), "", Preprocessing(scale=1 / 255), inputs_of(model))
+    loss = OutputLoss("logits", 1, CLASSES, label_weight=1.0)
     job = Job(
-        options, "x", (OutputLoss("logits", True, label_weight=1.0),), ready.parameters, ready.no_decay,
-        ready.statistics, projection, DataSource(str(folder / "x.npz"), 0, Preprocessing(scale=1 / 255)), False,
+        options, (loss,), ready.parameters, ready.no_decay, ready.statistics, projection, source, False,
     )  # fmt: skip
     trainer = loop.Trainer(Files(job.to_json(), ready.model.SerializeToString(), b""), folder, world)
     if order.get("project"):

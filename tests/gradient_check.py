@@ -6,21 +6,34 @@ for each net and tensor the relative error.
 """
 
 import json
+import math
 import sys
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from tests.graphs import info, model, weights
+from trp_onnx.graph.inputs import Run
 from trp_onnx.planning.alignment import simd_block
+from trp_onnx.training.labels import targets_of
 from trp_onnx.training.losses import LABELS, LOSS, OutputLoss, add_loss
 from trp_onnx.training.trainable import make_trainable
 from trp_onnx.training.worker.engine import Session, training_graph
 from trp_onnx.training.worker.rewrites import speed_up
 
 BATCH, CLASSES, STEP = 3, 5, 1e-5
+
+
+class Erf(OpRun):
+    """onnx's own rounds to float32."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray) -> tuple[np.ndarray]:
+        return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
 
 
 def norm(channels: int, prefix: str) -> dict[str, np.ndarray]:
@@ -91,6 +104,44 @@ def matmul_net() -> onnx.ModelProto:
     return model(nodes, [info("x", ["N", 6, 8])], outputs, w)
 
 
+def encoder_net() -> onnx.ModelProto:
+    """Attention under a mask, Gelu; one score a class for each of six tokens."""
+    w = {f"w{part}": weights(8, 8, seed=i) for i, part in enumerate("qkv")}
+    w |= {"w1": weights(8, 12, seed=4), "w2": weights(12, CLASSES, seed=5), "root": np.float32(0.5**0.5),
+          "one": np.float32(1), "far": np.float32(-30), "zero": np.float32(0), "middle": np.array([1])}  # fmt: skip
+    nodes = [
+        *(helper.make_node("MatMul", ["x", f"w{part}"], [part]) for part in "qkv"),
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["s"]),
+        helper.make_node("Cast", ["mask"], ["m"], to=TensorProto.BOOL),
+        helper.make_node("Unsqueeze", ["m", "middle"], ["m3"]),
+        helper.make_node("Where", ["m3", "zero", "far"], ["bias"]),
+        helper.make_node("Add", ["s", "bias"], ["sb"]),
+        helper.make_node("Softmax", ["sb"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["c"]),
+        helper.make_node("MatMul", ["c", "w1"], ["u"]),
+        helper.make_node("Mul", ["u", "root"], ["ur"]),
+        helper.make_node("Erf", ["ur"], ["e"]),
+        helper.make_node("Add", ["e", "one"], ["e1"]),
+        helper.make_node("Mul", ["u", "e1"], ["g"]),
+        helper.make_node("MatMul", ["g", "w2"], ["logits"]),
+    ]
+    inputs = [info("x", ["N", 6, 8]), info("mask", ["N", 6], TensorProto.INT64)]
+    return model(nodes, inputs, [info("logits", ["N", 6, CLASSES])], w)
+
+
+def map_net() -> onnx.ModelProto:
+    """Probabilities of each pixel, classes on the second axis."""
+    w = {"w1": weights(16, 3, 3, 3, seed=1), "w2": weights(CLASSES, 16, 1, 1, seed=2)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["c"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["z"]),
+        helper.make_node("Softmax", ["z"], ["logits"], axis=1),
+    ]
+    return model(nodes, [info("x", ["N", 3, 5, 4])], [info("logits", ["N", CLASSES, 5, 4])], w)
+
+
 def as_double(graph_model: onnx.ModelProto) -> onnx.ModelProto:
     double = onnx.ModelProto()
     double.CopyFrom(graph_model)
@@ -113,15 +164,21 @@ def check(built: onnx.ModelProto, block: int) -> dict[str, float]:
     import onnx_ir as ir
 
     r = np.random.default_rng(0)
-    x = r.standard_normal([BATCH, *(d.dim_value for d in built.graph.input[0].type.tensor_type.shape.dim[1:])])
-    x = x.astype(np.float32)
-    ready = make_trainable(ir.from_proto(built), x)
-    losses = [
-        OutputLoss("logits", True, built.graph.node[-1].op_type == "Softmax", label_weight=0.3, distill_weight=0.7)
-    ]
-    feeds = {"x": x, LABELS: r.integers(0, CLASSES, BATCH), losses[0].target: r.dirichlet(np.ones(CLASSES), BATCH)}
+    sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim[1:]] for v in built.graph.input}
+    given = {"x": r.standard_normal([BATCH, *sizes.pop("x")]).astype(np.float32)}
+    for name, size in sizes.items():  # masks
+        given[name] = (np.arange(BATCH * np.prod(size)) % 4 > 0).astype(int).reshape(BATCH, *size)
+    ready = make_trainable(ir.from_proto(built), Run(given, BATCH))
+    shape = ready.outputs["logits"].shape
+    axis = shape.index(CLASSES)
+    losses = [OutputLoss("logits", axis, CLASSES, built.graph.node[-1].op_type == "Softmax", 0.3, 0.7)]
+    rows = int(np.prod(shape)) // CLASSES
+    labels = r.integers(0, CLASSES, rows)
+    if rows > BATCH:  # one at each place, some of which count for nothing
+        labels = targets_of(np.where(np.arange(rows) % 5 > 1, labels, 255).reshape(BATCH, -1), 0)
+    feeds = given | {LABELS: labels, losses[0].target: r.dirichlet(np.ones(CLASSES), rows)}
     if len(built.graph.output) > 1:
-        losses.append(OutputLoss("seq", False, distill_weight=0.5))
+        losses.append(OutputLoss("seq", distill_weight=0.5))
         feeds[losses[1].target] = r.standard_normal((BATCH, 6, CLASSES))
     feeds = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in feeds.items()}
     with_loss = onnx.ModelProto()
@@ -148,7 +205,7 @@ def check(built: onnx.ModelProto, block: int) -> dict[str, float]:
         moved.CopyFrom(double)
         tensor = next(t for t in moved.graph.initializer if t.name == name)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + shift, name))
-        return ReferenceEvaluator(moved).run(None, wide)
+        return ReferenceEvaluator(moved, new_ops=[Erf]).run(None, wide)
 
     first = reference(ready.parameters[0], 0.0)
     found = {"loss": abs(float(loss) - float(first[0])) / abs(float(first[0]))}
@@ -165,6 +222,6 @@ def check(built: onnx.ModelProto, block: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    nets = {"conv": conv_net, "conv1d": conv1d_net, "matmul": matmul_net}
+    nets = {"conv": conv_net, "conv1d": conv1d_net, "matmul": matmul_net, "encoder": encoder_net, "map": map_net}
     report = {f"{name}-{block}": check(net(), block) for name, net in nets.items() for block in (1, simd_block())}
     json.dump(report, sys.stdout)

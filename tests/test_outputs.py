@@ -16,6 +16,7 @@ from trp_onnx.cli.main import main
 from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.evaluation.divergence import RUINED, agreement, channel_errors, divergence
 from trp_onnx.evaluation.outputs import ClassLabels, Output, OutputKind, Told, output_kinds, read_said
+from trp_onnx.graph.inputs import Run
 from trp_onnx.graph.model import open_model
 from trp_onnx.passes.normalise import normalise
 from trp_onnx.training.losses import OutputLoss, choose_losses
@@ -357,7 +358,7 @@ def head(path: Path, outputs: list[onnx.ValueInfoProto], *last: onnx.NodeProto, 
 
 def losses(net: Path, given: np.ndarray | None, **options: float) -> dict[str, OutputLoss]:
     x = rng().standard_normal((4, 3, 12, 12)).astype(np.float32)
-    ready = make_trainable(normalise(open_model(net)), x)
+    ready = make_trainable(normalise(open_model(net)), Run({"x": x}, len(x)))
     chosen = TrainingOptions(**options)  # type: ignore[arg-type]
     found = choose_losses(ready.model, chosen, given is not None, ready.outputs, Told(labels=ClassLabels.of(given)))
     return {loss.name: loss for loss in found}
@@ -376,7 +377,7 @@ def test_what_training_learns_by_default(tmp_path: Path) -> None:
     assert losses(net, None)["y"].logits and losses(net, None)["y"].probabilities
     net = head(tmp_path / "landmarks.onnx", [info("y", ["N", 5, 2])], gemm, pairs, s=np.array([-1, 5, 2]))
     assert not losses(net, None)["y"].logits
-    with pytest.raises(DataError, match="no output with one score a class: train with --labels 0"):
+    with pytest.raises(DataError, match="no output with one score a class for each label: train with --labels 0"):
         losses(net, labels)
     outputs = [info("f", ["N", 16]), info("y", ["N", 10])]
     both = losses(head(tmp_path / "both.onnx", outputs, gemm, softmax_of), labels)

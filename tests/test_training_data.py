@@ -10,7 +10,10 @@ from tests.graphs import rng
 from trp_onnx.data import Augmentation, Dataset, open_data
 from trp_onnx.data.functions import is_function
 from trp_onnx.errors import DataError
+from trp_onnx.graph.inputs import InputSpec
 from trp_onnx.training.batches import Batches, CallableBatches, prefetch
+
+X = {"x": InputSpec("x", None, None, 0)}
 
 
 def dataset(count: int = 50) -> Dataset:
@@ -35,17 +38,17 @@ def test_batches_depend_on_seed_epoch_and_step_alone() -> None:
     whole = list(batches().epoch(2, 0, 0, 1))
     later = next(iter(batches().epoch(2, 3, 0, 1)))
     for a, b in zip(whole[3], later, strict=True):
-        np.testing.assert_array_equal(a.x, b.x)
-        np.testing.assert_array_equal(a.y, b.y)
+        np.testing.assert_array_equal(a.run.feeds["x"], b.run.feeds["x"])
+        np.testing.assert_array_equal(a.labels, b.labels)
     other = next(iter(batches().epoch(1, 3, 0, 1)))
-    assert not np.array_equal(other[0].x, later[0].x)
+    assert not np.array_equal(other[0].run.feeds["x"], later[0].run.feeds["x"])
 
 
 def test_workers_share_a_batch_without_changing_it() -> None:
     alone = next(iter(batches().epoch(0, 0, 0, 1)))
     shared = [next(iter(batches().epoch(0, 0, rank, 2)))[0] for rank in (0, 1)]
     for a, b in zip(alone, shared, strict=True):
-        np.testing.assert_array_equal(a.x, b.x)
+        np.testing.assert_array_equal(a.run.feeds["x"], b.run.feeds["x"])
     assert sum(micro.part for micro in alone) == 1.0
 
 
@@ -144,10 +147,10 @@ def empty(split: str, epoch: int):  # type: ignore[no-untyped-def]
 
 
 def test_a_function_yields_batches() -> None:
-    made = CallableBatches("tests.test_training_data:two_batches", micro_batch=4)
+    made = CallableBatches("tests.test_training_data:two_batches", X, micro_batch=4)
     assert made.steps == 2 and made.micro_batches == 2
     first = next(iter(made.epoch(0, 0, 0, 1)))
-    assert [len(micro.x) for micro in first] == [3, 3]
+    assert [micro.run.count for micro in first] == [3, 3]
     assert len(list(made.epoch(0, 1, 0, 1))) == 1
 
 
@@ -163,7 +166,7 @@ def test_a_function_yields_batches() -> None:
 )
 def test_functions_that_fail(name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        CallableBatches(name, micro_batch=4)
+        CallableBatches(name, X, micro_batch=4)
 
 
 def test_names_of_functions() -> None:

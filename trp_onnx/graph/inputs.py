@@ -185,15 +185,22 @@ class Samples:
 
     def by_shape(self) -> list[Run]:
         """Those of equal shapes as one run, whatever their order."""
+        return [run for run, _ in self.grouped()]
 
-        def shapes(run: Run) -> str:
-            kept = []
-            for name, array in run.feeds.items():
-                axis = axis_in(self.inputs, name, array)
-                kept.append([size for place, size in enumerate(array.shape) if place != axis])
-            return str(kept)
+    def grouped(self) -> Iterator[tuple[Run, np.ndarray]]:
+        """The same, with the places of the samples that each run holds, (b,)."""
+        starts = np.cumsum([0, *(run.count for run in self.runs)])
+        ordered = sorted(range(len(self.runs)), key=lambda place: self._shapes(self.runs[place].feeds))
+        places = np.concatenate([np.arange(starts[place], starts[place + 1]) for place in ordered])
+        done = 0
+        for run in joined_runs(self.inputs, [self.runs[place] for place in ordered]):
+            yield run, places[done : done + run.count]
+            done += run.count
 
-        return list(joined_runs(self.inputs, sorted(self.runs, key=shapes)))
+    def _shapes(self, feeds: Arrays) -> list[tuple[int, ...]]:
+        """The shapes of one sample."""
+        axes = {name: axis_in(self.inputs, name, array) for name, array in feeds.items()}
+        return [tuple(n for axis, n in enumerate(array.shape) if axis != axes[name]) for name, array in feeds.items()]
 
 
 def axis_in(inputs: Inputs, name: str, array: np.ndarray) -> int | None:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from trp_onnx.data import Augmentation, Dataset, Preprocessing, open_data
+from trp_onnx.data.columns import X
 from trp_onnx.data.dataset import Change
 from trp_onnx.data.functions import is_function, load_function
+from trp_onnx.data.stores import ArrayStore, plain_labels
 from trp_onnx.errors import DataError, TrpOnnxError
-from trp_onnx.graph.inputs import InputSpec
+from trp_onnx.graph.inputs import Inputs, InputSpec, Run, Samples
+from trp_onnx.training.labels import joined, stacked
 from trp_onnx.training.options import TrainingOptions
 
 T = TypeVar("T")
@@ -32,35 +35,40 @@ class DataSource:
         name: Path of a file or folder, or "pkg.module:function".
         digest: To notice other contents: of a file's bytes, of a folder's names and sizes; empty for a function.
         preprocessing: How its samples become inputs.
-        sizes: What the model's one input declares, see `InputSpec`.
-        input: Its name.
+        inputs: The model's, by name.
     """
 
     name: str
     digest: str
     preprocessing: Preprocessing
-    sizes: tuple[int | str | None, ...] | None = None
-    input: str = "x"
-
-    @property
-    def inputs(self) -> dict[str, InputSpec]:
-        """The input, which is float32 and counts samples first."""
-        return {self.input: InputSpec(self.input, None, self.sizes, 0)}
+    inputs: dict[str, InputSpec]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples of one forward pass.
+    """Samples of one forward pass, which are equal in shape.
 
     Attributes:
-        x: (b, ...) float32 model input.
-        y: (b,) int64 labels, or None.
+        run: The samples, as a session takes them.
+        labels: (b, ...), or None.
         part: b / B, its part of the step's batch.
     """
 
-    x: np.ndarray
-    y: np.ndarray | None
+    run: Run
+    labels: np.ndarray | None
     part: float
+
+
+def _take(
+    dataset: Dataset, labels: np.ndarray | None, indices: np.ndarray, batch: int, change: Change | None = None
+) -> list[MicroBatch]:  # fmt: skip
+    """Some samples of a batch of so many, as many at once as are equal in shape."""
+    found = []
+    for run, which in Samples(dataset.inputs, dataset.take(indices, change)).grouped():
+        own = None if labels is None else stacked(labels[indices[which]])
+        feeds = {name: np.asarray(array, order="C") for name, array in run.feeds.items()}  # as they can be bound
+        found.append(MicroBatch(replace(run, feeds=feeds), own, run.count / batch))
+    return found
 
 
 class Batches:
@@ -109,31 +117,26 @@ class Batches:
                 def change(images: np.ndarray, rows: slice, choices: Any = choices, piece: Any = piece) -> np.ndarray:
                     return self._augmentation(images, choices, piece[rows])
 
-                mine.append(self._micro_batch(chosen[piece], len(piece) / len(chosen), change))
+                mine += self._take(chosen[piece], len(chosen), change)
             yield mine
 
-    def _micro_batch(self, indices: np.ndarray, part: float, change: Change | None = None) -> MicroBatch:
-        runs = self._dataset.take(indices, change)
-        if len(runs) > 1:
-            raise DataError(f"the samples of '{self._dataset.source}' differ in size: give --resize and --crop")
-        (x,) = runs[0].feeds.values()
-        labels = self._dataset.labels
-        return MicroBatch(np.ascontiguousarray(x), None if labels is None else labels[indices], part)
+    def _take(self, indices: np.ndarray, batch: int, change: Change | None = None) -> list[MicroBatch]:
+        return _take(self._dataset, self._dataset.labels, indices, batch, change)
 
     def validation(self, size: int, rank: int, ranks: int) -> Iterator[MicroBatch]:
         """This rank's part of the validation samples, as they are."""
         for start in range(rank * size, len(self.held_out), ranks * size):
-            yield self._micro_batch(self.held_out[start : start + size], 1.0)
+            yield from self._take(self.held_out[start : start + size], len(self.held_out))
 
     @property
     def micro_batches(self) -> int:
         """Forward passes of a step."""
         return -(-self._batch // self._micro)
 
-    def samples(self, count: int) -> np.ndarray:
-        """Some samples of the training part as they are, model inputs: (b, ...) with b at most `count`."""
+    def samples(self, count: int) -> Samples:
+        """Some samples of the training part as they are, at most `count`."""
         chosen = np.random.default_rng([self._seed, 0x5A]).permutation(self.training)[:count]
-        return self._micro_batch(chosen, 1.0).x
+        return Samples(self._dataset.inputs, self._dataset.take(chosen))
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -142,66 +145,79 @@ class Batches:
 
 
 class CallableBatches:
-    """Batches that a function of the user's yields: `function(split, epoch)` -> (x, y) or x, model inputs.
+    """Batches that a function of the user's yields: `function(split, epoch)` -> (samples, labels) or samples.
 
-    `split` is "train" or "validation". The same arguments must give the same batches.
+    Samples are an array, or a mapping of an array for each input, as the model takes them. `split` is "train" or
+    "validation". The same arguments must give the same batches.
     """
 
-    def __init__(self, reference: str, *, micro_batch: int) -> None:
+    def __init__(self, reference: str, inputs: Inputs, *, micro_batch: int) -> None:
         """Import it, and count one epoch.
 
         Raises:
-            DataError: It cannot be imported, is no function, or yields nothing.
+            DataError: It cannot be imported, is no function, yields nothing, or what does not fit the inputs.
         """
-        self._reference = reference
+        self._reference, self._inputs = reference, inputs
         self._function = load_function(reference)
         self._micro = micro_batch
-        sizes = [len(x) for x, _ in self._run("train", 0)]
+        sizes = []
+        for samples, _ in self._batches("train", 0):
+            samples.take(np.arange(len(samples)))  # refuses what does not fit, before the training
+            sizes.append(len(samples))
         self.steps = len(sizes)
-        if not self.steps or not any(True for _ in self._run("validation", 0)):
+        if not self.steps or not any(True for _ in self._batches("validation", 0)):
             raise DataError(f'\'{reference}\' yields no batch for one of the splits "train" and "validation"')
         self.micro_batches = -(-max(sizes) // micro_batch)
 
-    def samples(self, count: int) -> np.ndarray:
-        """The first samples of the first epoch: (b, ...) with b at most `count`."""
-        found: list[np.ndarray] = []
-        for x, _ in self._run("train", 0):
-            found.append(x)
-            if sum(map(len, found)) >= count:
+    def samples(self, count: int) -> Samples:
+        """The first samples of the first epoch, at most `count`."""
+        found: list[Run] = []
+        for samples, _ in self._batches("train", 0):
+            found += samples.take(np.arange(min(len(samples), count)))
+            count -= len(samples)
+            if count <= 0:
                 break
-        return np.concatenate(found)[:count]
+        return Samples(self._inputs, found)
 
     @property
     def labels(self) -> np.ndarray | None:
         """Those of the validation batches, or None."""
-        found = [y for _, y in self._run("validation", 0) if y is not None]
-        return np.concatenate(found) if found else None
+        found = [labels for _, labels in self._batches("validation", 0) if labels is not None]
+        return joined(found) if found else None
 
-    def _run(self, split: str, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def _batches(self, split: str, epoch: int) -> Iterator[tuple[Dataset, np.ndarray | None]]:
         try:
             for item in self._function(split, epoch):
-                x, y = item if isinstance(item, tuple) else (item, None)
-                if not np.isfinite(x).all():
-                    raise DataError(f"a batch of '{self._reference}' holds NaN or infinity")
-                yield np.ascontiguousarray(x, np.float32), None if y is None else np.asarray(y, np.int64).reshape(-1)
+                samples, labels = item if isinstance(item, tuple) else (item, None)
+                given = self._open(samples)
+                own = None if labels is None else plain_labels(np.asarray(labels))
+                if own is not None and len(own) != len(given):
+                    raise DataError(f"'{self._reference}' yields {len(given)} samples with {len(own)} labels")
+                yield given, own
         except TrpOnnxError:
             raise
         except Exception as error:
             raise DataError(f"'{self._reference}' failed: {type(error).__name__}: {error}") from error
 
+    def _open(self, samples: Any) -> Dataset:
+        arrays = samples if isinstance(samples, Mapping) else {X: samples}
+        store = ArrayStore({name: np.asarray(array) for name, array in arrays.items()}, self._reference)
+        return Dataset(self._reference, store).bound(self._inputs)
+
     def epoch(self, epoch: int, first: int, rank: int, size: int) -> Iterator[list[MicroBatch]]:
         """This rank's micro-batches of each step of an epoch, from step `first` on."""
-        for step, (x, y) in enumerate(self._run("train", epoch)):
+        for step, (samples, labels) in enumerate(self._batches("train", epoch)):
             if step < first or step >= self.steps:
                 continue
-            pieces = np.array_split(np.arange(len(x)), -(-len(x) // self._micro))
-            yield [MicroBatch(x[p], None if y is None else y[p], len(p) / len(x)) for p in pieces[rank::size]]
+            count = len(samples)
+            pieces = np.array_split(np.arange(count), -(-count // self._micro))
+            yield [micro for piece in pieces[rank::size] for micro in _take(samples, labels, piece, count)]
 
     def validation(self, size: int, rank: int, ranks: int) -> Iterator[MicroBatch]:
         """This rank's part of the validation batches, as they are yielded."""
-        for index, (x, y) in enumerate(self._run("validation", 0)):
+        for index, (samples, labels) in enumerate(self._batches("validation", 0)):
             if index % ranks == rank:
-                yield MicroBatch(x, y, 1.0)
+                yield from _take(samples, labels, np.arange(len(samples)), len(samples))
 
 
 def open_batches(source: DataSource, options: TrainingOptions) -> Batches | CallableBatches:
@@ -211,7 +227,7 @@ def open_batches(source: DataSource, options: TrainingOptions) -> Batches | Call
         DataError: It cannot be read, or has too few samples.
     """
     if is_function(source.name):
-        return CallableBatches(source.name, micro_batch=options.micro_batch)
+        return CallableBatches(source.name, source.inputs, micro_batch=options.micro_batch)
     return Batches(
         open_data(source.name, source.preprocessing).bound(source.inputs), batch=options.batch,
         micro_batch=options.micro_batch, validation=options.validation, seed=options.seed,

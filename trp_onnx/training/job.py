@@ -66,7 +66,6 @@ class Job:
 
     Attributes:
         options: How.
-        input: Name of the model's input.
         outputs: What each output is held to.
         parameters: Initializers that are trained.
         no_decay: Those of them without weight decay.
@@ -78,7 +77,6 @@ class Job:
     """
 
     options: TrainingOptions
-    input: str
     outputs: tuple[OutputLoss, ...]
     parameters: tuple[str, ...]
     no_decay: tuple[str, ...]

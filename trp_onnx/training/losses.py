@@ -5,9 +5,10 @@
     KL for class scores z:          D = -T^2 mean_b sum_k softmax(t_b / T)_k log softmax(z_b / T)_k
     MSE for any other output:       D = mean((y - t)^2)
 
-with t the teacher's output (Hinton, Vinyals and Dean 2015; T^2 keeps the gradient's scale). The KL term
-is the cross-entropy against the teacher: its gradient is the same, and it lacks only the teacher's own
-entropy, which training cannot change; it is taken off again where the loss is reported.
+with b all places of all samples that have scores (one of an image, all tokens of a text, all pixels of a map) and
+t the teacher's output (Hinton, Vinyals and Dean 2015; T^2 keeps the gradient's scale). The KL term is the cross-entropy
+against the teacher: its gradient is the same, and it lacks only the teacher's own entropy, which training cannot
+change; it is taken off again where the loss is reported.
 
 An output of probabilities p has z = log p, which has the same softmax. What class scores are, says `outputs`.
 """
@@ -23,8 +24,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_onnx.errors import DataError, ModelError, UsageError
-from trp_onnx.evaluation.outputs import ClassLabels, OutputKind, Told, is_float, labelled, output_kinds
+from trp_onnx.evaluation.outputs import OutputKind, Told, is_float, labelled, output_kinds
 from trp_onnx.graph.session import Arrays
+from trp_onnx.training.labels import IGNORED
 from trp_onnx.training.options import TrainingOptions
 
 LABELS = "trp.labels"
@@ -38,17 +40,24 @@ class OutputLoss:
 
     Attributes:
         name: The output.
-        logits: One score a class for each sample: KL (and cross-entropy on labels); otherwise MSE.
+        axis: That of classes, whose scores are held to KL (and cross-entropy on labels); 0 for MSE.
+        classes: How many there are.
         probabilities: The scores went through a Softmax already.
         label_weight: Weight of the cross-entropy on labels; 0 for none.
         distill_weight: Weight of the distance to the teacher; 0 for none.
     """
 
     name: str
-    logits: bool
+    axis: int = 0
+    classes: int = 0
     probabilities: bool = False
     label_weight: float = 0.0
     distill_weight: float = 0.0
+
+    @property
+    def logits(self) -> bool:
+        """Whether it is held to the teacher's answers, and not to its numbers."""
+        return self.axis > 0
 
     @property
     def target(self) -> str:
@@ -64,7 +73,7 @@ def choose_losses(
     Args:
         model: With the sizes of its outputs.
         options: Weights and kinds.
-        has_labels: Whether the data has labels.
+        has_labels: Whether the data has labels that name classes.
         outputs: What the model gives on a few samples, which says what its outputs are (see `output_kinds`).
         told: What is known of the outputs, see `output_kinds`.
 
@@ -74,7 +83,7 @@ def choose_losses(
         UsageError: Nothing to learn from, or a weight for an output that does not exist.
     """
     if options.labels and not has_labels:
-        raise DataError("the training data has no labels: train with distillation alone, --labels 0")
+        raise DataError("the training data has no labels that name classes: train with distillation alone, --labels 0")
     labels = (1.0 if options.distill == 0 else 0.3) if options.labels is None else options.labels
     labels = labels if has_labels else 0.0
     distill = (0.7 if labels else 1.0) if options.distill is None else options.distill
@@ -90,36 +99,26 @@ def choose_losses(
         )
     kinds = output_kinds(None, outputs, told)
     named = labelled(kinds) if labels else None
-    if labels and (named is None or not _one_a_sample(outputs[named])):
-        raise DataError("the model has no output with one score a class: train with --labels 0")
+    if labels and named is None:
+        raise DataError("the model has no output with one score a class for each label: train with --labels 0")
     losses: list[OutputLoss] = []
     for value in model.graph.output:
         weight = options.output_weights.get(value.name, 1.0)
         teaches = distill * weight if is_float(outputs[value.name]) else 0.0
-        probabilities = kinds[value.name].kind is OutputKind.PROBABILITIES
-        scores = kinds[value.name].chooses and _one_a_sample(outputs[value.name])
-        logits = value.name == named or options.distill_kind == "kl" or (options.distill_kind == "auto" and scores)
+        kind = kinds[value.name]
+        chooses = options.distill_kind == "kl" or (options.distill_kind == "auto" and kind.chooses)
+        axis = max(0, kind.axis) if chooses or value.name == named else 0
+        classes = outputs[value.name].shape[axis] if axis else 0
+        probabilities = axis > 0 and kind.kind is OutputKind.PROBABILITIES
         label_weight = labels * weight if value.name == named else 0.0
-        losses.append(OutputLoss(value.name, logits, logits and probabilities, label_weight, teaches))
+        losses.append(OutputLoss(value.name, axis, classes, probabilities, label_weight, teaches))
     return tuple(losses)
-
-
-def _one_a_sample(output: np.ndarray) -> bool:
-    """Whether it has the shape of scores of one answer a sample, (N, C) beside axes of size 1."""
-    return ClassLabels(0).axis_in(output) > 0
-
-
-def size_of(model: onnx.ModelProto, output: str) -> int:
-    """Values of one sample in an output: the product of all dimensions but the first."""
-    value = next(value for value in model.graph.output if value.name == output)
-    return int(np.prod([d.dim_value for d in value.type.tensor_type.shape.dim[1:]]))
 
 
 def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature: float) -> None:
     """Append the loss; it becomes the model's only output."""
     graph = model.graph
-    shapes = {value.name: value for value in graph.output}
-    sizes = {value.name: size_of(model, value.name) for value in graph.output}
+    values = {value.name: value for value in graph.output}
     terms: list[tuple[str, float]] = []
 
     def node(op: str, inputs: list[str], result: str, **attributes: Any) -> str:
@@ -132,38 +131,45 @@ def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature:
 
     for loss in outputs:
         prefix = f"trp.loss.{loss.name}"
-        value = shapes[loss.name]
         if not loss.logits:
             if loss.distill_weight:
                 target = onnx.ValueInfoProto()
-                target.CopyFrom(value)
+                target.CopyFrom(values[loss.name])
                 target.name = loss.target
                 graph.input.append(target)
                 gap = node("Sub", [loss.name, loss.target], f"{prefix}.gap")
                 square = node("Mul", [gap, gap], f"{prefix}.square")
                 terms.append((node("ReduceMean", [square], f"{prefix}.mse", keepdims=0), loss.distill_weight))
             continue
-        logits = node("Flatten", [loss.name], f"{prefix}.flat", axis=1)
+        logits, rank = loss.name, len(values[loss.name].type.tensor_type.shape.dim)
+        if loss.axis != rank - 1:
+            order = [axis for axis in range(rank) if axis != loss.axis] + [loss.axis]
+            logits = node("Transpose", [logits], f"{prefix}.classes_last", perm=order)
+        rows = numpy_helper.from_array(np.array([-1, loss.classes], np.int64), f"{prefix}.rows")
+        graph.initializer.append(rows)
+        logits = node("Reshape", [logits, rows.name], f"{prefix}.flat")
         if loss.probabilities:
             logits = node("Max", [logits, constant(f"{prefix}.tiny", _TINY)], f"{prefix}.positive")
             logits = node("Log", [logits], f"{prefix}.logits")
         if loss.label_weight:
             if not any(value.name == LABELS for value in graph.input):
-                graph.input.append(helper.make_tensor_value_info(LABELS, TensorProto.INT64, ["batch"]))
+                graph.input.append(helper.make_tensor_value_info(LABELS, TensorProto.INT64, ["labels"]))
             term = f"{prefix}.ce"  # its gradient wants the second output
             outputs_of = [term, f"{prefix}.log_probabilities"]
             graph.node.append(
-                helper.make_node("SoftmaxCrossEntropyLoss", [logits, LABELS], outputs_of, name=term, reduction="mean")
+                helper.make_node(
+                    "SoftmaxCrossEntropyLoss", [logits, LABELS], outputs_of, name=term, ignore_index=IGNORED
+                )
             )
             terms.append((term, loss.label_weight))
         if loss.distill_weight:
-            classes = sizes[loss.name]
-            graph.input.append(helper.make_tensor_value_info(loss.target, TensorProto.FLOAT, ["batch", classes]))
+            shape: list[str | int | None] = [f"{loss.target}.rows", loss.classes]
+            graph.input.append(helper.make_tensor_value_info(loss.target, TensorProto.FLOAT, shape))
             soft = node("Mul", [logits, constant(f"{prefix}.1/T", 1 / temperature)], f"{prefix}.soft")
             soft = node("LogSoftmax", [soft], f"{prefix}.log_softmax", axis=1)
             product = node("Mul", [soft, loss.target], f"{prefix}.product")
             mean = node("ReduceMean", [product], f"{prefix}.kl", keepdims=0)
-            terms.append((mean, -loss.distill_weight * classes * temperature**2))
+            terms.append((mean, -loss.distill_weight * loss.classes * temperature**2))
 
     total = ""
     for index, (term, weight) in enumerate(terms):
@@ -174,10 +180,10 @@ def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature:
     graph.output.append(helper.make_tensor_value_info(LOSS, TensorProto.FLOAT, []))
 
 
-def soften(outputs: np.ndarray, temperature: float, *, probabilities: bool) -> np.ndarray:
-    """The teacher's outputs (B, ...) as softmax(t / T): (B, K) float32."""
-    z = outputs.reshape(len(outputs), -1).astype(np.float64)
-    if probabilities:
+def soften(output: np.ndarray, temperature: float, loss: OutputLoss) -> np.ndarray:
+    """Scores of classes, the teacher's or ours, as softmax(t / T): (b * places, K) float32."""
+    z = np.moveaxis(output, loss.axis, -1).reshape(-1, loss.classes).astype(np.float64)
+    if loss.probabilities:
         z = np.log(np.maximum(z, _TINY))
     z = z / temperature
     z = np.exp(z - z.max(axis=1, keepdims=True))
@@ -185,6 +191,6 @@ def soften(outputs: np.ndarray, temperature: float, *, probabilities: bool) -> n
 
 
 def entropy(probabilities: np.ndarray) -> float:
-    """Mean entropy of the rows of (B, K), in nats."""
+    """Mean entropy of the rows, (rows, K), in nats."""
     p = probabilities.astype(np.float64)
     return float(-(p * np.log(np.maximum(p, _TINY))).sum(axis=1).mean())

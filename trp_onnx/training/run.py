@@ -14,41 +14,42 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trp_onnx.data import Data, Preprocessing, open_data
+from trp_onnx.data import Data, Dataset, Preprocessing, open_data
 from trp_onnx.data.functions import is_function
 from trp_onnx.data.stores import as_arrays
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
 from trp_onnx.evaluation.evaluation import choose_metric
-from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, output_kinds
+from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, counted, output_kinds
 from trp_onnx.files.staging import write_text, written_whole
 from trp_onnx.graph.batching import find_batching
-from trp_onnx.graph.inputs import Inputs, Run, Samples, inputs_of
+from trp_onnx.graph.inputs import Inputs, InputSpec, Samples, inputs_of, part_of
 from trp_onnx.graph.layers import Layer, find_layers, network_macs
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays, open_session, run_session
-from trp_onnx.graph.sizes import real_inputs
 from trp_onnx.job import Goal
 from trp_onnx.lowrank.schemes import Rank
 from trp_onnx.passes.normalise import normalise
 from trp_onnx.planning import Plan, plan_at_ranks
 from trp_onnx.planning.options import sites_of
 from trp_onnx.progress import note
-from trp_onnx.training.batches import DataSource, open_batches
+from trp_onnx.training.batches import DataSource, MicroBatch, open_batches
 from trp_onnx.training.flat import ranks_of, unpack_result
 from trp_onnx.training.isolated_runtime import ensure_runtime
 from trp_onnx.training.job import CHECKPOINT, DATA, FINETUNE, JOB, LOG, MODEL, RESULT, TEACHER, ChosenBy, Job
-from trp_onnx.training.losses import choose_losses, size_of
+from trp_onnx.training.labels import class_range, count_right, name_classes
+from trp_onnx.training.losses import OutputLoss, choose_losses
 from trp_onnx.training.metrics import read_curve
 from trp_onnx.training.options import TrainingOptions
 from trp_onnx.training.projection import Projection, check_strategy, targets_of
 from trp_onnx.training.run_folder import RunFolder
 from trp_onnx.training.supervisor import Supervisor
-from trp_onnx.training.trainable import make_trainable, materialise, separate_vectors
+from trp_onnx.training.trainable import Trainable, make_trainable, materialise, separate_vectors
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
 
 _SAMPLES = 4
+_INPUTS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Trained:
         epoch: The epoch whose weights were kept.
         epochs: Epochs in all.
         seconds: Wall time of the training, interruptions not counted.
-        samples: Held-out samples.
+        samples: Held-out samples; held-out labels, where a sample has several.
         score: Of what was trained, at the ranks: by the metric, negative where lower is better; without one its
             accuracy, and without labels the negative distance to the teacher.
         correct: Samples that it gets right; None without labels, and where a metric chooses.
@@ -100,6 +101,22 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(repr(inside).encode()).hexdigest() if path.is_dir() else ""
 
 
+def _counted(micro: MicroBatch, labelled: OutputLoss | None) -> int:
+    """Samples, or where training learns from labels, those of them that count."""
+    return micro.run.count if labelled is None or micro.labels is None else int(counted(micro.labels).sum())
+
+
+def _joined(dataset: Dataset) -> Arrays:
+    """Samples that were given one by one, as the model takes them."""
+    runs = [] if dataset.store.image_files else dataset.take(np.arange(len(dataset)))
+    if len(runs) != 1:
+        raise DataError(
+            f"'{dataset.source}' is no array, and its samples are images or differ in size: give the path of a file or "
+            "folder, so that training workers can open it"
+        )
+    return runs[0].feeds | ({} if dataset.labels is None else {"y": dataset.labels})
+
+
 def check_training(options: TrainingOptions, goal: Goal) -> None:
     """Refuse a goal that a strategy cannot have, before any work.
 
@@ -129,17 +146,15 @@ def check_trainable(model: ir.Model, options: TrainingOptions) -> None:
     """Refuse a model that cannot be trained whatever its layers are, before any work.
 
     Raises:
-        ModelError: It has not exactly one input, or that is not float32.
+        ModelError: An input is of a type that the training runtime does not take.
         UsageError: An output that is given a weight is none of its outputs.
     """
-    inputs = real_inputs(model)
-    if len(inputs) != 1:
-        names = ", ".join(f"'{value.name}'" for value in inputs)
-        raise ModelError(f"training takes a model with one input; this one has {len(inputs)}: {names}")
-    if inputs[0].dtype != ir.DataType.FLOAT:
-        raise ModelError(
-            f"input '{inputs[0].name}' has type {inputs[0].dtype}: training takes models with a float32 input"
-        )
+    for spec in inputs_of(model).values():
+        if spec.dtype not in _INPUTS and not spec.whole:
+            raise ModelError(
+                f"input '{spec.name}' has type {spec.dtype}: training takes models whose inputs are whole numbers, "
+                "booleans, float32 or float64"
+            )
     outputs = [value.name or "" for value in model.graph.outputs]
     for name in options.output_weights:
         if name not in outputs:
@@ -181,7 +196,7 @@ class TrainingRun:
             teacher: The model whose outputs the loss may hold to.
             resume: Whether a run may be there already.
             keep: Whether the directory stays after success.
-            inputs: The model's, which is one.
+            inputs: The model's.
             metric: What chooses the best epoch, by name; accuracy or the distance to the teacher where not given.
             said: What a user says of outputs.
 
@@ -197,7 +212,7 @@ class TrainingRun:
         self._options = options
         self._teacher, self._keep, self._metric, self._said = teacher, keep, metric, said or {}
         self._trained: Trained | None = None
-        self._named = ""  # the output that labels speak of
+        self._labelled: OutputLoss | None = None  # the output that labels speak of
         if self._begun() and not resume:
             raise TrainingError(f"'{folder}' holds a training run: go on with it by --resume, or remove it")
         if resume and not self._begun():
@@ -205,36 +220,49 @@ class TrainingRun:
         ensure_runtime()
         self._own.make()
         try:
-            self._inputs, (spec,) = inputs, inputs.values()
-            self._source = replace(self._data_source(data, preprocessing), sizes=spec.sizes, input=spec.name)
+            self._source = self._data_source(data, preprocessing, dict(inputs))
             self._batches = open_batches(self._source, options)
             first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
-            self._x, self._labelled = first.x[:_SAMPLES], first.y is not None
-            chosen = None if metric is None else choose_metric(metric, first.y, self._source.name)
+            self._few = part_of(inputs, first.run, slice(_SAMPLES))
+            self._labels = self._class_labels(first.labels)
+            chosen = None if metric is None else choose_metric(metric, first.labels, self._source.name)
             self._wants_teacher = chosen is not None and chosen.reference == "original"
             self._supervisor = Supervisor(folder / LOG, options.workers)
         except BaseException:
             self._clean()
             raise
 
-    def _data_source(self, data: Data, preprocessing: Preprocessing | None) -> DataSource:
+    def _data_source(
+        self, data: Data, preprocessing: Preprocessing | None, inputs: dict[str, InputSpec]
+    ) -> DataSource:  # fmt: skip
         """What the workers open; a data set in memory is written for them."""
         if isinstance(data, (str, PathLike)):
             path = Path(data)
             name = str(data) if is_function(str(data)) else str(path.resolve())
-            return DataSource(name, _digest(path), preprocessing or Preprocessing())
-        opened = open_data(data, preprocessing)
-        arrays = as_arrays(opened.store)
+            return DataSource(name, _digest(path), preprocessing or Preprocessing(), inputs)
+        opened, path = open_data(data, preprocessing), self.folder / DATA
+        arrays, ready = as_arrays(opened.store), opened.preprocessing
         if arrays is None:
-            raise DataError(f"'{opened.source}' is open, and not in arrays: give its path, so that workers can open it")
-        path = self.folder / DATA
+            arrays, ready = _joined(opened.bound(inputs)), Preprocessing(label_offset=ready.label_offset)
         with written_whole(path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        return DataSource(str(path.resolve()), _digest(path), opened.preprocessing)
+        return DataSource(str(path.resolve()), _digest(path), ready, inputs)
+
+    def _class_labels(self, some: np.ndarray | None) -> ClassLabels | None:
+        """What the labels say of the output that they speak of, a few of which are given; None where they do not."""
+        labels = self._batches.labels
+        if labels is None or some is None:
+            return None
+        if not name_classes(labels) or some.dtype.kind == "O":
+            if self._options.labels is None:
+                note(f"the labels of '{self._source.name}' name no classes: training learns from the teacher alone")
+            return None
+        high = class_range(labels)[1]
+        return ClassLabels(max(0, high) + 1 + self._source.preprocessing.label_offset, some.shape[1:])
 
     def samples(self, count: int) -> Samples:
-        """Some samples of the training part."""
-        return Samples(self._inputs, [self._run_of(self._batches.samples(count))])
+        """At most so many samples of the training part."""
+        return self._batches.samples(count)
 
     def finds_ranks(self, goal: Goal) -> bool:
         """Whether training decides on the ranks, and not the planner before it."""
@@ -265,8 +293,6 @@ class TrainingRun:
         strategy, budget = _strategy(self._options, goal), goal.macs
         if not self._options.epochs:
             return list(layers), plan_at_ranks(layers, chosen, "planned", kept, table)
-        if is_function(self._source.name):
-            open_data(self._x).bound(inputs_of(model)).take(np.arange(1))  # refuses samples that do not fit
         materialise(model, layers, chosen)
         layers = find_layers(model, self._shapes(model))
         targets = targets_of(layers, chosen)
@@ -302,28 +328,25 @@ class TrainingRun:
         self._run(folder, model, Projection(), options)
 
     def _shapes(self, model: ir.Model) -> dict[str, list[int]]:
-        return {model.graph.inputs[0].name or "": [1, *self._x.shape[1:]]}
+        one = part_of(self._source.inputs, self._few, slice(1))
+        return {name: list(array.shape) for name, array in one.feeds.items()}
 
     def _run(
         self, folder: Path, model: ir.Model, projection: Projection, options: TrainingOptions
     ) -> dict[str, Any]:  # fmt: skip
         """One stage: write the run directory, have it worked on, take the weights over."""
         separate_vectors(model)
-        trainable = make_trainable(model, self._x)
-        offset = self._source.preprocessing.label_offset
-        labels = ClassLabels.of(self._batches.labels, offset) or (ClassLabels(1) if self._labelled else None)
-        outputs = choose_losses(trainable.model, options, self._labelled, trainable.outputs, Told(self._said, labels))
-        for output in outputs:
-            if output.label_weight:
-                self._named = output.name
-                self._check_labels(size_of(trainable.model, output.name))
-        teacher = self._teacher_for(trainable.model) if any(o.distill_weight for o in outputs) else None
+        trainable, told = make_trainable(model, self._few), Told(self._said, self._labels)
+        outputs = choose_losses(trainable.model, options, self._labels is not None, trainable.outputs, told)
+        self._labelled = next((output for output in outputs if output.label_weight), None)
+        if self._labelled is not None:
+            self._check_labels(self._labelled.classes)
+        teacher = self._teacher_for(trainable) if any(o.distill_weight for o in outputs) else None
         if teacher is None and self._wants_teacher:
             raise UsageError(f"--metric {self._metric} compares with the teacher: train with --distill above 0")
         job = Job(
-            options, trainable.model.graph.input[0].name, outputs, trainable.parameters, trainable.no_decay,
-            trainable.statistics, projection, self._source, teacher is not None,
-            self._chosen_by(trainable.outputs, labels),
+            options, outputs, trainable.parameters, trainable.no_decay, trainable.statistics, projection, self._source,
+            teacher is not None, self._chosen_by(trainable.outputs, told),
         )  # fmt: skip
         for name, proto in ((MODEL, trainable.model), (TEACHER, teacher)):
             if proto is not None:
@@ -337,7 +360,7 @@ class TrainingRun:
             if name not in model.graph.initializers:
                 raise ModelError(f"the trained weight '{name}' has no place in the model: please report it")
             model.graph.initializers[name].const_value = ir.tensor(array.copy(), name=name)
-        samples = self._held_out
+        samples = sum(_counted(micro, self._labelled) for micro in self._batches.validation(256, 0, 1))
         correct = None if state["accuracy"] is None else round(state["accuracy"] * samples)
         before = self._trained.seconds if self._trained is not None else 0.0
         self._trained = Trained(
@@ -346,32 +369,35 @@ class TrainingRun:
         )  # fmt: skip
         return state
 
-    @property
-    def _held_out(self) -> int:
-        """How many samples are held out."""
-        return sum(len(micro.x) for micro in self._batches.validation(256, 0, 1))
-
-    def _chosen_by(self, outputs: Arrays, labels: ClassLabels | None) -> ChosenBy | None:
+    def _chosen_by(self, outputs: Arrays, told: Told) -> ChosenBy | None:
         if self._metric is None:
             return None
-        kinds = output_kinds(None, outputs, Told(self._said, labels))
-        return ChosenBy(self._metric, kinds, self._held_out, self._source.name)
+        held_out = sum(micro.run.count for micro in self._batches.validation(256, 0, 1))
+        return ChosenBy(self._metric, output_kinds(None, outputs, told), held_out, self._source.name)
 
-    def _teacher_for(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The teacher, BatchNormalization folded; its outputs are those of the model, each of the same size."""
-        teacher = make_trainable(normalise(open_model(self._teacher)), self._x).model
-        sizes, taught = ([size_of(m, value.name) for value in m.graph.output] for m in (model, teacher))
+    def _teacher_for(self, pupil: Trainable) -> onnx.ModelProto:
+        """The teacher, BatchNormalization folded: its inputs and outputs are those of the model, in its order."""
+        model, feeds = normalise(open_model(self._teacher)), self._few.feeds
+        names = list(inputs_of(model))
+        if len(names) == len(feeds) == 1:
+            feeds = dict(zip(names, feeds.values(), strict=True))
+        if set(names) != set(feeds):
+            raise UsageError(
+                f"training: the teacher '{self._teacher}' has inputs {', '.join(names)}, the model {', '.join(feeds)}"
+            )
+        teacher = make_trainable(model, replace(self._few, feeds=feeds))
+        sizes, taught = ([array[:1].size for array in one.outputs.values()] for one in (pupil, teacher))
         if sizes != taught:
             raise UsageError(
                 f"training: the teacher '{self._teacher}' has outputs of {taught} values a sample, the model of {sizes}"
             )
-        return teacher
+        return teacher.model
 
     def _check_labels(self, scores: int) -> None:
         labels = self._batches.labels
         if labels is None:
             return
-        low, high = int(labels.min()), int(labels.max())
+        low, high = class_range(labels)
         offset = self._source.preprocessing.label_offset
         if low < 0 or high + offset >= scores:
             raise DataError(
@@ -386,25 +412,20 @@ class TrainingRun:
             self._trained = replace(
                 self._trained, stays=f"the run folder '{self.folder}' stays: it holds '{foreign[0]}', which is not ours"
             )
-        if self._trained.correct is None:
+        if self._trained.correct is None or self._labelled is None:
             return self._trained
-        session, model = open_session(path), open_model(path)
+        session, loss = open_session(path), self._labelled
         offset = self._source.preprocessing.label_offset
         correct = 0
-        inputs = inputs_of(model)
-        batching = find_batching(session, self._run_of(self._x[:2]), inputs, most=64)
+        batching = find_batching(session, self._few, inputs_of(open_model(path)), most=64)
         for micro in self._batches.validation(batching.size, 0, 1):
-            assert micro.y is not None
+            assert micro.labels is not None
             done = 0
-            for run in batching.split([self._run_of(micro.x)]):  # a function of the user's has batches of its own size
-                scores = run_session(session, run.feeds)[self._named]
-                scores = scores.reshape(len(scores), -1)[: run.count, offset:]
-                correct += int((scores.argmax(axis=1) == micro.y[done : done + run.count]).sum())
+            for run in batching.split([micro.run]):  # a function of the user's has batches of its own size
+                scores = run.counted(run_session(session, run.feeds))[loss.name]
+                correct += count_right(scores, loss.axis, micro.labels[done : done + run.count], offset)[0]
                 done += run.count
         return replace(self._trained, written_correct=correct)
-
-    def _run_of(self, x: np.ndarray) -> Run:
-        return Run({self._source.input: x}, len(x))
 
     def __enter__(self) -> TrainingRun:
         self._supervisor.__enter__()

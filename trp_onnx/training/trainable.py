@@ -17,8 +17,8 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from trp_onnx.errors import ModelError
-from trp_onnx.graph.batching import find_batching
-from trp_onnx.graph.inputs import Run, inputs_of
+from trp_onnx.graph.batching import Batching, find_batching
+from trp_onnx.graph.inputs import Inputs, InputSpec, Run, inputs_of
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.session import Arrays, open_session, relative_error, run_session
@@ -99,24 +99,24 @@ def separate_vectors(model: ir.Model) -> None:
             node.replace_input_with(place, ir.tape.Tape(model.graph).initializer(value.const_value, name))
 
 
-def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
+def make_trainable(model: ir.Model, run: Run) -> Trainable:
     """The model as the training runtime takes it.
 
     Args:
         model: Normalised; not changed.
-        x: (b, ...) a few samples of the data, to check that the outputs stay the same.
+        run: A few samples of the data, to check that the outputs stay the same.
 
     Raises:
         ModelError: It has no float weights, or something stands in the way.
     """
-    original = to_proto(model)
+    original, inputs = to_proto(model), inputs_of(model)
     proto = onnx.ModelProto()
     proto.CopyFrom(original)
-    freed = _fixed_batch(original, x)
-    _free_batch(proto, freed)
+    freed = _fixed_batch(original, inputs, run)
+    _free_batch(proto, inputs, freed)
     proto = _convert(proto)
     _rewrite_operators(proto)
-    outputs = _check_same(original, proto, x, freed)
+    outputs = _check_same(original, proto, inputs, run, freed)
     parameters, decayed, statistics = _parameters(proto)
     if not parameters:
         raise ModelError("the model has no float32 weights to train")
@@ -124,10 +124,10 @@ def make_trainable(model: ir.Model, x: np.ndarray) -> Trainable:
     return Trainable(proto, parameters, no_decay, statistics, outputs)
 
 
-def _fixed_batch(model: onnx.ModelProto, x: np.ndarray) -> int | None:
+def _fixed_batch(model: onnx.ModelProto, inputs: Inputs, run: Run) -> int | None:
     """The only batch size that a model runs on, declared or not; None where it is free."""
-    session, run = open_session(model), Run({model.graph.input[0].name: x}, len(x))
-    batching = find_batching(session, run, inputs_of(ir.from_proto(model)))
+    session = open_session(model)
+    batching = find_batching(session, run, inputs)
     if batching.fixed or batching.size > 1:
         return batching.size if batching.fixed else None
     try:
@@ -137,11 +137,15 @@ def _fixed_batch(model: onnx.ModelProto, x: np.ndarray) -> int | None:
     return None  # samples that are seen together answer differently, but they are
 
 
-def _free_batch(model: onnx.ModelProto, size: int | None) -> None:
+def _free_batch(model: onnx.ModelProto, inputs: Inputs, size: int | None) -> None:
     """Make the batch size free where it was fixed, by declaration or by Reshapes inside."""
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    for value in model.graph.input:
+        axis = inputs[value.name].axis if value.name in inputs else None
+        if axis is not None and value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[axis].dim_param = "batch"
+    for value in model.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
     del model.graph.value_info[:]
     if size is None:
         return
@@ -172,11 +176,12 @@ def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _check_same(original: onnx.ModelProto, rewritten: onnx.ModelProto, x: np.ndarray, fixed: int | None) -> Arrays:
+def _check_same(
+    original: onnx.ModelProto, rewritten: onnx.ModelProto, inputs: Inputs, run: Run, fixed: int | None
+) -> Arrays:
     """Compare outputs, and fill in the shapes that the loss needs; returns the outputs."""
-    name = rewritten.graph.input[0].name
     try:
-        outputs = run_session(open_session(rewritten), {name: x})
+        outputs = run_session(open_session(rewritten), run.feeds)
     except ModelError as error:
         if fixed is None:
             raise
@@ -184,28 +189,49 @@ def _check_same(original: onnx.ModelProto, rewritten: onnx.ModelProto, x: np.nda
             f"the model takes {fixed} sample{'s' * (fixed > 1)} at once, and nothing that is known frees it: export it "
             "with a dynamic batch"
         ) from error
-    size = fixed or len(x)
-    few = x[:size] if len(x) >= size else np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
-    expected = run_session(open_session(original), {name: few})
+    few = next(Batching(fixed or run.count, fixed is not None, inputs).split([run]))
+    expected = run_session(open_session(original), few.feeds)
+    declared = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in original.graph.output}
+    free = any(_is_free(spec) for spec in inputs.values())
+    batched = any(spec.axis is not None for spec in inputs.values())
     for value in rewritten.graph.output:
         if value.name not in outputs:
             raise ModelError(f"output '{value.name}' is no tensor: training takes models whose outputs are tensors")
         found = outputs[value.name]
-        rows = min(len(x), size)
-        if found.shape[:1] != (len(x),):
+        axis = next((axis for axis, size in enumerate(found.shape) if size == run.count), None) if batched else None
+        if batched and found.ndim and axis is None:
             raise ModelError(
-                f"output '{value.name}' has shape {list(found.shape)} for {len(x)} samples: the model's batch size is "
-                "fixed inside it; export it with a dynamic batch"
+                f"output '{value.name}' has shape {list(found.shape)} for {run.count} samples: the model's batch size "
+                "is fixed inside it; export it with a dynamic batch"
             )
-        if relative_error(expected[value.name][:rows], found[:rows]) > _SAME:
+        first, same = (
+            array if axis is None else array.take(range(few.count), axis) for array in (expected[value.name], found)
+        )
+        if relative_error(first, same) > _SAME:
             raise ModelError(f"output '{value.name}' changes when the model is prepared for training: please report it")
-        dims = value.type.tensor_type.shape.dim
-        del dims[:]
-        dims.add().dim_param = "batch"
-        for length in found.shape[1:]:
-            dims.add().dim_value = length
-        value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(found.dtype)
+        _declare(value, found, axis, declared[value.name] if free else list(found.shape))
     return outputs
+
+
+def _is_free(spec: InputSpec) -> bool:
+    """Whether a size of an input beside the batch may differ from run to run."""
+    return spec.sizes is None or any(
+        not isinstance(size, int) for axis, size in enumerate(spec.sizes) if axis != spec.axis
+    )
+
+
+def _declare(value: onnx.ValueInfoProto, found: np.ndarray, batch: int | None, sizes: Sequence[int]) -> None:
+    """The shape of an output; `sizes` are those that all runs have in common, 0 for others."""
+    dims = value.type.tensor_type.shape.dim
+    del dims[:]
+    for axis, size in enumerate(sizes if len(sizes) == found.ndim else [0] * found.ndim):
+        if axis == batch:
+            dims.add().dim_param = "batch"
+        elif size > 0:
+            dims.add().dim_value = size
+        else:
+            dims.add().dim_param = f"{value.name}.{axis}"
+    value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(found.dtype)
 
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -27,6 +27,8 @@ import numpy as np
 import onnx
 
 from trp_onnx.errors import ModelError
+from trp_onnx.graph.inputs import Run
+from trp_onnx.graph.session import Arrays
 
 VERSION = "1.19.2"
 _QUIET = 4
@@ -189,14 +191,15 @@ class Session:
         except Exception as error:
             raise ModelError(f"the training runtime failed: {_first_line(error)}") from error
 
-    def fetch(self) -> dict[str, np.ndarray]:
+    def fetch(self) -> Arrays:
         """A copy of every output, by name."""
         values = self._binding.get_outputs()
         return dict(zip(self.outputs, (value.numpy() for value in values), strict=True))
 
-    def run_on(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """A copy of every output for the model's one input."""
-        self.bind_inputs({self.inputs[0]: x})
+    def run_on(self, run: Run) -> Arrays:
+        """A copy of every output for some samples; a model with one input may call it as it likes."""
+        alone = len(run.feeds) == len(self.inputs) == 1
+        self.bind_inputs(dict(zip(self.inputs, run.feeds.values(), strict=True)) if alone else run.feeds)
         self.allocate_outputs(self.outputs)
         self.run()
         return self.fetch()

@@ -24,12 +24,15 @@ import onnx
 from onnx import numpy_helper
 
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError
+from trp_onnx.graph.inputs import Run
+from trp_onnx.graph.session import Arrays
 from trp_onnx.planning.alignment import simd_block
 from trp_onnx.training.batches import MicroBatch, open_batches, prefetch
 from trp_onnx.training.checkpoint import load_checkpoint, save_checkpoint
 from trp_onnx.training.communicator import Communicator
 from trp_onnx.training.flat import Flat
 from trp_onnx.training.job import CHECKPOINT, RESULT, Files, Job
+from trp_onnx.training.labels import count_right, targets_of
 from trp_onnx.training.losses import LABELS, LOSS, add_loss, entropy, soften
 from trp_onnx.training.metrics import Metrics
 from trp_onnx.training.projection import Ranks, project, spectra_of
@@ -152,7 +155,7 @@ class Trainer:
                 self.train_on(batch, total)
                 now = time.perf_counter()
                 self._seconds = before + now - began
-                images = round(len(batch[0].x) / batch[0].part) if batch else 0
+                images = round(batch[0].run.count / batch[0].part) if batch else 0
                 self._metrics.progress(
                     images, step=self.step, total=total, epoch=epoch + 1, loss=self._loss, macs=self.ranks.ratio(),
                     ranks=[min(rank) for rank in self.ranks.current],
@@ -203,29 +206,41 @@ class Trainer:
 
     def _forward_backward(self, micro: MicroBatch) -> None:
         """Loss, gradients and statistics of one micro-batch, into the work buffer."""
-        feeds = {self.job.input: micro.x}
+        feeds = dict(micro.run.feeds)
         if any(output.label_weight for output in self.job.outputs):
-            if micro.y is None:
-                raise DataError("the data has no labels: train with distillation alone, --labels 0")
-            feeds[LABELS] = np.ascontiguousarray(micro.y + self.job.data.preprocessing.label_offset)
+            feeds[LABELS] = self._labels_of(micro)
         self._entropy = 0.0
         if self._teacher is not None:
-            feeds |= self._targets_for(micro.x)
+            feeds |= self._targets_for(micro.run)
         if self._ceiling is None:
             self._ceiling = _EXPLOSION * self._ignorance(feeds)
         self._session.bind_inputs(feeds)
         self._session.run()
         self._work[-1] -= self._entropy  # what is reported is the divergence itself: 0 for a perfect pupil
 
-    def _targets_for(self, x: np.ndarray) -> dict[str, np.ndarray]:
+    def _labels_of(self, micro: MicroBatch) -> np.ndarray:
+        labels = micro.labels
+        if labels is None or labels.dtype.kind not in "iub":
+            raise DataError(
+                f"some samples of '{self.job.data.name}' have no labels that name classes, or other samples of equal "
+                "sizes have more: train with distillation alone, --labels 0"
+            )
+        return targets_of(labels, self.job.data.preprocessing.label_offset)
+
+    def _taught(self, run: Run) -> Arrays:
+        """What the teacher gives, by the names of our outputs."""
         assert self._teacher is not None
-        taught = list(self._teacher.run_on(x).values())
+        names = [output.name for output in self.job.outputs]
+        return dict(zip(names, self._teacher.run_on(run).values(), strict=True))
+
+    def _targets_for(self, run: Run) -> dict[str, np.ndarray]:
+        taught = list(self._taught(run).values())
         found = {}
         for index, output in enumerate(self.job.outputs):
             if output.distill_weight:
                 value = taught[index]
                 if output.logits:
-                    value = soften(value, self.options.temperature, probabilities=output.probabilities)
+                    value = soften(value, self.options.temperature, output)
                     self._entropy += output.distill_weight * self.options.temperature**2 * entropy(value)
                 found[output.target] = np.ascontiguousarray(value, np.float32)
         return found
@@ -236,9 +251,8 @@ class Trainer:
         for output in self.job.outputs:
             target = feeds.get(output.target)
             if output.logits:
-                classes = target.shape[1] if target is not None else 1000
                 scale = output.label_weight + output.distill_weight * self.options.temperature**2
-                loss += scale * math.log(max(2, classes))
+                loss += scale * math.log(max(2, output.classes))
             elif target is not None:
                 loss += output.distill_weight * float(np.mean(np.square(target)))
         return max(loss, 1e-6)
@@ -330,40 +344,40 @@ class Trainer:
             if self._world.rank == 0:
                 score = score_by(
                     self.job.chosen_by, self.data.validation(self.options.micro_batch, 0, 1), session.run_on,
-                    None if self._teacher is None else self._teacher.run_on, self.job.data.preprocessing.label_offset,
+                    None if self._teacher is None else self._taught, self.job.data.preprocessing.label_offset,
                 )  # fmt: skip
             return float(self._world.share(score)), None
-        counts = np.zeros(3, np.float64)  # samples, correct, distance to the teacher
+        counts = np.zeros(3, np.float64)  # samples or labels, those that are right, distance to the teacher
         labelled = next((output for output in self.job.outputs if output.label_weight), None)
         for micro in self.data.validation(self.options.micro_batch, self._world.rank, self._world.size):
-            outputs = list(session.run_on(micro.x).values())
-            counts[0] += len(micro.x)
-            if labelled is not None and micro.y is not None:
-                scores = outputs[self.job.outputs.index(labelled)].reshape(len(micro.x), -1)
+            outputs = list(session.run_on(micro.run).values())
+            if labelled is not None and micro.labels is not None:
+                scores = outputs[self.job.outputs.index(labelled)]
                 offset = self.job.data.preprocessing.label_offset
-                counts[1] += int((scores[:, offset:].argmax(axis=1) == micro.y).sum())
+                right, all_of_them = count_right(scores, labelled.axis, micro.labels, offset)
+                counts += (all_of_them, right, 0)
             elif self._teacher is not None:
-                counts[1] = -np.inf
-                counts[2] += self._distance(micro.x, outputs)
+                counts += (micro.run.count, -np.inf, self._distance(micro.run, outputs))
         self._world.sum(counts)
         if np.isfinite(counts[1]):
             accuracy = float(counts[1] / counts[0])
             return accuracy, accuracy
         return -float(counts[2] / counts[0]), None
 
-    def _distance(self, x: np.ndarray, outputs: list[np.ndarray]) -> float:
+    def _distance(self, run: Run, outputs: list[np.ndarray]) -> float:
         """Weighted distance to the teacher, summed over samples."""
-        distance, targets = 0.0, self._targets_for(x)
+        distance, targets = 0.0, self._targets_for(run)
         for index, output in enumerate(self.job.outputs):
             target = targets.get(output.target)
             if target is None:
                 continue
             if output.logits:
-                own = soften(outputs[index], self.options.temperature, probabilities=output.probabilities)
+                own = soften(outputs[index], self.options.temperature, output)
                 divergence = float(np.sum(target * (np.log(target + 1e-12) - np.log(own + 1e-12))))
+                divergence *= run.count / len(target)  # places of a sample count as one
                 distance += output.distill_weight * self.options.temperature**2 * divergence
             else:
-                distance += output.distill_weight * float(np.mean(np.square(outputs[index] - target))) * len(x)
+                distance += output.distill_weight * float(np.mean(np.square(outputs[index] - target))) * run.count
         return distance
 
     def _checkpoint(self) -> None:

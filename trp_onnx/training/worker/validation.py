@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-import numpy as np
-
 from trp_onnx.evaluation.built_in import BUILT_IN
 from trp_onnx.evaluation.metric import Setting, as_metric
+from trp_onnx.graph.inputs import Run
 from trp_onnx.graph.session import Arrays
 from trp_onnx.training.batches import MicroBatch
 from trp_onnx.training.job import ChosenBy
@@ -17,8 +16,8 @@ from trp_onnx.training.job import ChosenBy
 def score_by(
     chosen: ChosenBy,
     samples: Iterable[MicroBatch],
-    run: Callable[[np.ndarray], Arrays],
-    teacher: Callable[[np.ndarray], Arrays] | None,
+    run: Callable[[Run], Arrays],
+    teacher: Callable[[Run], Arrays] | None,
     offset: int,
 ) -> float:
     """The value of a metric, negative where lower is better; minus infinity for one that is no number.
@@ -37,7 +36,7 @@ def score_by(
     metric = as_metric(chosen.metric, BUILT_IN)
     running = metric.start(Setting(chosen.outputs, chosen.samples, offset, chosen.data))
     for micro in samples:
-        reference = teacher(micro.x) if metric.reference == "original" and teacher is not None else micro.y
-        running.update(run(micro.x), reference, len(micro.x))
+        reference = teacher(micro.run) if metric.reference == "original" and teacher is not None else micro.labels
+        running.update(run(micro.run), reference, micro.run.count)
     value = running.result() if metric.higher_is_better else -running.result()
     return -math.inf if math.isnan(value) else value
