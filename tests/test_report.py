@@ -48,6 +48,7 @@ def test_the_page_says_what_happened(tmp_path: Path) -> None:
     assert f"{document['macs']['ratio']:.0%} of the MACs" in page.text
     for layer in document["layers"]:
         assert layer["name"] in page.text and " ".join(layer["reason"].split()) in page.text
+    assert all(output["taken_for"] and output["taken_for"] in page.text for output in document["outputs"])
     assert page.tags.count("svg") == 1 + len(document["layers"])
     assert "trp-onnx" in page.text and "onnxruntime" in page.text
 

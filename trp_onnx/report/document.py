@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trp_onnx._version import __version__
 from trp_onnx.evaluation.comparison import OutputDifference
-from trp_onnx.evaluation.metric import Scores
+from trp_onnx.evaluation.metric import Scores, finite
 from trp_onnx.files.documents import Document, plain
 from trp_onnx.files.paths import REPORT_FILES, cannot_write, guard
 from trp_onnx.files.staging import write_text
@@ -170,7 +170,9 @@ class Report(Document):
         }
         scores = {"score": self.score, "limit": self.limit}
         document |= {name: found.to_dict() for name, found in scores.items() if found is not None}
-        found = {"latency": self.latency, "candidates": self.candidates or None, "training": self.trained}
+        if self.candidates:  # one that gives no numbers loses infinitely much, which JSON does not know
+            document["candidates"] = [plain(tried) | {"lost": finite(tried.lost)} for tried in self.candidates]
+        found = {"latency": self.latency, "training": self.trained}
         return document | {name: plain(part) for name, part in found.items() if part is not None}
 
     def to_json(self) -> str:
