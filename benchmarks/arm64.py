@@ -44,7 +44,9 @@ def errors(file: Path, folder: Path, python: str) -> dict[str, float]:
     (x,) = feeds.values()
     noise = np.random.default_rng(0).standard_normal((64, *x.shape[1:])).astype(np.float32)
     np.savez(folder / "noise.npz", x=noise.transpose(0, 2, 3, 1))
-    trp_onnx.quantize(file, folder / "int8.onnx", folder / "noise.npz", target="arm", max_drop=99)
+    trp_onnx.quantize(
+        file, folder / "int8.onnx", folder / "noise.npz", device=trp_onnx.Device(target="arm"), max_drop=99
+    )
     found = {}
     with open_runner() as here, open_runner(f"python:{python}", timeout=600) as arm:
         assert "aarch64" in arm.describe().machine

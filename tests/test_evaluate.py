@@ -217,7 +217,9 @@ def test_quantize_goes_by_a_metric(
     code, text = cli("quantize", nets[0], "-o", out, "--data", data, "--metric", "snr")
     assert code == 2 and "of which nothing can be lost" in text
     bare = tokens(nets[0], tmp_path / "bare.npz", labels=False)
-    made = trp_onnx.quantize(nets[0], out, bare, test=bare, output_kinds={"logits": "tokens"}, max_drop=40)
+    made = trp_onnx.quantize(
+        nets[0], out, bare, test=bare, network=trp_onnx.NetworkOptions(output_kinds={"logits": "tokens"}), max_drop=40
+    )
     assert [v.score is not None and v.score.metric.name for v in made.variants] == ["agreement"] * 2
 
 

@@ -17,7 +17,6 @@ import trp_onnx
 from tests import graphs
 from tests.easy import compress
 from trp_onnx.cli.main import main
-from trp_onnx.data import Preprocessing
 from trp_onnx.errors import UsageError
 
 COMPRESS = ("compress", "net.onnx", "-o", "out.onnx", "--macs", "0.6", "--align", "1")
@@ -148,7 +147,7 @@ def test_nor_by_the_python_functions(here: Path) -> None:
             compress("big.onnx", **arguments)  # type: ignore[arg-type]
     for out in ("big.onnx", "big.bin", "data.npz"):
         with pytest.raises(UsageError):
-            trp_onnx.quantize("big.onnx", out, "data.npz", preprocessing=Preprocessing())
+            trp_onnx.quantize("big.onnx", out, "data.npz")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "net.ort", "net.required_operators_and_types.config"])

@@ -45,11 +45,59 @@ def test_a_model_of_every_kind_is_compressed_in_memory(net: Path, kind: str) -> 
         np.testing.assert_array_equal(value, kept[name])
 
 
+def test_every_command_takes_models_in_memory(net: Path, tmp_path: Path) -> None:
+    """In memory from one command to the next; what each says of the network is what it says of its file."""
+    model, y = ir.load(net), run_model(net, {"x": X})["logits"].argmax(axis=1)
+    inspection = trp_onnx.inspect(model)
+    assert inspection.layers == trp_onnx.inspect(net).layers and inspection.model == "a model in memory"
+    quantised = trp_onnx.quantize(net.read_bytes(), data=X, max_drop=99, original=model)
+    assert quantised.path is None and quantised.variants[0].name == "original"
+    assert trp_onnx.evaluate(model, (X, y)).value == 100
+    scores = trp_onnx.evaluate(quantised.model, (X, y), against=onnx.load(net))
+    assert scores == trp_onnx.evaluate(quantised.save(tmp_path / "int8.onnx"), (X, y), against=net)
+    timed = trp_onnx.bench([model, quantised.model, net], rounds=3)
+    assert [contender.model for contender in timed.contenders] == ["a model in memory"] * 2 + [str(net)]
+    shipped = trp_onnx.export(quantised.model, tmp_path / "app")
+    assert shipped.manifest["source"]["file"] == "model.onnx" and (tmp_path / "app" / "model.ort").is_file()
+    assert trp_onnx.profile(model).shares.keys() == {"conv1", "conv2", "fc"}
+
+
+def test_results_show_themselves(net: Path, tmp_path: Path) -> None:
+    """In five lines at a prompt, as a table in a notebook."""
+    y = run_model(net, {"x": X})["logits"].argmax(axis=1)
+    results = (
+        (trp_onnx.inspect(net), "conv2"),
+        (trp_onnx.quantize(net, data=X, max_drop=99, original=net), "original, int8"),
+        (trp_onnx.evaluate(net, (X, y)), "100.00%"),
+        (trp_onnx.evaluate(net, (X, y), against=net), "+0.00 points"),
+        (trp_onnx.bench([net] * 6, rounds=2), "and 3 more"),
+        (trp_onnx.export(net, tmp_path / "app"), "net.ort"),
+        (trp_onnx.profile(net), "conv2"),
+        (trp_onnx.compress(net, goal=HALF, search=EVERY_RANK), "MACs"),
+    )
+    for result, told in results:
+        text, page = repr(result), result._repr_html_()
+        assert len(text.splitlines()) <= 5 and max(map(len, text.splitlines())) <= 100
+        assert told in text and told in page and page.startswith("<table>")
+
+
+def test_what_is_noted_on_the_way_is_in_the_result(net: Path, tmp_path: Path) -> None:
+    stored = np.random.default_rng(1).integers(0, 256, (64, 12, 12, 3)).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", x=stored, y=np.zeros(64, np.int64))
+    note = "go in as they are stored"
+    assert any(note in line for line in trp_onnx.evaluate(net, tmp_path / "images.npz").notes)
+    assert any(note in line for line in trp_onnx.quantize(net, data=tmp_path / "images.npz", max_drop=99).notes)
+
+
 def test_what_is_no_model_is_refused(net: Path) -> None:
     with pytest.raises(ModelError, match="a model is a path, bytes"):
         trp_onnx.compress(5, goal=HALF)  # type: ignore[arg-type]
     with pytest.raises(ModelError):
         trp_onnx.compress(b"no model", goal=HALF)
+    with pytest.raises(ModelError, match="a model is a path, bytes"):
+        trp_onnx.bench([5])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="give --data"):
+        trp_onnx.quantize(net)
 
 
 def test_the_result_of_a_file_is_open(net: Path, tmp_path: Path) -> None:
@@ -79,6 +127,7 @@ def test_everything_composes(net: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X)
     quantised = trp_onnx.quantize(tmp_path / "out.onnx", tmp_path / "int8.onnx", tmp_path / "d.npz", max_drop=99)
     shipped = trp_onnx.export(tmp_path / "int8.onnx", tmp_path / "app")
+    assert trp_onnx.quantize(again.model, data=X, max_drop=99).layers == quantised.layers
     assert quantised.layers and (tmp_path / "app" / "int8.ort").exists() and shipped.notes is not None
     second.report.save(tmp_path / "report")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["plan.toml", "report.html", "report.json"]

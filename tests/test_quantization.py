@@ -144,7 +144,9 @@ def test_a_fixed_batch_of_any_size(net: Path, tmp_path: Path) -> None:
 
 
 def test_signed_activations_for_arm(net: Path, tmp_path: Path) -> None:
-    trp_onnx.quantize(net, tmp_path / "q.onnx", samples(net, tmp_path), target="arm", max_drop=50)
+    trp_onnx.quantize(
+        net, tmp_path / "q.onnx", samples(net, tmp_path), device=trp_onnx.Device(target="arm"), max_drop=50
+    )
     points = [t for t in onnx.load(tmp_path / "q.onnx").graph.initializer if t.name.endswith("zero_point")]
     assert points and all(t.data_type == onnx.TensorProto.INT8 or t.data_type == onnx.TensorProto.INT32 for t in points)
 
@@ -201,7 +203,7 @@ def test_what_is_refused(net: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--max-drop"):
         trp_onnx.quantize(net, tmp_path / "q.onnx", data, max_drop=-1)
     with pytest.raises(UsageError, match="--target"):
-        trp_onnx.quantize(net, tmp_path / "q.onnx", data, target="phone")
+        trp_onnx.quantize(net, tmp_path / "q.onnx", data, device=trp_onnx.Device(target="phone"))
     with pytest.raises(DataError, match="10 samples"):
         trp_onnx.quantize(net, tmp_path / "q.onnx", samples(net, tmp_path, 10))
     data = samples(net, tmp_path)

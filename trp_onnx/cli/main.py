@@ -242,7 +242,7 @@ def profile(model: Path, out: Path, no_simplify: bool, quiet: bool, **options: A
     if not quiet:
         from trp_onnx.report import latency_tables
 
-        show(latency_tables(table))
+        show(latency_tables(table), table.notes)
 
 
 @main.command()
@@ -287,9 +287,11 @@ def quantize(
 ) -> None:
     """Quantise MODEL to int8, layers that it hurts excepted, and measure float and int8 side by side."""
     with answering():
+        from trp_onnx.job import Device, NetworkOptions
         from trp_onnx.quantization import quantize as run
 
-        result = run(model, out, preprocessing=preprocessing(), **options)
+        network, device = filled(NetworkOptions, options, preprocessing=preprocessing()), filled(Device, options)
+        result = run(model, out, network=network, device=device, **options)
         write_json(result.to_dict(), json_to)
     if json_to != "-":
         from trp_onnx.report import quantized_tables

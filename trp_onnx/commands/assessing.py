@@ -28,8 +28,8 @@ def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spe
         TargetError: It is no faster, or loses more than it may.
         ModelError: It does not run.
     """
-    source, path, plan = work.source, work.staging.path, choice.plan
-    written, errors = verify(path, source, work.original, work.feeds, work.expected, Told(work.said))
+    source, path, plan = work.network.source, work.staging.path, choice.plan
+    written, errors = verify(path, source, work.network.original, work.feeds, work.expected, Told(work.said))
     work.clock.lap("verify")
     score = None if work.evaluation is None else work.evaluation.scores(path)
     limit = _limited(work, choice)
@@ -42,7 +42,7 @@ def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spe
         model=work.names[0],
         output=work.names[1],
         macs=Size(plan.macs_before, plan.macs_after, plan.unknown),
-        parameters=Size(count_parameters(work.original), count_parameters(written)),
+        parameters=Size(count_parameters(work.network.original), count_parameters(written)),
         file_bytes=sizes,
         files={} if work.in_memory else {file.name: file.stat().st_size for file in (path, *external_files(path))},
         outputs=tuple(errors),
@@ -87,7 +87,12 @@ def _limited(work: Workspace, choice: Choice) -> Scores | None:
 def _latency(work: Workspace, known: Known, choice: Choice) -> Latency:
     plan, limit = choice.plan, choice.limit
     found = realise(
-        known.evidence.table, plan.speedup, work.source, work.staging.path, work.input_shapes, work.job.device.threads
+        known.evidence.table,
+        plan.speedup,
+        work.network.source,
+        work.staging.path,
+        work.network.input_shapes,
+        work.job.device.threads,
     ).on_the_way(work.job.goal.speedup, choice.trials)
     if work.job.searched and limit is not None and found.measured is not None and found.measured.high < LEAST:
         raise TargetError(

@@ -55,7 +55,9 @@ def choose(work: Workspace, known: Known) -> Choice:
     """
     if work.session is not None and work.session.finds_ranks(work.job.goal):
         work.clock.lap("plan")
-        return _trained(work, known, choose_schemes(work.layers, work.job.goal.rules, work.job.search.scheme), {})
+        return _trained(
+            work, known, choose_schemes(work.network.layers, work.job.goal.rules, work.job.search.scheme), {}
+        )
     choice = _planned(work, known)
     work.clock.lap("plan")
     if work.session is None:
@@ -64,10 +66,10 @@ def choose(work: Workspace, known: Known) -> Choice:
 
 
 def _planned(work: Workspace, known: Known) -> Choice:
-    goal = work.job.goal
+    goal, network = work.job.goal, work.network
     planner = Planner(
-        work.layers, rules=goal.rules, scheme=work.job.search.scheme, align=known.align, evidence=known.evidence,
-        progress=lambda groups: track(groups, "spectra"), ask=shape_options(work.normal, work.input_shapes),
+        network.layers, rules=goal.rules, scheme=work.job.search.scheme, align=known.align, evidence=known.evidence,
+        progress=lambda groups: track(groups, "spectra"), ask=shape_options(network.normal, network.input_shapes),
     )  # fmt: skip
     limit = None if work.judge is None else _limit(work, work.judge)
     if work.job.searched and limit is not None:
@@ -80,7 +82,13 @@ def _planned(work: Workspace, known: Known) -> Choice:
         plan, candidates = fastest_within(planner, limit, lost)
         return Choice(plan, candidates, limit=limit)
     if goal.speedup is not None:
-        timing = Trials(work.source, work.normal, work.run_inputs(), work.staging.folder, work.input_shapes)
+        timing = Trials(
+            work.network.source,
+            work.network.normal,
+            work.network.feeds(),
+            work.staging.folder,
+            work.network.input_shapes,
+        )
         plan, trials = plan_for_speedup(planner, goal.speedup, timing)
         return Choice(plan, trials=trials, limit=limit)
     return Choice(planner.plan(goal), limit=limit)
@@ -93,8 +101,10 @@ def _trained(
     session, goal, table = work.session, work.job.goal, known.evidence.table
     assert session is not None
     finds = session.finds_ranks(goal)
-    note(forecast(table or time_layers(work), work.layers, None if finds else chosen))
-    work.layers, plan = session.train(work.normal, work.layers, chosen, kept, goal, align=known.align, table=table)
+    note(forecast(table or time_layers(work), work.network.layers, None if finds else chosen))
+    work.network.layers, plan = session.train(
+        work.network.normal, work.network.layers, chosen, kept, goal, align=known.align, table=table
+    )
     work.clock.lap("train")
     return Choice(plan)
 
@@ -120,11 +130,11 @@ def _limit(work: Workspace, judge: Judge) -> Limit:
 @contextmanager
 def _file_of(plan: Plan, work: Workspace, known: Known) -> Iterator[Path]:
     """The file of a plan, made as the result would be."""
-    copy, path = work.normal.clone(), work.staging.folder / "candidate.onnx"
-    layers = find_layers(copy, work.input_shapes)
+    copy, path = work.network.normal.clone(), work.staging.folder / "candidate.onnx"
+    layers = find_layers(copy, work.network.input_shapes)
     carry_out(
         plan, copy, layers, known.evidence, known.samples,
-        input_shapes=work.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
+        input_shapes=work.network.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
     )  # fmt: skip
     CleanUpPass()(copy)
     ir.save(copy, path, format="protobuf", external_data=f"{path.name}.data")  # its own: the input's is elsewhere

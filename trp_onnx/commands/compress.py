@@ -11,6 +11,7 @@ from trp_onnx.commands.evidence import Known, gather
 from trp_onnx.commands.result import Compressed
 from trp_onnx.commands.workspace import Workspace, open_workspace
 from trp_onnx.data import Data
+from trp_onnx.files.made import opened
 from trp_onnx.files.paths import MADE_BY
 from trp_onnx.graph.in_memory import ModelLike
 from trp_onnx.job import Device, Goal, NetworkOptions, SearchSpace, Training
@@ -77,28 +78,30 @@ def compress(
     with open_workspace(job, model, out) as work:
         known = gather(work)
         choice = choose(work, known)
-        spectra = spectra_of(work.layers, choice.plan.decisions, known.evidence)
+        spectra = spectra_of(work.network.layers, choice.plan.decisions, known.evidence)
         _write(work, known, choice)
         report = assess(work, known, choice, spectra)
         work.staging.publish()
         if work.session is not None:
             work.session.remove()
-        return Compressed.of(report, choice.plan, work.staging.out, in_memory=out is None)
+        path = work.staging.out
+        model = opened(path, in_memory=work.in_memory)
+        return Compressed(model, None if work.in_memory else path, choice.plan, report)
 
 
 def _write(work: Workspace, known: Known, choice: Choice) -> None:
     """Carry the plan out, and write the result where it is hidden still."""
     work.notes += carry_out(
-        choice.plan, work.normal, work.layers, known.evidence, known.samples, work.staging.keep,
-        input_shapes=work.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
+        choice.plan, work.network.normal, work.network.layers, known.evidence, known.samples, work.staging.keep,
+        input_shapes=work.network.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
     )  # fmt: skip
     if work.session is not None:
-        work.session.finetune(work.normal)
-        FoldBatchNormPass()(work.normal)
-    CleanUpPass()(work.normal)
-    work.normal.metadata_props[MADE_BY] = __version__
+        work.session.finetune(work.network.normal)
+        FoldBatchNormPass()(work.network.normal)
+    CleanUpPass()(work.network.normal)
+    work.network.normal.metadata_props[MADE_BY] = __version__
     work.clock.lap("factorise")
-    work.staging.save(work.normal)
+    work.staging.save(work.network.normal)
     if work.staging.data.exists():
         work.notes.append(
             f"the weights are in '{work.staging.data.name}': it belongs beside '{work.staging.out.name}'"

@@ -45,16 +45,16 @@ def gather(work: Workspace) -> Known:
     table = work.table or (time_layers(work) if job.timed else None)
     align = resolve_alignment(job.search.align)
     if table is not None:
-        table.check(work.layers)
+        table.check(work.network.layers)
         align = table.step if job.search.align == "auto" else align
-        work.notes += table.notes
+        work.notes += (note for note in table.notes if note not in work.notes)
         work.clock.lap("time")
     left = _left(work, table, align)
     evidence, samples = Evidence(table=table, left=left), None
-    judged = [layer for layer in work.layers if layer.name not in left]
+    judged = [layer for layer in work.network.layers if layer.name not in left]
     if work.samples is not None:
         samples = work.samples.fitting()
-        moments = collect_moments(work.normal, judged, samples, progress=lambda runs: track(runs, "moments"))
+        moments = collect_moments(work.network.normal, judged, samples, progress=lambda runs: track(runs, "moments"))
         evidence = replace(evidence, moments=moments)
         work.clock.lap("moments")
     if _by_damage(work):
@@ -68,7 +68,7 @@ def time_layers(work: Workspace) -> LatencyTable:
     search, rules = work.job.search, work.job.goal.rules
     named = search.scheme if all(rule.scheme is None for rule in rules) else "auto"
     return measure_table(
-        work.normal, work.layers, work.run_inputs(), scheme=named, threads=work.job.device.threads
+        work.network.normal, work.network.layers, work.network.feeds(), scheme=named, threads=work.job.device.threads
     )  # fmt: skip
 
 
@@ -83,14 +83,14 @@ def _left(work: Workspace, table: LatencyTable | None, align: int) -> frozenset[
     job = work.job
     if job.data is None or not (job.searched or job.goal.macs is not None or job.goal.speedup is not None):
         return frozenset()
-    return left_by_budgets(work.layers, table, rules=job.goal.rules, scheme=job.search.scheme, align=align)
+    return left_by_budgets(work.network.layers, table, rules=job.goal.rules, scheme=job.search.scheme, align=align)
 
 
 def _with_damage(work: Workspace, evidence: Evidence, layers: Sequence[Layer], samples: Samples | None) -> Evidence:
     seen = work.session.samples(DAMAGE_SAMPLES) if work.session is not None else samples
     assert seen is not None  # planning by outputs needs data
     damage = measure_damage(
-        work.normal,
+        work.network.normal,
         layers,
         seen.first(DAMAGE_SAMPLES),
         work.job.search.scheme,

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from trp_onnx.data import Data
-from trp_onnx.data.feeding import read_inputs
 from trp_onnx.files.documents import Document
-from trp_onnx.graph.layers import Layer, find_layers, network_macs
-from trp_onnx.graph.model import open_model
-from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.graph.in_memory import ModelLike, model_file, shown
+from trp_onnx.graph.layers import Layer, network_macs
 from trp_onnx.lowrank import linalg
 from trp_onnx.lowrank.schemes import Scheme, candidates
-from trp_onnx.passes.normalise import normalise
+from trp_onnx.passes.network import Network
 from trp_onnx.planning.options import sites_of
 from trp_onnx.planning.plan import notes_on
+from trp_onnx.printable import printable
 from trp_onnx.progress import at_work, track
 from trp_onnx.report.tables import ENERGIES
+from trp_onnx.rows import Headlined, shortened, si
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,12 @@ class LayerView:
     pays_at_energy: dict[str, bool]
 
 
-@dataclass(frozen=True)
-class Inspection(Document):
+@dataclass(frozen=True, repr=False)
+class Inspection(Headlined, Document):
     """What `inspect` returns.
 
     Attributes:
-        model: The file.
+        model: The file, or "a model in memory".
         macs: Multiply-accumulates of one run of the network, over the operators whose MACs are known.
         layers: Every operator that sums products, those that cannot be factorised too.
         notes: What the owner should know.
@@ -82,6 +80,15 @@ class Inspection(Document):
     notes: tuple[str, ...] = ()
     unknown: int = 0
 
+    def headline(self) -> list[Sequence[str]]:
+        """The layers with the most MACs."""
+        heaviest = sorted(self.layers, key=lambda view: -(view.macs or 0))
+        rows = [
+            (printable(view.name), si(view.macs), f"{view.share or 0:.1%}", str(view.rank_at_energy.get("0.95", "-")))
+            for view in heaviest
+        ]
+        return [("layer", f"{si(self.macs)} MACs", "share", "rank of 95 % of the energy"), *shortened(rows)]
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
         document = super().to_dict()
@@ -89,18 +96,18 @@ class Inspection(Document):
 
 
 def inspect(
-    model: str | PathLike[str],
+    model: ModelLike,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Data | None = None,
     simplify: bool = True,
 ) -> Inspection:
-    """List the layers of an ONNX file with their cost, spectra and schemes.
+    """List the layers of a network with their cost, spectra and schemes.
 
     The layers are those of the normalised model: their names are what the per-layer map goes by.
 
     Args:
-        model: The file.
+        model: A file, its bytes, an `onnx.ModelProto` or an `onnx_ir.Model`.
         input_shapes: Shapes for inputs with dynamic sizes, by name.
         inputs: Samples whose sizes count, whatever `open_data` takes.
         simplify: Whether to run onnx-simplifier first, as `compress` does.
@@ -110,12 +117,8 @@ def inspect(
         DataError: The inputs cannot be read.
         UsageError: Their sizes contradict `input_shapes`.
     """
-    with at_work() as heard:
-        opened = open_model(Path(model))
-        if inputs is not None:
-            input_shapes = sizes_from(opened, read_inputs(opened, inputs), input_shapes)
-        normal = normalise(opened, input_shapes, simplify=simplify)
-        layers = find_layers(normal, input_shapes)
+    with at_work() as heard, model_file(model) as (source, _):
+        layers = Network.open(source, input_shapes, inputs, simplify=simplify).layers
         total = network_macs((layer, layer.macs) for layer in layers)
         unknown = sum(layer.macs is None for layer in layers)
         spectra = {}
@@ -123,7 +126,7 @@ def inspect(
             view = _spectrum(group)
             spectra.update(dict.fromkeys((layer.name for layer in group), view))
         views = tuple(_view(layer, 0 if unknown else total, spectra.get(layer.name)) for layer in layers)
-        return Inspection(str(model), total, views, (*heard, *notes_on(layers)), unknown)
+        return Inspection(shown(model), total, views, (*heard, *notes_on(layers)), unknown)
 
 
 _Spectrum = tuple[str, int, dict[str, int], dict[str, bool], tuple[str, ...]]

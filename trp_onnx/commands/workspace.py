@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -26,15 +26,14 @@ from trp_onnx.files.paths import guard
 from trp_onnx.files.staging import Staging, files_of
 from trp_onnx.graph.batching import find_batching
 from trp_onnx.graph.generating import generate
-from trp_onnx.graph.in_memory import ModelLike, model_file, shown
+from trp_onnx.graph.in_memory import IN_MEMORY, ModelLike, model_file, shown
 from trp_onnx.graph.inputs import Run, inputs_of
-from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import open_model, weight_bytes
-from trp_onnx.graph.session import Arrays, feeds_for, open_session
+from trp_onnx.graph.session import Arrays, open_session
 from trp_onnx.graph.sizes import sizes_from
 from trp_onnx.job.job import Job
 from trp_onnx.latency.table import LatencyTable, read_table
-from trp_onnx.passes.normalise import normalise
+from trp_onnx.passes.network import Network
 from trp_onnx.planning.rules import first_match
 from trp_onnx.progress import at_work, note
 from trp_onnx.training.job import RUN_FILES
@@ -49,9 +48,6 @@ VERIFY_SAMPLES = 16
 
 SCORED_SAMPLES = 64
 """Samples of the data on which both files are measured, where there are no test samples."""
-
-IN_MEMORY = "in memory"
-"""What a report calls the place of a result without a file."""
 
 
 class Clock:
@@ -80,11 +76,7 @@ class Workspace:
     Attributes:
         job: What was asked for.
         names: What the report calls the network and the result.
-        source: The file of the network.
-        original: The network as it was opened; not changed.
-        normal: The same, normalised: factorised in place in the end.
-        layers: Of `normal`.
-        input_shapes: Sizes of dynamic inputs: given, or those of the samples.
+        network: What is compressed; factorised in place in the end.
         feeds: What the result is verified on.
         expected: What the original gives for that.
         verified_on: What that is, for people.
@@ -102,11 +94,7 @@ class Workspace:
 
     job: Job
     names: tuple[str, str]
-    source: Path
-    original: ir.Model
-    normal: ir.Model
-    layers: list[Layer]
-    input_shapes: Mapping[str, Sequence[int]] | None
+    network: Network
     feeds: Arrays
     expected: Arrays
     verified_on: str
@@ -130,11 +118,7 @@ class Workspace:
     def untouched(self) -> set[str]:
         """Names of the layers that the map keeps as they are."""
         rules = self.job.goal.rules
-        return {layer.name for layer in self.layers if (match := first_match(rules, layer.name)) and match.keep}
-
-    def run_inputs(self) -> Arrays:
-        """Generated inputs of the normalised network, to time it on."""
-        return feeds_for(self.normal, self.input_shapes)
+        return {layer.name for layer in self.network.layers if (match := first_match(rules, layer.name)) and match.keep}
 
 
 @contextmanager
@@ -179,14 +163,13 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
             shapes = sizes_from(original, feeds, shapes, samples=job.network.inputs is None)
         expected = reference_outputs(source, original, feeds)
         clock.lap("open")
-        normal = normalise(
-            original.clone(), shapes, simplify=job.network.simplify, fold_batch_norm=job.training is None
-        )
-        layers = find_layers(normal, shapes)
+        network = Network.of(
+            source, original, shapes, simplify=job.network.simplify, fold_batch_norm=job.training is None
+        )  # fmt: skip
         clock.lap("normalise")
         names = shown(model), IN_MEMORY if out is None else str(out)
         yield Workspace(
-            job, names, source, original, normal, layers, shapes, feeds, expected, verified_on, staging, samples,
+            job, names, network, feeds, expected, verified_on, staging, samples,
             tested, said, evaluation, judge, session, table, notes, clock,
         )  # fmt: skip
 

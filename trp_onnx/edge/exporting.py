@@ -31,12 +31,15 @@ from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationErr
 from trp_onnx.files.documents import plain
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import EXTERNAL_FROM, hidden_beside, remove_dead
+from trp_onnx.graph.in_memory import ModelLike, model_file
 from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.model import open_model, to_proto, weight_bytes
 from trp_onnx.graph.session import Arrays, feeds_for, relative_error
 from trp_onnx.graph.sizes import real_inputs, sizes_from
+from trp_onnx.printable import printable
 from trp_onnx.process.interrupts import held_back
 from trp_onnx.progress import at_work, watch
+from trp_onnx.rows import Headlined, in_bytes
 from trp_onnx.runners import open_runner
 
 FORMAT = "trp-onnx export 1"
@@ -53,8 +56,8 @@ _STEPS = 64
 """Standard deviation of generated inputs in steps of an int8 scale, which has 255."""
 
 
-@dataclass(frozen=True)
-class Export:
+@dataclass(frozen=True, repr=False)
+class Export(Headlined):
     """What was exported.
 
     Attributes:
@@ -71,13 +74,21 @@ class Export:
     advice: tuple[Advice, ...]
     notes: tuple[str, ...]
 
+    def headline(self) -> list[Sequence[str]]:
+        """The files, how far outputs moved, and who may take the model."""
+        worst = max(self.manifest["comparison"]["relative_errors"].values(), default=0.0)
+        files = [(printable(file["file"]), in_bytes(file["bytes"])) for file in self.manifest["files"]]
+        phones = ", ".join(f"{found.provider} {found.verdict}" for found in self.usability)
+        compared = ("relative error", f"{worst:.1e}")
+        return [(printable(self.folder), "size"), *files, compared, ("worth trying", phones or "not known")]
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
         return {"folder": self.folder} | self.manifest
 
 
 def export(
-    model: str | PathLike[str],
+    model: ModelLike,
     folder: str | PathLike[str],
     *,
     target: str = "any",
@@ -89,7 +100,7 @@ def export(
     """Convert a model to an `.ort` file, run it beside its source, and say what phones can do with it.
 
     Args:
-        model: The `.onnx` file, compressed or not; not modified.
+        model: A file, its bytes, an `onnx.ModelProto` or an `onnx_ir.Model`, compressed or not; not modified.
         folder: Where everything goes; made if it does not exist, other files in it stay.
         target: "any", "arm" or "amd64" (x86's blocked layout put in; such a file loads nowhere else).
         style: "fixed" for the CPU provider, "runtime" for NNAPI, CoreML and XNNPACK (see `ort_format`).
@@ -104,15 +115,14 @@ def export(
         OutputError: The folder cannot be written.
         VerificationError: The `.ort` gives other outputs than its source; nothing was written.
     """
-    source, folder = Path(model), Path(folder)
     if target not in TARGETS:
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
     if style not in STYLES:
         raise UsageError(f"--style is fixed or runtime, not '{style}'")
-    if source.suffix.lower() == ".ort":
-        raise UsageError(f"'{source}' is an .ort file already: export takes the .onnx")
-    with at_work() as notes:
-        return _export(source, folder, target, style, input_shapes, inputs, command, notes)
+    with at_work() as notes, model_file(model) as (source, _):
+        if source.suffix.lower() == ".ort":
+            raise UsageError(f"'{source}' is an .ort file already: export takes the .onnx")
+        return _export(source, Path(folder), target, style, input_shapes, inputs, command, notes)
 
 
 def _export(

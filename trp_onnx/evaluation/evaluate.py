@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from os import PathLike
-from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -13,13 +11,15 @@ from trp_onnx.data import Data, Preprocessing, open_data
 from trp_onnx.evaluation.evaluation import Evaluation
 from trp_onnx.evaluation.metric import Asked, Score, Scores
 from trp_onnx.evaluation.outputs import read_said
+from trp_onnx.graph.in_memory import ModelLike, model_file
+from trp_onnx.progress import at_work
 
 Said = Iterable[str] | Mapping[str, str]
 
 
 @overload
 def evaluate(
-    model: str | PathLike[str],
+    model: ModelLike,
     data: Data,
     *,
     metric: Asked | None = None,
@@ -32,11 +32,11 @@ def evaluate(
 
 @overload
 def evaluate(
-    model: str | PathLike[str],
+    model: ModelLike,
     data: Data,
     *,
     metric: Asked | None = None,
-    against: str | PathLike[str],
+    against: ModelLike,
     output_kinds: Said = (),
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
@@ -44,19 +44,19 @@ def evaluate(
 
 
 def evaluate(
-    model: str | PathLike[str],
+    model: ModelLike,
     data: Data,
     *,
     metric: Asked | None = None,
-    against: str | PathLike[str] | None = None,
+    against: ModelLike | None = None,
     output_kinds: Said = (),
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
 ) -> Score | Scores:
-    """Measure an ONNX or `.ort` file on data.
+    """Measure a network on data.
 
     Args:
-        model: The file.
+        model: An ONNX or `.ort` file, its bytes, an `onnx.ModelProto` or an `onnx_ir.Model`.
         data: Whatever `open_data` takes.
         metric: A name ("top-1", "top-5", "miou", "agreement", "cosine", "snr", "relative-error"),
             "pkg.module:function", a function, an object with `update` and `result`, or a `Metric`. By default top-1
@@ -74,9 +74,11 @@ def evaluate(
         DataError: The data cannot be read, has no labels that the metric wants, or does not fit the model.
         UsageError: The metric is none, or failed, or wants an original that is not given; `output_kinds` is wrong.
     """
-    dataset = open_data(data, preprocessing)
-    if limit is not None and limit < len(dataset):
-        dataset = dataset.subset(np.arange(limit))
-    original = Path(model if against is None else against)
-    evaluation = Evaluation(metric, original, dataset, read_said(output_kinds), alone=against is None)
-    return evaluation.before if against is None else evaluation.scores(Path(model))
+    beside = model if against is None else against
+    with at_work() as notes, model_file(model) as (file, _), model_file(beside) as (original, _):
+        dataset = open_data(data, preprocessing)
+        if limit is not None and limit < len(dataset):
+            dataset = dataset.subset(np.arange(limit))
+        evaluation = Evaluation(metric, original, dataset, read_said(output_kinds), alone=against is None)
+        found = evaluation.before if against is None else evaluation.scores(file)
+        return found.with_notes(notes)

@@ -18,8 +18,8 @@ import copy
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,7 +29,9 @@ from trp_onnx.data.functions import is_function, load_function
 from trp_onnx.errors import ModelError, TrpOnnxError, UsageError
 from trp_onnx.evaluation.outputs import Output, joined
 from trp_onnx.graph.session import Arrays
+from trp_onnx.printable import printable
 from trp_onnx.process.memory import check_room
+from trp_onnx.rows import Headlined
 
 T = TypeVar("T")
 
@@ -272,8 +274,8 @@ class _AtOnce(Running):
         return _value(self._name, _number(self._name, lambda: self._function(outputs, reference)))
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(Headlined):
     """The value of a metric.
 
     Attributes:
@@ -283,6 +285,7 @@ class Score:
         data: Where those come from.
         output: The output that it speaks of, or of several the worst; empty where that cannot be told.
         each: What each sample comes to, (n,), where the value is the mean of that.
+        notes: What a reader should know.
     """
 
     metric: Metric
@@ -290,7 +293,19 @@ class Score:
     samples: int
     data: str = ""
     output: str = ""
-    each: np.ndarray | None = field(default=None, repr=False, compare=False)
+    each: np.ndarray | None = field(default=None, compare=False)
+    notes: tuple[str, ...] = ()
+
+    def headline(self) -> list[Sequence[str]]:
+        """Value, and on what."""
+        return [
+            (printable(self.metric.name), "samples", "data"),
+            (self.metric.text(self.value), str(self.samples), printable(Path(self.data).name)),
+        ]
+
+    def with_notes(self, notes: Sequence[str]) -> Score:
+        """With what was noted on the way."""
+        return replace(self, notes=tuple(notes))
 
     @property
     def unit(self) -> str:
@@ -324,8 +339,8 @@ class Score:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Headlined):
     """Two files on the same samples, by one metric.
 
     Attributes:
@@ -337,6 +352,23 @@ class Scores:
     before: Score
     after: Score
     allowed: float | None = None
+
+    def headline(self) -> list[Sequence[str]]:
+        """Both values, and how they compare."""
+        before, after = (self.metric.text(score.value) for score in (self.before, self.after))
+        return [
+            (f"{printable(self.metric.name)} of {self.after.samples}", "after", "change"),
+            (before, after, self.change),
+        ]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know."""
+        return self.after.notes
+
+    def with_notes(self, notes: Sequence[str]) -> Scores:
+        """With what was noted on the way."""
+        return replace(self, after=self.after.with_notes(notes))
 
     @property
     def metric(self) -> Metric:

@@ -26,6 +26,10 @@ _ONE_FILE = 1 << 30
 """Bytes of weights up to which a model goes into one file; protobuf ends at 2 GiB."""
 
 
+IN_MEMORY = "in memory"
+"""What a report calls the place of a result without a file."""
+
+
 def shown(model: ModelLike) -> str:
     """What a report calls a model."""
     return str(model) if isinstance(model, (str, PathLike)) else "a model in memory"

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from trp_onnx.errors import UsageError
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
 
+Architecture = Literal["any", "arm", "amd64"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """The device that a network is compressed for.
+    """The device that a network is made for.
 
     Attributes:
         threads: Intra-op threads that the speed-up is meant for.
+        target: What int8 is made for: activations are signed for arm, as its kernels prefer.
         latency_table: What `profile` measured there, or its file; measured here where not given.
 
     Raises:
-        UsageError: `threads` is below 1.
+        UsageError: `threads` is below 1, or there is no such target.
     """
 
     threads: int = 1
+    target: Architecture = "any"
     latency_table: LatencyTable | str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise UsageError(f"--threads is a whole number from 1, not {self.threads}")
+        if self.target not in get_args(Architecture):
+            raise UsageError(f"--target is {', '.join(get_args(Architecture))}, not '{self.target}'")

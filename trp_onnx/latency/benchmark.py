@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,20 @@ from trp_onnx.data import Data
 from trp_onnx.data.feeding import read_inputs
 from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.files.documents import Document
+from trp_onnx.graph.in_memory import ModelLike, model_file, shown
 from trp_onnx.graph.inputs import interface_of
 from trp_onnx.graph.layers import FACTORISABLE
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.provenance import origins_of
-from trp_onnx.graph.session import feeds_for, open_session
+from trp_onnx.graph.session import Arrays, feeds_for, open_session
 from trp_onnx.graph.sizes import sizes_from
 from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.table import target_of
-from trp_onnx.latency.timing import Ratio
-from trp_onnx.progress import watch
-from trp_onnx.runners import PROVIDERS, NodeTime, Runner, open_runner
+from trp_onnx.latency.timing import Ratio, Timing
+from trp_onnx.printable import printable
+from trp_onnx.progress import at_work, watch
+from trp_onnx.rows import Headlined, shortened
+from trp_onnx.runners import PROVIDERS, Description, NodeTime, Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
 
 _RENAMED = re.compile(r"(_nchwc|(/\w+Fusion/)+)$")
@@ -56,8 +60,8 @@ class Contender:
     layers: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Bench(Document):
+@dataclass(frozen=True, repr=False)
+class Bench(Headlined, Document):
     """The result of `bench`.
 
     Attributes:
@@ -78,9 +82,18 @@ class Bench(Document):
     shapes: dict[str, tuple[int, ...]]
     notes: tuple[str, ...]
 
+    def headline(self) -> list[Sequence[str]]:
+        """Time and speed-up of each model."""
+        rows = [
+            (printable(c.model), f"{c.milliseconds:.3f} ms", f"{c.ratio.median:.3f}x",
+             f"{c.ratio.low:.3f}-{c.ratio.high:.3f}")
+            for c in self.contenders
+        ]  # fmt: skip
+        return [("model", "time", "speed-up", "95 %"), *shortened(rows)]
+
 
 def bench(
-    models: Sequence[str | PathLike[str]],
+    models: Sequence[ModelLike],
     *,
     rounds: int | None = None,
     threads: int = 1,
@@ -93,7 +106,7 @@ def bench(
     """Time models against the first one, interleaved (see `timing`).
 
     Args:
-        models: `.onnx` or `.ort` files that take the same inputs.
+        models: Models that take the same inputs: `.onnx` or `.ort` files, bytes, `onnx.ModelProto` or `onnx_ir.Model`.
         rounds: At most so many; where not given 200, or as many as take some seconds, and more while the machine is
             slower than it is known to be. It ends when every interval is under 1 %.
         threads: Intra-op threads.
@@ -110,24 +123,14 @@ def bench(
         DataError: The inputs cannot be read.
         RunnerError: The runtime is not there, died or did not answer.
     """
-    paths = [Path(model) for model in models]
-    if not paths:
+    if not models:
         raise UsageError("give at least one model")
     if (rounds is not None and rounds < 1) or threads < 1:
         raise UsageError("--rounds and --threads are whole numbers from 1")
-    for path in paths:
-        if not path.is_file():
-            raise ModelError(f"the model '{path}' does not exist")
-    onnx_files = [path for path in paths if path.suffix.lower() != ".ort"]
-    first = open_model(onnx_files[0]) if onnx_files else interface_of(open_session(paths[0]))
-    if inputs is not None:
-        feeds = read_inputs(first, inputs)
-        sizes_from(first, feeds, input_shapes)  # refuses shapes that contradict them
-    elif onnx_files:
-        feeds = feeds_for(first, input_shapes)
-    else:
-        raise DataError("an .ort file does not say enough about its inputs: give --inputs")
-    with open_runner(runtime, timeout) as runner:
+    with at_work() as heard, ExitStack() as stack:
+        paths = [stack.enter_context(model_file(model))[0] for model in models]
+        feeds = _feeds(paths, input_shapes, inputs)
+        runner = stack.enter_context(open_runner(runtime, timeout))
         here = runner.describe()
         runner.prepare(paths, feeds, provider, threads)
         pace, what = Pace(paths[0], feeds, target_of(runner, provider, threads)), f"timing {len(paths)} models"
@@ -136,28 +139,55 @@ def bench(
             timing = measure_at(
                 pace, runner.run, len(paths), most, apart=apart, on_round=lambda done: show(done, most, what)
             )
-        found = [_nodes(runner, i, path, provider) for i, path in enumerate(paths)]
-    contenders = []
-    for path, seconds, ratio, nodes in zip(paths, timing.seconds, timing.ratios, found, strict=True):
-        ran: dict[str, int] = {}
-        for node in nodes:
-            ran[node.provider] = ran.get(node.provider, 0) + 1
-        graph = open_model(path).graph if path.suffix.lower() != ".ort" else ()
-        origins = origins_of(ir.traversal.RecursiveGraphIterator(graph)) if isinstance(graph, ir.Graph) else {}
-        contenders.append(Contender(str(path), seconds * 1e3, ratio, ran, layer_milliseconds(graph, nodes, origins)))
-    notes = [*timing.notes()]
-    if len(onnx_files) not in (0, len(paths)):
-        notes.append(
+        contenders = tuple(
+            _contender(shown(model), path, seconds, ratio, _nodes(runner, index, path, provider))
+            for index, (model, path, seconds, ratio) in enumerate(
+                zip(models, paths, timing.seconds, timing.ratios, strict=True)
+            )
+        )
+        notes = (*heard, *timing.notes(), *_notes(paths, provider, here, timing))
+    shapes = {name: tuple(np.shape(array)) for name, array in feeds.items()}
+    return Bench(contenders, timing.rounds, threads, provider, f"{here.machine}, {here}", shapes, notes)
+
+
+def _feeds(paths: Sequence[Path], input_shapes: Mapping[str, Sequence[int]] | None, inputs: Data | None) -> Arrays:
+    """What models run on: by the first that says most of its inputs."""
+    for path in paths:
+        if not path.is_file():
+            raise ModelError(f"the model '{path}' does not exist")
+    onnx_files = [path for path in paths if _is_onnx(path)]
+    first = open_model(onnx_files[0]) if onnx_files else interface_of(open_session(paths[0]))
+    if inputs is not None:
+        feeds = read_inputs(first, inputs)
+        sizes_from(first, feeds, input_shapes)  # refuses shapes that contradict them
+        return feeds
+    if not onnx_files:
+        raise DataError("an .ort file does not say enough about its inputs: give --inputs")
+    return feeds_for(first, input_shapes)
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix.lower() != ".ort"
+
+
+def _contender(name: str, path: Path, seconds: float, ratio: Ratio, nodes: Sequence[NodeTime]) -> Contender:
+    ran = Counter(node.provider for node in nodes)
+    graph = open_model(path).graph if _is_onnx(path) else ()
+    origins = origins_of(ir.traversal.RecursiveGraphIterator(graph)) if isinstance(graph, ir.Graph) else {}
+    return Contender(name, seconds * 1e3, ratio, dict(ran), layer_milliseconds(graph, nodes, origins))
+
+
+def _notes(paths: Sequence[Path], provider: str, here: Description, timing: Timing) -> Iterator[str]:
+    """What a reader should know of what was compared."""
+    if len({_is_onnx(path) for path in paths}) > 1:
+        yield (
             "an .ort file stands beside an .onnx: on x86 the .onnx runs in blocked layout and the .ort does not, so "
             "their ratio is one of layouts too"
         )
     if provider == "qnn" and not any(maker in here.machine.lower() for maker in ("qualcomm", "snapdragon")):
-        notes.append("this is the simulator of QNN's HTP: what it takes is what the chip takes, its times say nothing")
+        yield "this is the simulator of QNN's HTP: what it takes is what the chip takes, its times say nothing"
     if any(ratio.width > 0.02 for ratio in timing.ratios):
-        notes.append(f"after {timing.rounds} rounds an interval is still wide: the machine is busy; try --rounds")
-    shapes = {name: tuple(np.shape(array)) for name, array in feeds.items()}
-    where = f"{here.machine}, {here}"
-    return Bench(tuple(contenders), timing.rounds, threads, provider, where, shapes, tuple(notes))
+        yield f"after {timing.rounds} rounds an interval is still wide: the machine is busy; try --rounds"
 
 
 def _nodes(runner: Runner, index: int, path: Path, provider: str) -> Sequence[NodeTime]:

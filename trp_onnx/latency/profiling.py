@@ -12,30 +12,28 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from os import PathLike
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.data import Data
-from trp_onnx.data.feeding import read_inputs
 from trp_onnx.errors import ModelError
 from trp_onnx.files.cache import Cache
 from trp_onnx.files.documents import plain
+from trp_onnx.graph.in_memory import ModelLike, model_file
 from trp_onnx.graph.layers import Layer, find_layers
-from trp_onnx.graph.model import open_model, to_proto
-from trp_onnx.graph.session import Arrays, feeds_for
-from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.graph.model import to_proto
+from trp_onnx.graph.session import Arrays
 from trp_onnx.latency.benchmark import check_ran, layer_milliseconds
 from trp_onnx.latency.entry import NOTHING, Entry, allowed_doubt
 from trp_onnx.latency.parts import STEADY, Place, dissect, time_parts
 from trp_onnx.latency.probe import signature
 from trp_onnx.latency.table import NETWORK, LatencyTable, target_of
 from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme, candidates
-from trp_onnx.passes.normalise import normalise
-from trp_onnx.progress import track
+from trp_onnx.passes.network import Network
+from trp_onnx.progress import at_work, track
 from trp_onnx.runners import Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
 
@@ -50,7 +48,7 @@ _SAME_STEP = 0.92
 
 
 def profile(
-    model: str | PathLike[str],
+    model: ModelLike,
     *,
     scheme: str = "auto",
     provider: str = "cpu",
@@ -61,10 +59,10 @@ def profile(
     inputs: Data | None = None,
     simplify: bool = True,
 ) -> LatencyTable:
-    """Measure the latency table of an ONNX file; `compress(latency_table=...)` plans by it, here or elsewhere.
+    """Measure the latency table of a network; `Device(latency_table=...)` has `compress` plan by it, here or elsewhere.
 
     Args:
-        model: The file.
+        model: A file, its bytes, an `onnx.ModelProto` or an `onnx_ir.Model`.
         scheme: Which schemes to time: a name or "auto".
         provider: A name of `PROVIDERS`.
         threads: Intra-op threads.
@@ -80,17 +78,14 @@ def profile(
         DataError: The inputs cannot be read.
         RunnerError: The runtime is not there, died or did not answer.
     """
-    opened = open_model(Path(model))
-    given = None if inputs is None else read_inputs(opened, inputs)
-    if given is not None:
-        input_shapes = sizes_from(opened, given, input_shapes)
-    normal = normalise(opened, input_shapes, simplify=simplify)
-    layers = find_layers(normal, input_shapes)
-    with open_runner(runtime, timeout) as runner:
-        return measure_table(
-            normal, layers, feeds_for(normal, input_shapes) if given is None else given,
-            scheme=scheme, provider=provider, threads=threads, runner=runner,
-        )  # fmt: skip
+    with at_work() as heard, model_file(model) as (source, _):
+        network = Network.open(source, input_shapes, inputs, simplify=simplify)
+        with open_runner(runtime, timeout) as runner:
+            table = measure_table(
+                network.normal, network.layers, network.feeds(),
+                scheme=scheme, provider=provider, threads=threads, runner=runner,
+            )  # fmt: skip
+        return replace(table, remarks=tuple(heard))
 
 
 def measure_table(

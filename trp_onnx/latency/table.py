@@ -43,6 +43,8 @@ from trp_onnx.latency.entry import Entry, allowed_doubt
 from trp_onnx.latency.parts import STEADY
 from trp_onnx.latency.probe import signature
 from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
+from trp_onnx.printable import printable
+from trp_onnx.rows import Headlined, shortened
 from trp_onnx.runners import Runner
 
 FORMAT = "trp-onnx latency table 1"
@@ -86,8 +88,8 @@ def target_of(runner: Runner, provider: str, threads: int) -> Target:
     return Target(here.machine, here.runtime, provider, threads)
 
 
-@dataclass(frozen=True)
-class LatencyTable(Document):
+@dataclass(frozen=True, repr=False)
+class LatencyTable(Headlined, Document):
     """Times of one network on one target.
 
     Attributes:
@@ -100,6 +102,7 @@ class LatencyTable(Document):
         paces: MACs a second of each geometry's dense layer over those of a convolution at full speed; empty in a table
             of an older version.
         doubts: What the parts of each geometry may be off by, and what the shares may be, together, under "network".
+        remarks: What was noted of the network.
     """
 
     target: Target
@@ -110,6 +113,13 @@ class LatencyTable(Document):
     parts: dict[str, dict[str, Knots]]
     paces: dict[str, Measured] = field(default_factory=dict)
     doubts: dict[str, Measured] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    def headline(self) -> list[Sequence[str]]:
+        """The layers that take the most time."""
+        slowest = sorted(self.shares.items(), key=lambda pair: -pair[1])
+        rows = [(printable(name), f"{share * self.milliseconds:.3f} ms", f"{share:.1%}") for name, share in slowest]
+        return [("layer", f"of {self.milliseconds:.2f} ms", "share"), *shortened(rows)]
 
     def share(self, layer: Layer) -> float:
         """Part of the dense network's time that a layer takes."""
@@ -166,7 +176,7 @@ class LatencyTable(Document):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of how it was measured."""
+        """What a reader should know of the network, and of how it was measured."""
         share = dict.fromkeys(self.signatures.values(), 0.0)
         for name, key in self.signatures.items():
             share[key] += self.shares.get(name, 0.0)
@@ -174,7 +184,7 @@ class LatencyTable(Document):
             doubt for key, doubt in self.doubts.items()
             if key != NETWORK and doubt > allowed_doubt(share.get(key, 0.0))
         ]  # fmt: skip
-        notes = []
+        notes = [*self.remarks]
         if doubtful:
             notes.append(
                 f"the times of {len(doubtful)} of {len(self.parts)} kinds of layers stayed unsteady, however often "

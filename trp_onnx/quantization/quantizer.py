@@ -6,7 +6,7 @@ open -> normalise -> balance factors -> calibrate -> keep in float what int8 hur
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,33 +17,36 @@ import onnx
 import onnx_ir as ir
 
 from trp_onnx.calibration.moments import with_outputs
-from trp_onnx.data import Data, Dataset, Preprocessing, open_data
-from trp_onnx.edge.ort_format import TARGETS
+from trp_onnx.data import Data, Dataset, open_data
 from trp_onnx.errors import DataError, ModelError, UsageError, VerificationError
-from trp_onnx.evaluation.evaluate import Said
 from trp_onnx.evaluation.evaluation import Evaluation
 from trp_onnx.evaluation.judging import judge
 from trp_onnx.evaluation.metric import Asked, Score
 from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, read_said
-from trp_onnx.files.documents import Document, plain
+from trp_onnx.files.documents import plain
+from trp_onnx.files.made import Made, opened
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import Staging
 from trp_onnx.graph.batching import find_batching, run_samples
+from trp_onnx.graph.in_memory import IN_MEMORY, ModelLike, model_file, shown
 from trp_onnx.graph.inputs import Run, inputs_of
 from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import file_bytes, open_model, to_proto
 from trp_onnx.graph.session import open_session, run_session
 from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.job import Device, NetworkOptions
 from trp_onnx.latency.benchmark import bench
 from trp_onnx.latency.timing import Ratio
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.passes import CleanUpPass, FoldWeightsPass
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
-from trp_onnx.passes.normalise import normalise
+from trp_onnx.passes.network import Network, Shapes
+from trp_onnx.printable import printable
 from trp_onnx.process.silence import silence
 from trp_onnx.progress import at_work
 from trp_onnx.quantization.calibrated import Calibrated, in_int8
 from trp_onnx.quantization.sensitivity import InFloat, keep_what_is_hurt
+from trp_onnx.rows import Headlined, in_bytes
 
 CALIBRATION, JUDGING, LEAST = 256, 256, 32
 """Samples that ranges are taken of, samples that int8 is judged on, and the fewest of both together."""
@@ -76,13 +79,12 @@ class Variant:
     ratio: Ratio
 
 
-@dataclass(frozen=True)
-class Quantized(Document):
-    """What `quantize` wrote.
+@dataclass(frozen=True, repr=False)
+class Quantized(Headlined, Made):
+    """A network in int8.
 
     Attributes:
-        model: The float file.
-        output: The int8 file.
+        source: The float file, or "a model in memory".
         layers: Layers in int8.
         in_float: Layers that stayed in float, with reasons.
         lost: What is lost on the samples that int8 was judged on, in the metric's unit; without one in points of
@@ -92,8 +94,7 @@ class Quantized(Document):
         notes: What a reader should know.
     """
 
-    model: str
-    output: str
+    source: str
     layers: int
     in_float: tuple[InFloat, ...]
     lost: float
@@ -101,48 +102,67 @@ class Quantized(Document):
     variants: tuple[Variant, ...]
     notes: tuple[str, ...]
 
+    def headline(self) -> list[Sequence[str]]:
+        """Size, score and speed of each file."""
+        scores = [variant.score for variant in self.variants if variant.score is not None]
+        counted = printable(scores[0].metric.name) if scores else "score"
+        return [("", "size", counted, "time", "speed-up"), *map(_row, self.variants)]
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the JSON."""
-        document: dict[str, Any] = plain(replace(self, variants=tuple(replace(v, score=None) for v in self.variants)))
-        for entry, variant in zip(document["variants"], self.variants, strict=True):
-            entry["score"] = None if variant.score is None else variant.score.to_dict()
-        return document
+        variants = [
+            plain(replace(variant, score=None))
+            | {"score": None if variant.score is None else variant.score.to_dict()}
+            for variant in self.variants
+        ]  # fmt: skip
+        return {
+            "model": self.source,
+            "output": IN_MEMORY if self.path is None else str(self.path),
+            "layers": self.layers,
+            "in_float": plain(self.in_float),
+            "lost": self.lost,
+            "measure": self.measure,
+            "variants": variants,
+            "notes": list(self.notes),
+        }
 
 
-def quantize(  # noqa: PLR0913
-    model: str | PathLike[str],
-    out: str | PathLike[str],
-    data: Data,
+def _row(variant: Variant) -> tuple[str, ...]:
+    score = "-" if variant.score is None else variant.score.metric.text(variant.score.value)
+    return (
+        variant.name, in_bytes(variant.bytes), score, f"{variant.milliseconds:.3f} ms", f"{variant.ratio.median:.3f}x"
+    )  # fmt: skip
+
+
+def quantize(
+    model: ModelLike,
+    out: str | PathLike[str] | None = None,
+    data: Data | None = None,
     *,
-    preprocessing: Preprocessing | None = None,
-    max_drop: float = 1.0,
-    keep_ends: bool = False,
-    target: str = "any",
-    original: str | PathLike[str] | None = None,
     test: Data | None = None,
+    max_drop: float = 1.0,
     metric: Asked | None = None,
-    output_kinds: Said = (),
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    threads: int = 1,
+    keep_ends: bool = False,
+    original: ModelLike | None = None,
+    network: NetworkOptions | None = None,
+    device: Device | None = None,
 ) -> Quantized:
-    """Quantise a model to int8 and write it, verified, to another file.
+    """Quantise a network to int8, verified on the written file.
 
     Args:
-        model: The float model, compressed or not; not modified.
-        out: Where the int8 one goes.
+        model: The float network, compressed or not: a file, its bytes, an `onnx.ModelProto` or an `onnx_ir.Model`; not
+            modified.
+        out: Where the int8 one goes; without it the result stays in memory.
         data: Samples to calibrate and to judge on, labels not needed; not the test data.
-        preprocessing: How samples become inputs.
+        test: Samples; every file is measured on them once, at the end.
         max_drop: Points of accuracy to lose at most, by the float model's own probabilities; of outputs that are no
             scores of classes per cent of what `Quantized.measure` names: mean square error, cosine, elements that
             differ. With `metric` what may be lost by that, in its unit. Layers return to float until it holds.
-        keep_ends: Whether the first and the last layer stay in float.
-        target: "any", "arm" (signed activations, which its kernels prefer) or "amd64".
-        original: The dense model, to be quantised in the same way and measured beside.
-        test: Samples; every file is measured on them once, at the end.
         metric: What int8 is judged by, and files are measured by: see `evaluate`.
-        output_kinds: What outputs are, where that cannot be seen: {"logits": "scores:2"}, see `evaluate`.
-        input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
-        threads: Intra-op threads of the timing.
+        keep_ends: Whether the first and the last layer stay in float.
+        original: The dense network, to be quantised in the same way and measured beside.
+        network: How the network is opened, and how samples become its inputs.
+        device: What it is made for; its threads are those of the timing.
 
     Raises:
         ModelError: The model cannot be read, run or quantised, or is in int8 already.
@@ -153,43 +173,49 @@ def quantize(  # noqa: PLR0913
     """
     if not 0 <= max_drop < 100:
         raise UsageError(f"--max-drop is what may be lost, from 0 to below 100, not {max_drop}")
-    if target not in TARGETS:
-        raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
-    source, out = Path(model), Path(out)
+    if data is None:
+        raise UsageError("int8 is calibrated on samples: give --data")
+    network, device = network or NetworkOptions(), device or Device()
     guard(writes=[out], reads=[model, data, original, test])
-    with at_work() as heard:
-        opened, said = open_model(source), read_said(output_kinds)
-        inputs = inputs_of(opened)
-        if any(spec.dtype in _OTHER_FLOATS for spec in inputs.values()):
-            raise ModelError("the model takes floats that are no float32: quantize takes the float32 model")
-        dataset = open_data(data, preprocessing).bound(inputs)
-        tested = None if test is None else open_data(test, preprocessing).bound(inputs)
+    with at_work() as heard, ExitStack() as stack:
+        source, place = stack.enter_context(model_file(model, out))
+        dense = None if original is None else stack.enter_context(model_file(original))[0]
+        opened_float = open_model(source)
+        _check_floats(opened_float)
+        inputs, said = inputs_of(opened_float), read_said(network.output_kinds)
+        dataset = open_data(data, network.preprocessing).bound(inputs)
+        tested = None if test is None else open_data(test, network.preprocessing).bound(inputs)
         _check_count(dataset)
-        first = source if original is None else Path(original)
-        evaluation = None if tested is None else Evaluation(metric, first, tested, said)
-        judging = _judged_by(metric, source, dataset, said)
-        input_shapes = sizes_from(opened, dataset.take(np.arange(1))[0].feeds, input_shapes, samples=True)
-        with _space_for(out), Staging(out, opened) as staging:
-            made = _quantise(opened, dataset, max_drop, keep_ends, target == "arm", input_shapes, said, judging)
-            onnx.save(made.proto, staging.path)
-            _verify(staging.path, source, dataset)
-            files = {"float": source, "int8": staging.path}
-            notes = [*heard, *made.notes]
-            if original is not None:
-                path = staging.folder / f"original-of-{out.name}"
-                other = _quantise(
-                    open_model(first), dataset, max_drop, keep_ends, target == "arm", input_shapes, said,
-                    _judged_by(metric, first, dataset, said),
-                )  # fmt: skip
-                onnx.save(other.proto, path)
-                notes += [f"original: {note}" for note in other.notes]
-                files = {"original": first, "original, int8": path} | files
-            variants = _side_by_side(files, evaluation, input_shapes, threads)
-            staging.publish()
-    kept = tuple(made.in_float)
-    return Quantized(
-        str(source), str(out), made.layers, kept, made.lost, made.measure, tuple(variants), tuple(notes)
-    )  # fmt: skip
+        evaluation = None if tested is None else Evaluation(metric, dense or source, tested, said)
+        shapes = sizes_from(
+            opened_float, dataset.take(np.arange(1))[0].feeds, network.input_shapes, samples=True
+        )  # fmt: skip
+        wish = _Wish(dataset, said, metric, max_drop, keep_ends, device.target == "arm", shapes, network.simplify)
+        judging = wish.judged_by(source)
+        stack.enter_context(_space_for(place))
+        staging = stack.enter_context(Staging(place, opened_float))
+        made = _quantise(source, wish, judging)
+        onnx.save(made.proto, staging.path)
+        _verify(staging.path, source, dataset)
+        files = {"float": source, "int8": staging.path}
+        notes = [*heard, *made.notes]
+        if dense is not None:
+            path = staging.folder / f"original-of-{place.name}"
+            other = _quantise(dense, wish, wish.judged_by(dense))
+            onnx.save(other.proto, path)
+            notes += [f"original: {note}" for note in other.notes]
+            files = {"original": dense, "original, int8": path} | files
+        variants = _side_by_side(files, evaluation, shapes, device.threads)
+        staging.publish()
+        return Quantized(
+            opened(place, in_memory=out is None), None if out is None else place, shown(model), made.layers,
+            tuple(made.in_float), made.lost, made.measure, tuple(variants), tuple(notes),
+        )  # fmt: skip
+
+
+def _check_floats(model: ir.Model) -> None:
+    if any(spec.dtype in _OTHER_FLOATS for spec in inputs_of(model).values()):
+        raise ModelError("the model takes floats that are no float32: quantize takes the float32 model")
 
 
 @contextmanager
@@ -211,26 +237,38 @@ class _Made:
     notes: list[str]
 
 
-def _quantise(
-    model: ir.Model,
-    dataset: Dataset,
-    max_drop: float,
-    keep_ends: bool,
-    signed: bool,
-    input_shapes: Mapping[str, Sequence[int]] | None,
-    said: Mapping[str, Output],
-    evaluation: Evaluation | None,
-) -> _Made:
+@dataclass(frozen=True)
+class _Wish:
+    """How models are quantised."""
+
+    dataset: Dataset
+    said: Mapping[str, Output]
+    metric: Asked | None
+    max_drop: float
+    keep_ends: bool
+    signed: bool
+    input_shapes: Shapes
+    simplify: bool
+
+    def judged_by(self, file: Path) -> Evaluation | None:
+        """What int8 is judged by in place of the float model's own probabilities, where a metric is asked for."""
+        if self.metric is None:
+            return None
+        return judge(self.metric, file, self.dataset.subset(_halves(len(self.dataset))[1]), self.said).evaluation
+
+
+def _quantise(source: Path, wish: _Wish, evaluation: Evaluation | None) -> _Made:
     """One model in int8, in memory."""
+    model, dataset = open_model(source), wish.dataset
     if any("QuantizeLinear" in node.op_type for node in model.graph):
         raise ModelError("the model is in int8 already: quantize takes the float one")
-    normal = normalise(model, input_shapes)
-    layers = find_layers(normal, input_shapes)
+    network = Network.of(source, model, wish.input_shapes, simplify=wish.simplify)
+    normal, layers = network.normal, network.layers
     kinds = {layer.constant.dtype for layer in layers if layer.constant is not None}
     if not kinds <= {ir.DataType.FLOAT, None}:
         raise ModelError("the model has weights that are no float32: quantize takes the float32 model")
     notes = _fold_weights(normal, layers)
-    layers = find_layers(normal, input_shapes)
+    layers = find_layers(normal, wish.input_shapes)
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"
     halves = _halves(len(dataset))
@@ -240,10 +278,10 @@ def _quantise(
     if pairs:
         BalanceFactorsPass(_largest(normal, pairs, calibration))(normal)
     proto = to_proto(normal)
-    calibrated = Calibrated(proto, calibration, signed=signed)
-    ends = [layer.name for layer in layers if keep_ends and layer.role and layer.name in calibrated.layers]
-    told = Told(said, ClassLabels.of(dataset.labels, dataset.preprocessing.label_offset))
-    judged = keep_what_is_hurt(calibrated, proto, judging, max_drop, ends, told, evaluation)
+    calibrated = Calibrated(proto, calibration, signed=wish.signed)
+    ends = [layer.name for layer in layers if wish.keep_ends and layer.role and layer.name in calibrated.layers]
+    told = Told(wish.said, ClassLabels.of(dataset.labels, dataset.preprocessing.label_offset))
+    judged = keep_what_is_hurt(calibrated, proto, judging, wish.max_drop, ends, told, evaluation)
     small = in_int8(judged.proto)
     named = {entry.layer for entry in judged.in_float}
     left = [
@@ -254,8 +292,8 @@ def _quantise(
         for layer in layers
         if layer.place and layer.constant is not None
     ]
-    if judged.lost > max_drop:
-        notes.append(f"even with every layer in float more is lost than --max-drop {max_drop:g} allows")
+    if judged.lost > wish.max_drop:
+        notes.append(f"even with every layer in float more is lost than --max-drop {wish.max_drop:g} allows")
     if not small:
         notes.append("every layer stayed in float: int8 gains nothing here")
     return _Made(judged.proto, len(small), [*judged.in_float, *left], judged.lost, judged.measure, notes)
@@ -266,13 +304,6 @@ def _check_count(dataset: Dataset) -> None:
         raise DataError(
             f"'{dataset.source}' has {len(dataset)} samples: int8 is calibrated and judged on {LEAST} at least"
         )
-
-
-def _judged_by(metric: Asked | None, file: Path, dataset: Dataset, said: Mapping[str, Output]) -> Evaluation | None:
-    """What int8 is judged by in place of the float model's own probabilities, where a metric is asked for."""
-    if metric is None:
-        return None
-    return judge(metric, file, dataset.subset(_halves(len(dataset))[1]), said).evaluation
 
 
 def _halves(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,8 @@ from trp_onnx.latency.measured import Latency
 from trp_onnx.planning import Candidate, Decision
 from trp_onnx.planning.rules import plan_to_toml
 from trp_onnx.printable import printable
-from trp_onnx.report.rows import Row, as_html, as_text, in_bytes, si
 from trp_onnx.report.spectra import Spectrum
+from trp_onnx.rows import Headlined, Row, in_bytes, si
 
 if TYPE_CHECKING:
     from trp_onnx.training.run import Trained
@@ -59,7 +59,7 @@ class Size:
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Document):
+class Report(Headlined, Document):
     """The result of one compression; `to_dict` is `report.json`.
 
     Attributes:
@@ -103,13 +103,6 @@ class Report(Document):
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        """What matters in five lines; `to_dict` has everything."""
-        return as_text(self.headline())
-
-    def _repr_html_(self) -> str:
-        return as_html(self.headline())
 
     def headline(self) -> list[Row]:
         """What matters: its name, before, after, and how they compare."""

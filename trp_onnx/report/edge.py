@@ -7,8 +7,8 @@ from rich.text import Text
 
 from trp_onnx.edge import Export
 from trp_onnx.quantization import Quantized
-from trp_onnx.report.rows import si
 from trp_onnx.report.tables import plain
+from trp_onnx.rows import si
 
 
 def export_tables(export: Export) -> list[Table | Text]:

@@ -16,8 +16,8 @@ from trp_onnx.errors import UsageError
 from trp_onnx.planning import Decision
 from trp_onnx.printable import printable
 from trp_onnx.report.document import Report
-from trp_onnx.report.rows import si
 from trp_onnx.report.spectra import Spectrum
+from trp_onnx.rows import si
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

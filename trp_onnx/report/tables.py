@@ -16,7 +16,7 @@ from trp_onnx.latency import Bench, LatencyTable
 from trp_onnx.planning import Decision
 from trp_onnx.printable import printable
 from trp_onnx.report.document import Report
-from trp_onnx.report.rows import si
+from trp_onnx.rows import si
 
 if TYPE_CHECKING:
     from trp_onnx.commands.inspect import Inspection
