@@ -60,12 +60,12 @@ def reestimate_statistics(
     Raises:
         ModelError: A network does not run on the samples.
     """
-    before, after = Walk(original, samples), Walk(to_proto(model), samples)
+    before, after = Walk(original, samples), Walk(to_proto(model, apart=True), samples)
     changed = 0
     for node in progress(unfolded(model)):
         flow, output = node.inputs[0], node.outputs[0].name or ""
         assert flow is not None and flow.name is not None
-        now = to_proto(model)
+        now = to_proto(model, apart=True)
         before.advance(original, output)
         after.advance(now, output)
         mean, variance = _statistics(before, original, flow.name)

@@ -2,8 +2,8 @@
 
 For a convolution the moments are those of its patches, at positions drawn at random and evenly over the samples;
 for Gemm and MatMul those of the rows. Only the sums are kept, whatever the number of samples. A moment is quadratic in
-the width of a patch: layers whose moments would not fit (`LAYER_BYTES`, and `ALL_BYTES` together) go by their weights,
-the widest first, and a note says so.
+the width of a patch: the widest, beyond `ALL_BYTES` of all layers, stay in temporary files, and a layer whose own takes
+more than `LAYER_BYTES` goes by its weights, which a note says.
 
 Sums are taken of `x - s`, s being the mean of the first batch, so that the covariance is not a small
 difference of large numbers:
@@ -28,6 +28,7 @@ from trp_onnx.graph.layers import Layer, LayerKey
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.session import Arrays, open_session, run_session
 from trp_onnx.lowrank.linalg import Array
+from trp_onnx.process import scratch
 from trp_onnx.process.parallel import each
 from trp_onnx.progress import note
 
@@ -38,8 +39,8 @@ SHRINKAGE = 1e-4
 """Part of the mean variance that every direction is given: those that the samples never take keep their weights."""
 
 LAYER_BYTES, ALL_BYTES = 384 << 20, 1 << 30
-"""What the moment of a layer, and those of all, may take in float32; a layer that is factorised takes a few times its
-own in float64."""
+"""What the moment of a layer may take in float32, and those of all in memory; a layer that is factorised takes a few
+times its own in float64."""
 
 _BATCH_BYTES = 128 << 20
 """Of activations of one run, and of the patches that are taken of them for one layer."""
@@ -117,21 +118,24 @@ def _patch_size(layer: Layer) -> int:
     return layer.geometry.parameters // max(1, layer.geometry.groups * layer.geometry.out_channels)
 
 
-def _affordable(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers whose moments fit into memory; a note about the others."""
+def _affordable(layers: Sequence[Layer]) -> dict[LayerKey, bool]:
+    """The layers whose moments are taken, and whether they stay in memory; a note about the others."""
     sizes = {layer.key: moment_bytes(layer) for layer in layers}
-    total, taken = 0, set()
+    total, on_disk, taken = 0, 0, dict[LayerKey, bool]()
     for key, size in sorted(sizes.items(), key=lambda item: item[1]):
-        if size <= LAYER_BYTES and total + size <= ALL_BYTES:
-            total += size
-            taken.add(key)
+        if size > LAYER_BYTES:
+            continue
+        total += size
+        on_disk += size * (total > ALL_BYTES)
+        if on_disk <= scratch.room():
+            taken[key] = total <= ALL_BYTES
     left = [layer for layer in layers if layer.key not in taken]
     if left:
         note(
             f"{len(left)} layers ('{left[0].name}', ...) are judged by their weights, not by the data: the moments of "
             f"what flows into them would take {sum(sizes[key] for key in sizes.keys() - taken) / 2**30:.1f} GB"
         )
-    return [layer for layer in layers if layer.key in taken]
+    return taken
 
 
 def collect_moments(
@@ -156,12 +160,14 @@ def collect_moments(
     Raises:
         ModelError: The model does not run on the samples.
     """
-    seen = _affordable([layer for layer in layers if observable(layer)])
+    seen = [layer for layer in layers if observable(layer)]
+    affordable = _affordable(seen)
+    seen = [layer for layer in seen if layer.key in affordable]
     flows = {layer.name: flow_of(layer) for layer in seen}
-    proto = to_proto(model)
+    proto = to_proto(model, apart=True)
     batching = find_batching(open_session(proto), samples.longest, samples.inputs)
     session = open_session(with_outputs(proto, sorted(set(flows.values()) - set(samples.inputs))))
-    sums = {layer.key: Sums() for layer in seen}
+    sums = {layer.key: Sums(in_memory=affordable[layer.key]) for layer in seen}
     sharing: dict[LayerKey, list[Layer]] = {key: [] for key in sums}
     for layer in seen:
         sharing[layer.key].append(layer)
@@ -279,9 +285,10 @@ def _padding(
 class Sums:
     """Running sums of one layer's shifted patches."""
 
-    def __init__(self) -> None:
-        """Start with none."""
+    def __init__(self, *, in_memory: bool = True) -> None:
+        """Start with none, of which the second may stay in a temporary file."""
         self.count = 0
+        self._zeros = np.zeros if in_memory else scratch.zeros
         self.finite = True
         self._scale = np.float32(1)  # squares of 1e20 do not fit in float32
         self._shift = np.zeros(0, np.float32)
@@ -298,7 +305,7 @@ class Sums:
             self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
             self._shift = patches.mean(axis=1, keepdims=True)
             self._first = np.zeros((groups, size))
-            self._second = np.zeros((groups, size, size), np.float32)
+            self._second = self._zeros((groups, size, size), np.float32)
         patches = (patches - self._shift) / self._scale
         self.count += patches.shape[1]
         self._first += patches.sum(axis=1, dtype=np.float64)

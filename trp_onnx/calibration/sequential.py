@@ -77,14 +77,14 @@ def factorise_in_turn(
         if observable(layer) and users[layer.key] == 1 and moment_bytes(layer, 2) <= LAYER_BYTES
     }
     together = [layer for layer in layers if layer.name in chosen and layer.name not in alone]
-    original = to_proto(model)
+    original = to_proto(model, apart=True)
     factorise = partial(FactorisePass, keep=keep, input_shapes=input_shapes)
     factorise({layer.name: chosen[layer.name] for layer in together}, by_outputs(moments))(model)
     before, after = Walk(original, samples), Walk(original, samples)
     refitted: list[str] = []
     first = next((i for i, layer in enumerate(layers) if layer.name in chosen), len(layers))
     for layer in progress([layer for layer in layers[first:] if layer.name in alone and layer.name not in untouched]):
-        now, output, flow = to_proto(model), layer.node.outputs[0].name or "", flow_of(layer)
+        now, output, flow = to_proto(model, apart=True), layer.node.outputs[0].name or "", flow_of(layer)
         before.advance(original, output)
         after.advance(now, output)
         sums, positions = Sums(), (np.random.default_rng(0), np.random.default_rng(0))

@@ -171,12 +171,39 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors(model))
 
 
-def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """A copy in one piece, external weights read in; for models that fit in memory twice."""
+APART_FROM = 512 << 20
+"""Bytes of weights from which `to_proto` may leave those that are external in their files."""
+
+_APART_EACH = 1024
+"""Bytes from which a tensor may stay: shapes and scalars the runtime wants to know beforehand."""
+
+_LENDABLE = (
+    ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8, ir.DataType.UINT8,
+    ir.DataType.INT32, ir.DataType.INT64,
+)  # fmt: skip
+
+
+def to_proto(model: ir.Model, *, apart: bool = False) -> onnx.ModelProto:
+    """A copy of a model.
+
+    Args:
+        model: Not changed.
+        apart: Whether large external weights may stay where they are, by absolute path: `open_session` runs such a
+            copy, and nobody else does. Otherwise it is in one piece, for models that fit in memory twice.
+    """
+    stay = apart and weight_bytes(model) >= APART_FROM
     copy = model.clone()
     for value in copy.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        if stay and tensor.nbytes >= _APART_EACH and tensor.dtype in _LENDABLE:
+            value.const_value = ir.ExternalTensor(
+                Path(tensor.path).absolute(), tensor.offset, tensor.nbytes, tensor.dtype,
+                shape=tensor.shape, name=value.name or "",
+            )  # fmt: skip
+        else:
+            value.const_value = ir.tensor(tensor.numpy().copy(), name=value.name)
     return ir.to_proto(copy)
 
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.generating import generate
+from trp_onnx.graph.lent import LendingSession, lends, take_out
 
 if TYPE_CHECKING:
     import onnx
@@ -55,16 +56,22 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # Shape at once: its input need not wait for it
         options.add_session_config_entry("session.disable_prepacking", "1")
     name = f"'{model}'" if isinstance(model, Path) else "the model"
+    weights: Arrays = {}
     try:
-        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        if isinstance(model, Path):
+            source: str | bytes = str(model)
+        else:
+            model, weights = take_out(model) if lends(model) else (model, weights)
+            source = model.SerializeToString()
     except Exception as error:  # protobuf's, whose kind depends on its implementation
         raise ModelError(
-            "the model is larger than the 2 GB that fit in memory in one piece: do without --data"
+            "the model has more than 2 GB of weights in one piece: save it with its weights in a file beside it"
         ) from error
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name}: {_reason(error)}") from error
+    return LendingSession(session, weights) if weights else session
 
 
 def many_nodes(model: Path | onnx.ModelProto) -> bool:

@@ -60,7 +60,7 @@ def carry_out(
     def progress(layers: Sequence[Layer]) -> Iterable[Layer]:
         return track(layers, "factorising")
 
-    original = to_proto(model) if samples is not None and unfolded(model) else None
+    original = to_proto(model, apart=True) if samples is not None and unfolded(model) else None
     if asymmetric and samples is not None:
         walking = samples.first(ASYMMETRIC_SAMPLES)
         refitted = factorise_in_turn(

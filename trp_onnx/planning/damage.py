@@ -38,6 +38,7 @@ from trp_onnx.files.cache import Cache
 from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.inputs import Run, Samples
 from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.lent import mapped_weights
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.partial_run import Walk
 from trp_onnx.graph.session import Arrays, open_session
@@ -100,7 +101,7 @@ def measure_damage(
         The curves; none where no output moves whatever is done to the layers, which a note says.
     """
     evidence, told = evidence or Evidence(), told or Told()
-    proto = to_proto(model)
+    proto = to_proto(model, apart=True)
     cache = Cache("damage", _fingerprint(proto, samples, scheme, told))
     network: _Network | None = None
     curves: dict[str, DamageCurve] = {}
@@ -140,7 +141,9 @@ def _key(layer: Layer, moments: Mapping[str, Moments]) -> str:
 
 def _fingerprint(model: onnx.ModelProto, samples: Samples, scheme: str, told: Told) -> str:
     """All that the curves depend on."""
-    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
+    digest = hashlib.blake2b(model.SerializeToString(deterministic=True))
+    for _, weight in mapped_weights(model):
+        digest.update(weight.data)
     for run in samples.runs:
         for name, array in run.feeds.items():
             stored = array.astype(str) if array.dtype.hasobject else np.ascontiguousarray(array)
