@@ -65,7 +65,9 @@ def shapes_option(what: str = "Size of an input with dynamic dimensions; may be 
 
 def inputs_option(what: str) -> Decorator:
     """`--inputs`."""
-    return option("--inputs", group=DATA, type=FILE, metavar="NPZ", help=f"An .npz with one array a name, {what}.")
+    return option(
+        "--inputs", group=DATA, type=FILE, metavar="DATA", help=f"Samples (.npz, .npy, a folder, a function), {what}."
+    )
 
 
 def no_simplify_option() -> Decorator:
@@ -122,8 +124,9 @@ def data_options(required: bool) -> Decorator:
         return every(
             option(
                 "--data", group=DATA, type=FILE, required=required,
-                help="Samples: an .npz (x, y), a folder of images with one subfolder a class, CIFAR-10's files, or "
-                "pkg.module:function to train on. compress fits ranks and factors to them, without labels, or trains.",
+                help="Samples: an .npz with an array for each input (x for one; y: labels), .npy, a folder of images "
+                "or .npz files, CIFAR-10's files, or pkg.module:function. compress fits ranks and factors to them, "
+                "without labels, or trains.",
             ),
             samples("--preprocess", type=FILE, metavar="TOML", help="Preprocessing as a file; flags go first."),
             samples("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout that the model takes."),
