@@ -1,7 +1,8 @@
-"""Options in groups: `--help` shows the common ones, `--help-all` every one."""
+"""Options in groups: `--help` shows the common ones, a sentence each, `--help-all` every one with all that it says."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,16 @@ class GroupedOption(click.Option):
         """Like `click.Option`, with a heading."""
         super().__init__(*args, **attributes)
         self.group, self.common = group, common
+        _, *rest = re.split(r"(?<=\.) (?!\[)", self.help or "", maxsplit=1)
+        self._rest = rest[0].partition(" [default")[0] if rest else ""
+        self.says_more = bool(self._rest)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Its flags and what they do, see the module."""
+        record = super().get_help_record(ctx)
+        if record is None or not self.says_more or ctx.meta.get(_ALL):
+            return record
+        return record[0], record[1].replace(f" {self._rest}", "", 1)
 
 
 def option(*names: str, group: str, common: bool = True, **attributes: Any) -> Callable[[Any], Any]:
@@ -31,9 +42,10 @@ class GroupedCommand(click.Command):
     """A command whose help lists its options under their headings, in the order in which they first come."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
-        """Like `click.Command`; it has `--help-all` where not all options are common."""
+        """Like `click.Command`; it has `--help-all` where `--help` leaves something out."""
         super().__init__(*args, **attributes)
-        if any(not parameter.common for parameter in self.params if isinstance(parameter, GroupedOption)):
+        options = [parameter for parameter in self.params if isinstance(parameter, GroupedOption)]
+        if any(not option.common or option.says_more for option in options):
             self.params.append(
                 click.Option(
                     ["--help-all"],

@@ -53,6 +53,9 @@ def main() -> None:
     """Make a trained ONNX network smaller and faster by low rank, and prove it on the written file.
 
     Exit codes: 0 done, 1 cannot (one sentence says why), 2 wrong usage, 3 target out of reach, 130 interrupted.
+
+    Shell completion: eval "$(_TRP_ONNX_COMPLETE=bash_source trp-onnx)" in ~/.bashrc; zsh_source and fish_source for
+    zsh and fish.
     """
 
 
@@ -64,18 +67,26 @@ def main() -> None:
 @metric_options
 @inputs_option("to verify on; generated otherwise")
 @shapes_option()
-@option("--config", group=LAYERS, type=FILE, metavar="TOML", help="Per-layer map; goes before the rule above.")
+@option("--config", group=LAYERS, common=False, type=FILE, metavar="TOML",
+        help="Per-layer map; goes before the rule above.")  # fmt: skip
 @search_options
 @no_simplify_option()
-@threads_option("that the speed-up is meant for")
-@option("--latency-table", group=DEVICE, type=FILE, metavar="JSON",
+@threads_option("that the speed-up is meant for", common=False)
+@option("--latency-table", group=DEVICE, common=False, type=FILE, metavar="JSON",
         help="From trp-onnx profile; measured here otherwise.")  # fmt: skip
 @training_options
 @option("-o", "--output", "out", group=OUTPUT, type=FILE, help="Where the compressed model goes (MODEL.lowrank.onnx).")
 @external_data_option
 @option("--report", "report_dir", group=OUTPUT, type=FILE, metavar="DIR",
         help="Write a page, report.json and plan.toml there.")  # fmt: skip
-@option("--save-plan", group=OUTPUT, type=FILE, metavar="TOML", help="Write the plan there; --config takes it back.")
+@option(
+    "--save-plan",
+    group=OUTPUT,
+    common=False,
+    type=FILE,
+    metavar="TOML",
+    help="Write the plan there; --config takes it back.",
+)
 @json_option()
 @quiet_option("Print the summary, not every layer.")
 def compress(
@@ -91,10 +102,9 @@ def compress(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Factorise the layers of MODEL, after training them for it with --train, and write the verified result to OUT.
+    """Factorise the layers of MODEL and write the verified result to OUT.
 
-    Without a rule (--macs, --speedup, ...) it takes the fastest plan that keeps the outputs: 99 % of the answers on
-    held-out samples of --data, or without data a relative error of 2 % on generated inputs.
+    Without --macs, --speedup or --max-drop it takes the fastest plan that keeps the outputs.
     """
     with answering():
         training = train()
@@ -141,17 +151,18 @@ def compress(
 @shapes_option()
 @no_simplify_option()
 @json_option()
-def inspect(model: Path, inputs: Path | None, input_shapes: Shapes, no_simplify: bool, json_to: str | None) -> None:
+@quiet_option("Print the notes, not the layers.")
+def inspect(model: Path, no_simplify: bool, json_to: str | None, quiet: bool, **options: Any) -> None:
     """List the layers of MODEL: MACs, spectrum, and what they could become."""
     with answering():
         from trp_onnx.commands.inspect import inspect as run
 
-        result = run(model, input_shapes=input_shapes, inputs=inputs, simplify=not no_simplify)
+        result = run(model, simplify=not no_simplify, **options)
         write_json(result.to_dict(), json_to)
     if json_to != "-":
         from trp_onnx.report import inspection_tables
 
-        show(inspection_tables(result), result.notes)
+        show(() if quiet else inspection_tables(result), result.notes)
 
 
 @main.command()
@@ -163,7 +174,10 @@ def inspect(model: Path, inputs: Path | None, input_shapes: Shapes, no_simplify:
     "--against", group=JUDGED, type=FILE, metavar="ORIGINAL", help="Measure this model beside, on the same samples."
 )
 @json_option()
-def evaluate(model: Path, preprocessing: Callable[[], Preprocessing], json_to: str | None, **options: Any) -> None:
+@quiet_option("Print the value alone, without its unit.")
+def evaluate(
+    model: Path, preprocessing: Callable[[], Preprocessing], json_to: str | None, quiet: bool, **options: Any
+) -> None:
     """Measure MODEL on data: top-1 where labels name classes, else agreement with the original (--against)."""
     with answering():
         from trp_onnx.evaluation.evaluate import evaluate as run
@@ -173,12 +187,13 @@ def evaluate(model: Path, preprocessing: Callable[[], Preprocessing], json_to: s
     if json_to != "-":
         from trp_onnx.printable import printable
 
-        click.echo(printable(str(score)))
+        click.echo(f"{score.value:g}" if quiet else printable(str(score)))
 
 
 @main.command()
 @json_option()
-def doctor(json_to: str | None) -> None:
+@quiet_option("Print the problems alone.")
+def doctor(json_to: str | None, quiet: bool) -> None:
     """Show versions, execution providers and what stands in the way."""
     with answering():
         from trp_onnx.commands.doctor import doctor as run
@@ -186,15 +201,16 @@ def doctor(json_to: str | None) -> None:
         found = run()
         write_json(found.to_dict(), json_to)
     if json_to != "-":
-        click.echo(f"Python {found.python} on {found.machine}")
-        for name, version in found.versions.items():
-            click.echo(f"  {name:14} {version or 'not installed'}")
-        click.echo(f"execution providers  {', '.join(found.providers) or 'none'}")
-        click.echo(f"--align auto         {found.simd_block} channels")
-        click.echo(f"training             {found.training}")
+        if not quiet:
+            click.echo(f"Python {found.python} on {found.machine}")
+            for name, version in found.versions.items():
+                click.echo(f"  {name:14} {version or 'not installed'}")
+            click.echo(f"execution providers  {', '.join(found.providers) or 'none'}")
+            click.echo(f"--align auto         {found.simd_block} channels")
+            click.echo(f"training             {found.training}")
         for problem in found.problems:
             click.echo(f"problem: {problem}")
-        if not found.problems:
+        if not (found.problems or quiet):
             click.echo("no problems found")
     if not found.providers or len(found.runtimes) > 1:
         sys.exit(1)
@@ -230,8 +246,9 @@ def bench(models: tuple[Path, ...], json_to: str | None, quiet: bool, **options:
 @no_simplify_option()
 @where_options
 @option("-o", "--output", "out", group=OUTPUT, type=FILE, required=True, help="Where the table goes.")
-@quiet_option("Do not print the table.")
-def profile(model: Path, out: Path, no_simplify: bool, quiet: bool, **options: Any) -> None:
+@json_option()
+@quiet_option("Print the notes, not the table.")
+def profile(model: Path, out: Path, no_simplify: bool, json_to: str | None, quiet: bool, **options: Any) -> None:
     """Time the layers of MODEL, dense and factorised, so that compress --latency-table can plan for this machine."""
     with answering():
         from trp_onnx.latency import profile as run
@@ -239,39 +256,42 @@ def profile(model: Path, out: Path, no_simplify: bool, quiet: bool, **options: A
 
         table = run(model, simplify=not no_simplify, **options)
         save_table(table, out)
-    if not quiet:
+        write_json(table.to_dict(), json_to)
+    if json_to != "-":
         from trp_onnx.report import latency_tables
 
-        show(latency_tables(table), table.notes)
+        show(() if quiet else latency_tables(table), table.notes)
 
 
 @main.command()
 @click.argument("model", type=FILE)
 @inputs_option("to compare on; generated otherwise")
-@shapes_option("Size to fix an input with dynamic dimensions to, for good; may be repeated.")
+@shapes_option("Size to fix an input with dynamic dimensions to, for good; may be repeated.", common=True)
 @target_option("amd64 puts the blocked layout in: such a file loads on x86 only.")
 @option("--style", group=DEVICE, type=click.Choice(["fixed", "runtime"]), default="fixed", show_default=True,
         help="runtime for NNAPI, CoreML and XNNPACK, which do not know the CPU's fusions.")  # fmt: skip
 @option("-o", "--output", "folder", group=OUTPUT, type=FILE, metavar="DIR", required=True,
         help="Where everything goes.")  # fmt: skip
-@quiet_option("Do not print the tables.")
-def export(model: Path, folder: Path, quiet: bool, **options: Any) -> None:
+@json_option()
+@quiet_option("Print the notes, not the tables.")
+def export(model: Path, folder: Path, json_to: str | None, quiet: bool, **options: Any) -> None:
     """Turn MODEL into what an app ships: an .ort file, the operators of a reduced build, a manifest."""
     with answering():
         from trp_onnx.edge import export as run
 
         result = run(model, folder, command=shlex.join(["trp-onnx", *sys.argv[1:]]), **options)
-    if not quiet:
+        write_json(result.to_dict(), json_to)
+    if json_to != "-":
         from trp_onnx.report import export_tables
 
-        show(export_tables(result), result.notes)
+        show(() if quiet else export_tables(result), result.notes)
 
 
 @main.command()
 @click.argument("model", type=FILE)
 @option("--max-drop", group=GOAL, type=float, default=1.0, metavar="P", show_default=True,
-        help="What may be lost: points of accuracy by the float model's own probabilities, or the unit of --metric; "
-        "layers return to float until that holds.")  # fmt: skip
+        help="Lose at most so much. By --metric in its unit, else points of accuracy by the float model's own "
+        "probabilities; layers return to float until that holds.")  # fmt: skip
 @data_options(required=True)
 @option("--test", group=DATA, type=FILE, help="Samples to measure every file on, once, at the end.")
 @metric_options
@@ -279,11 +299,12 @@ def export(model: Path, folder: Path, quiet: bool, **options: Any) -> None:
 @option("--keep-ends", group=LAYERS, is_flag=True, help="Leave the first and the last layer in float.")
 @option("--original", group=DATA, type=FILE, metavar="ONNX", help="The dense model, quantised and measured beside.")
 @target_option("arm makes activations signed, as its kernels prefer.")
-@threads_option("of the timing")
+@threads_option("of the timing", common=False)
 @option("-o", "--output", "out", group=OUTPUT, type=FILE, required=True, help="Where the int8 model goes.")
 @json_option()
+@quiet_option("Print the models, not every layer in float.")
 def quantize(
-    model: Path, out: Path, preprocessing: Callable[[], Preprocessing], json_to: str | None, **options: Any
+    model: Path, out: Path, preprocessing: Callable[[], Preprocessing], json_to: str | None, quiet: bool, **options: Any
 ) -> None:
     """Quantise MODEL to int8, layers that it hurts excepted, and measure float and int8 side by side."""
     with answering():
@@ -296,7 +317,7 @@ def quantize(
     if json_to != "-":
         from trp_onnx.report import quantized_tables
 
-        show(quantized_tables(result), result.notes)
+        show(quantized_tables(result, layers=not quiet), result.notes)
 
 
 @main.command("setup-training")
@@ -314,7 +335,9 @@ def setup_training(wheel: Path | None, cuda: bool) -> None:
 @main.command()
 @option("-o", "--output", "folder", group=OUTPUT, type=FILE, default=Path("trp-onnx-demo"), show_default=True,
         help="Folder for the demo's files.")  # fmt: skip
-def demo(folder: Path) -> None:
+@json_option()
+@quiet_option("Print the summary, not every layer.")
+def demo(folder: Path, json_to: str | None, quiet: bool) -> None:
     """Fit a small network to scikit-learn's digits, compress it with training and show what that gained and lost."""
     with answering():
         from trp_onnx.commands.demo import demo as run
@@ -323,9 +346,12 @@ def demo(folder: Path) -> None:
             "fitting a perceptron to scikit-learn's digits, then compressing it, training with projection", err=True
         )
         direct, report = run(folder)
+        write_json(report.to_dict(), json_to)
+    if json_to == "-":
+        return
     from trp_onnx.report import report_tables
 
-    show(report_tables(report), report.notes, report.warnings)
+    show(report_tables(report, layers=not quiet), report.notes, report.warnings)
     if direct.score is not None and report.score is not None:
         click.echo(
             f"to {report.macs.remaining:.0%} of the MACs without training: {direct.score.after.value:.2f}%; "

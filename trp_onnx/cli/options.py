@@ -55,10 +55,12 @@ def every(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-def shapes_option(what: str = "Size of an input with dynamic dimensions; may be repeated.") -> Decorator:
+def shapes_option(
+    what: str = "Size of an input with dynamic dimensions; may be repeated.", *, common: bool = False
+) -> Decorator:
     """`--input-shape`; the command gets a dictionary."""
     return option(
-        "--input-shape", "input_shapes", group=DATA, type=Shape(), multiple=True,
+        "--input-shape", "input_shapes", group=DATA, type=Shape(), multiple=True, common=common,
         callback=lambda ctx, param, value: dict(value), help=what,
     )  # fmt: skip
 
@@ -66,7 +68,12 @@ def shapes_option(what: str = "Size of an input with dynamic dimensions; may be 
 def inputs_option(what: str) -> Decorator:
     """`--inputs`."""
     return option(
-        "--inputs", group=DATA, type=FILE, metavar="DATA", help=f"Samples (.npz, .npy, a folder, a function), {what}."
+        "--inputs",
+        group=DATA,
+        common=False,
+        type=FILE,
+        metavar="DATA",
+        help=f"Samples (.npz, .npy, a folder, a function), {what}.",
     )
 
 
@@ -77,7 +84,10 @@ def no_simplify_option() -> Decorator:
 
 def json_option() -> Decorator:
     """`--json`."""
-    return option("--json", "json_to", group=OUTPUT, metavar="FILE", help="Write the result as JSON; - for stdout.")
+    return option(
+        "--json", "json_to", group=OUTPUT, metavar="FILE", type=click.Path(allow_dash=True),
+        help="Write the result as JSON; - for stdout.",
+    )  # fmt: skip
 
 
 def quiet_option(what: str) -> Decorator:
@@ -85,11 +95,11 @@ def quiet_option(what: str) -> Decorator:
     return option("-q", "--quiet", group=OUTPUT, is_flag=True, help=what)
 
 
-def threads_option(what: str) -> Decorator:
+def threads_option(what: str, *, common: bool = True) -> Decorator:
     """`--threads`."""
     return option(
-        "--threads", group=DEVICE, type=click.IntRange(min=1), default=1, show_default=True,
-        help=f"Intra-op threads {what}.",
+        "--threads", group=DEVICE, type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+        common=common, help=f"Intra-op threads {what}.",
     )  # fmt: skip
 
 
@@ -124,9 +134,8 @@ def data_options(required: bool) -> Decorator:
         return every(
             option(
                 "--data", group=DATA, type=FILE, required=required,
-                help="Samples: an .npz with an array for each input (x for one; y: labels), .npy, a folder of images "
-                "or .npz files, CIFAR-10's files, or pkg.module:function. compress fits ranks and factors to them, "
-                "without labels, or trains.",
+                help="Samples: .npz, .npy, a folder, pkg.module:function. An .npz has an array for each input (x for "
+                "one, y for labels); a folder images, in one subfolder a class, or .npz files; CIFAR-10's own files too.",
             ),
             samples("--preprocess", type=FILE, metavar="TOML", help="Preprocessing as a file; flags go first."),
             samples("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout that the model takes."),
@@ -146,7 +155,7 @@ def goal_options(command: Any) -> Any:
     """How far to go: the fields of `Goal`."""
     from trp_onnx.job import Goal
 
-    names = ("macs", "speedup", "max_drop", "energy", "vbmf")
+    names = ("macs", "speedup", "max_drop")
     return every(*flags_of(Goal, GOAL, names, without=("rules", "metric"), negatable=False))(command)
 
 
@@ -162,7 +171,7 @@ def search_options(command: Any) -> Any:
     """What layers may become: the fields of `SearchSpace`."""
     from trp_onnx.job import SearchSpace
 
-    return every(*flags_of(SearchSpace, LAYERS, ("scheme",), negatable=False))(command)
+    return every(*flags_of(SearchSpace, LAYERS, negatable=False))(command)
 
 
 def metric_options(command: Any) -> Any:
@@ -170,7 +179,8 @@ def metric_options(command: Any) -> Any:
     return every(
         option(
             "--metric", group=JUDGED, metavar="NAME",
-            help="top-1, top-5, miou, agreement, cosine, snr, relative-error, or pkg.module:function.",
+            help="top-1, top-5, miou, agreement, cosine, snr, relative-error, or pkg.module:function. By default "
+            "top-1 where labels name classes, else agreement.",
         ),
         option(
             "--output-kind", "output_kinds", group=JUDGED, common=False, multiple=True, metavar="NAME:KIND[:AXIS]",

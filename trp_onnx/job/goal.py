@@ -23,8 +23,8 @@ class Goal:
     Attributes:
         macs: Keep at most this part of the network's MACs.
         speedup: Make it this many times as fast, as measured.
-        max_drop: Lose at most so much by the metric, in its unit, on samples held out of the data: alone it is as fast
-            as can be within that, beside a target it refuses what loses more.
+        max_drop: Lose at most so much by the metric, in its unit. Counted on samples held out of the data: alone it is
+            as fast as can be within that, beside a target it refuses what loses more.
         energy: Discard at most this part of each layer's squared singular values, or with data of its outputs.
         vbmf: Take ranks from variational Bayesian matrix factorisation.
         metric: What is counted there, and on the test samples, see `evaluate`: top-1 where labels name classes,

@@ -42,7 +42,7 @@ def export_tables(export: Export) -> list[Table | Text]:
     return tables
 
 
-def quantized_tables(quantized: Quantized) -> list[Table | Text]:
+def quantized_tables(quantized: Quantized, *, layers: bool = True) -> list[Table | Text]:
     """Float and int8 side by side, and the layers that stayed in float."""
     scores = [variant.score for variant in quantized.variants if variant.score is not None]
     counted = plain(scores[0].metric.name) if scores else "score"
@@ -55,7 +55,7 @@ def quantized_tables(quantized: Quantized) -> list[Table | Text]:
         )  # fmt: skip
     summary = f"{quantized.layers} layers in int8; on held-out samples {quantized.measure}"
     tables: list[Table | Text] = [variants, Text(summary)]
-    if quantized.in_float:
+    if quantized.in_float and layers:
         kept = _table("in float", "why")
         for layer in quantized.in_float:
             kept.add_row(plain(layer.layer), layer.reason)
