@@ -135,7 +135,7 @@ def data_options(required: bool) -> Decorator:
             option(
                 "--data", group=DATA, type=FILE, required=required,
                 help="Samples: .npz, .npy, a folder, pkg.module:function. An .npz has an array for each input (x for "
-                "one, y for labels); a folder images, in one subfolder a class, or .npz files; CIFAR-10's own files too.",
+                "one, y for labels); a folder images, in one subfolder a class, or .npz files, or CIFAR-10's.",
             ),
             samples("--preprocess", type=FILE, metavar="TOML", help="Preprocessing as a file; flags go first."),
             samples("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout that the model takes."),
