@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from trp_onnx.errors import DataError
 from trp_onnx.graph.inputs import Inputs, Run, describe
@@ -106,7 +107,8 @@ def _column(
 ) -> tuple[np.ndarray, int | None] | None:
     """One array with the samples first, and the batch axis of its input; None for what is the same for all."""
     spec = inputs.get(name)
-    if array.dtype.kind not in "uifbUS":
+    takes_text = spec is None or spec.dtype == ir.DataType.STRING
+    if array.dtype.kind not in ("uifbUS" if takes_text else "uifb"):
         raise DataError(f"'{source}': '{name}' has type {array.dtype}, numbers are needed")
     if spec is None or spec.sizes is None:
         return (array, 0) if array.ndim else None
