@@ -11,7 +11,7 @@ import numpy as np
 from trp_onnx.data.columns import X, misfit
 from trp_onnx.data.layout import Reading, read_array, read_files
 from trp_onnx.data.preprocessing import Preprocessing
-from trp_onnx.data.stores import Store, Subset
+from trp_onnx.data.stores import Store, Subset, number_in_file
 from trp_onnx.errors import DataError, UsageError
 from trp_onnx.graph.batching import Batching
 from trp_onnx.graph.inputs import Inputs, InputSpec, Run, axis_in, joined_runs
@@ -169,7 +169,8 @@ class Dataset:
         finite = np.isfinite(stored).all(axis=others)
         if not np.all(finite):
             which = indices[0] if axis is None else indices[int(np.argmin(finite))]
-            raise DataError(f"sample {which} of '{self.source}' holds NaN or infinity in '{name}'")
+            number = number_in_file(self.store, int(which))
+            raise DataError(f"sample {number} of '{self.source}' holds NaN or infinity in '{name}'")
 
     def _fitted(self, spec: InputSpec, array: np.ndarray) -> np.ndarray:
         """An array in the type of its input, where that loses nothing but float digits."""

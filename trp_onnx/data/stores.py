@@ -282,6 +282,13 @@ class Subset:
         return self.store.sample(name)
 
 
+def number_in_file(store: Store, index: int) -> int:
+    """The number of a sample where it is stored, whatever subset it is in."""
+    while isinstance(store, Subset):
+        index, store = int(store.indices[index]), store.store
+    return index
+
+
 def plain_labels(labels: np.ndarray) -> np.ndarray:
     """Numbers of classes as (n,) int64; all other labels as they are."""
     if labels.ndim and labels.size == len(labels):
