@@ -28,6 +28,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -284,23 +285,23 @@ def _bilinear_fit(ranks: np.ndarray, parts: np.ndarray) -> np.ndarray:
     return np.asarray(found / scale)
 
 
-def save_table(table: LatencyTable, path: Path) -> None:
+def save_table(table: LatencyTable, path: str | PathLike[str]) -> None:
     """Write a table as JSON.
 
     Raises:
         OutputError: It cannot be written.
     """
     guard(writes=[path])
-    write_text(path, json.dumps(table.to_dict(), indent=1) + "\n")
+    write_text(Path(path), json.dumps(table.to_dict(), indent=1) + "\n")
 
 
-def read_table(path: Path) -> LatencyTable:
+def read_table(path: str | PathLike[str]) -> LatencyTable:
     """Read a table.
 
     Raises:
         DataError: Not there, not a latency table, of another version, or damaged.
     """
-    document = read_json(path, "the latency table", DataError)
+    document = read_json(Path(path), "the latency table", DataError)
     found = document.pop("format", None) if isinstance(document, dict) else None
     if found != FORMAT:
         what = f"its format is '{found}', not '{FORMAT}'" if found else "it does not say its format"

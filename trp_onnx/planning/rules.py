@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,13 +98,13 @@ def _compiled(pattern: str) -> Any:
         ) from error
 
 
-def read_rules(path: Path) -> tuple[LayerRule, ...]:
+def read_rules(path: str | PathLike[str]) -> tuple[LayerRule, ...]:
     """Read a map.
 
     Raises:
         UsageError: No such file, not TOML, an unknown key, or a value that makes no sense.
     """
-    document = read_toml(path, "the configuration", UsageError)
+    document = read_toml(Path(path), "the configuration", UsageError)
     entries = converted(document, _Map, f"the configuration '{path}' holds [[layer]] entries").layer
     return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(entries, 1))
 
