@@ -14,6 +14,7 @@ from tests.easy import compress
 from tests.graphs import conv_net, distance, drawn, info, initializers, model, rng, run, save, weights
 from trp_onnx.calibration.moments import collect_moments
 from trp_onnx.errors import DataError, UsageError
+from trp_onnx.graph.inputs import InputSpec, Run, Samples
 from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.model import open_model
 from trp_onnx.lowrank.schemes import SCHEMES, Geometry
@@ -205,16 +206,126 @@ def test_damage_is_the_same_from_a_cut_as_from_the_start(tmp_path: Path, monkeyp
 
 
 def test_what_is_not_observed_is_said(tmp_path: Path) -> None:
-    w = {"w": weights(8, 8, 3, 3), "v": weights(8, 8, 3, 3, seed=1)}
+    """A layer in a loop goes by its weights."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Conv", ["s", "w"], ["t"], name="turn", pads=[1, 1, 1, 1]),
+            helper.make_node("Identity", ["go"], ["on"]),
+        ],
+        "body",
+        [info("i", [], onnx.TensorProto.INT64), info("go", [], onnx.TensorProto.BOOL), info("s", ["N", 8, 6, 6])],
+        [info("on", [], onnx.TensorProto.BOOL), info("t", ["N", 8, 6, 6])],
+    )
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["p"], name="conv", pads=[1, 1, 1, 1]),
-        helper.make_node("ConvTranspose", ["p", "v"], ["y"], name="up", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["x", "v"], ["p"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Loop", ["count", "", "p"], ["y"], name="loop", body=body),
     ]
+    w = {"w": weights(8, 8, 3, 3), "v": weights(8, 8, 3, 3, seed=1), "count": np.array(2)}
     sizes = ["N", 8, 6, 6]
     net = save(model(nodes, [info("x", sizes)], [info("y", sizes)], w), tmp_path / "net.onnx")
     np.savez(tmp_path / "x.npz", x=rng().standard_normal((8, 6, 6, 8)).astype(np.float32))
-    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz")
-    assert any("'up'" in note and "not by the data" in note for note in report.notes)
+    report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=tmp_path / "x.npz", simplify=False)
+    assert any("'turn'" in note and "not by the data" in note for note in report.notes)
+
+
+TRANSPOSED = {
+    "plain": {},
+    "strided": {"strides": [2, 1], "pads": [1, 0, 2, 1], "output_padding": [1, 0]},
+    "dilated": {"dilations": [2, 1], "strides": [2, 3]},
+    "same": {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+    "same below": {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+    "sized": {"output_shape": [9, 7], "strides": [2, 2]},
+    "grouped": {"group": 2, "strides": [2, 2]},
+}
+
+
+@pytest.mark.parametrize("how", TRANSPOSED)
+def test_a_transposed_convolution_is_a_product_with_its_patches(how: str, tmp_path: Path) -> None:
+    """Mean and covariance of its outputs are what the moments of its patches say."""
+    attributes = TRANSPOSED[how]
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="up", **attributes)
+    groups = attributes.get("group", 1)
+    built = model([node], [info("x", ["N", 4, 5, 4])], [info("y", None)], {"w": weights(4, 3, 3, 3)})
+    net = save(built, tmp_path / "net.onnx")
+    x = (rng().standard_normal((5, 4, 5, 4)) + 3).astype(np.float32)
+    opened = open_model(net)
+    (layer,) = find_layers(opened, {"x": (5, 4, 5, 4)})
+    (found,) = collect_moments(opened, [layer], drawn(x=x)).values()
+    outputs = run(net, {"x": x})[0]
+    outputs = outputs.reshape(5, groups, 3, -1).transpose(1, 2, 0, 3).reshape(groups, 3, -1)
+    flat = layer.weight().reshape(groups, 3, -1)
+    np.testing.assert_allclose((flat @ found.mean[:, :, None])[..., 0], outputs.mean(axis=2), rtol=1e-3, atol=1e-4)
+    for group in range(groups):
+        spread = flat[group] @ found.covariance[group] @ flat[group].T
+        np.testing.assert_allclose(spread, np.cov(outputs[group], bias=True), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [(2,), (3, 1), (1, 2), (3, 2)])
+def test_moments_of_a_batch_of_products(batch: tuple[int, ...], tmp_path: Path) -> None:
+    """Each matrix has those of the rows that it is multiplied with."""
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="m")
+    w = rng().standard_normal((*batch, 5, 4)).astype(np.float32)
+    net = save(model([node], [info("x", ["N", 3, 2, 6, 5])], [info("y", None)], {"w": w}), tmp_path / "net.onnx")
+    x = rng(1).standard_normal((8, 3, 2, 6, 5)).astype(np.float32)
+    opened = open_model(net)
+    (layer,) = find_layers(opened)
+    (found,) = collect_moments(opened, [layer], drawn(x=x)).values()
+    for group, place in enumerate(np.ndindex(batch)):
+        inner = (..., *(index if size > 1 else slice(None) for index, size in zip(place, batch, strict=True)))
+        rows = x[(*inner, slice(None), slice(None))].reshape(-1, 5)
+        np.testing.assert_allclose(found.mean[group], rows.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(found.covariance[group], np.cov(rows.T, bias=True), atol=1e-4)
+
+
+def branching(path: Path) -> Path:
+    """Two branches, as voice detectors have for two rates, each with a branch of its own in it."""
+
+    def branch(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph(list(nodes), name, [], [info(nodes[-1].output[0], None)])
+
+    def inner(name: str) -> onnx.NodeProto:
+        return helper.make_node(
+            "If", ["loud"], [f"{name}/y"], name=f"{name}/if",
+            then_branch=branch("in", helper.make_node("Conv", [f"{name}/r", "v"], [f"{name}/z"], name=f"{name}/last")),
+            else_branch=branch("out", helper.make_node("Identity", [f"{name}/r"], [f"{name}/same"])),
+        )  # fmt: skip
+
+    def outer(name: str) -> onnx.GraphProto:
+        conv = helper.make_node("Conv", ["x", f"w{name}"], [f"{name}/c"], name=f"{name}/conv", pads=[1, 1])
+        return branch(name, conv, helper.make_node("Relu", [f"{name}/c"], [f"{name}/r"]), inner(name))
+
+    nodes = [
+        helper.make_node("Equal", ["rate", "high"], ["choice"]),
+        helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
+        helper.make_node("Greater", ["top", "limit"], ["loud"]),
+        helper.make_node("If", ["choice"], ["y"], name="if", then_branch=outer("a"), else_branch=outer("b")),
+    ]
+    w = {"wa": weights(6, 4, 3), "wb": weights(6, 4, 3, seed=1), "v": weights(6, 6, 1, seed=2)}
+    w |= {"high": np.array(16000), "limit": np.float32(-1e9)}
+    given = [info("x", ["N", 4, 10]), info("rate", [], onnx.TensorProto.INT64)]
+    return save(model(nodes, given, [info("y", None)], w), path)
+
+
+def test_layers_in_branches_see_what_flows_into_them(tmp_path: Path) -> None:
+    """In branches of branches; those of a branch that no sample takes go by their weights, which a note says."""
+    net = branching(tmp_path / "net.onnx")
+    x = (rng().standard_normal((16, 4, 10)) + 1).astype(np.float32)
+    opened = open_model(net)
+    layers = find_layers(opened)
+    inputs = {
+        "x": InputSpec("x", None, (None, 4, 10), 0),
+        "rate": InputSpec("rate", None, (), None),
+    }  # fmt: skip
+    high = Samples(inputs, [Run({"x": x, "rate": np.array(16000)}, len(x))])
+    found = collect_moments(opened, layers, high)
+    assert found.keys() == {"a/conv", "a/last", "b/last"}  # the last two share their weight
+    alone = {"w": initializers(net)["wa"]}
+    plain = helper.make_node("Conv", ["x", "w"], ["y"], name="a/conv", pads=[1, 1])
+    apart = open_model(save(model([plain], [info("x", ["N", 4, 10])], [info("y", None)], alone), tmp_path / "a.onnx"))
+    expected = collect_moments(apart, find_layers(apart), drawn(x=x))["a/conv"]
+    np.testing.assert_allclose(found["a/conv"].covariance, expected.covariance, rtol=1e-4, atol=1e-5)
+    read = np.maximum(run(tmp_path / "a.onnx", {"x": x})[0], 0).transpose(0, 2, 1).reshape(-1, 6)
+    np.testing.assert_allclose(found["a/last"].covariance[0], np.cov(read.T, bias=True), rtol=1e-3, atol=1e-4)
 
 
 def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:

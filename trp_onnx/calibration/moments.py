@@ -23,6 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_onnx.graph.batching import Batching, find_batching
+from trp_onnx.graph.branch_values import Asked, give_out
 from trp_onnx.graph.inputs import Run, Samples
 from trp_onnx.graph.layers import Layer, LayerKey
 from trp_onnx.graph.model import to_proto
@@ -34,6 +35,9 @@ from trp_onnx.progress import note
 
 PATCHES, PER_ENTRY, PLENTY = 8192, 4, 64
 """Patches of a layer: so many, but from the second to the third number for each of a patch's entries."""
+
+FEW = 0.25
+"""Patches for each of their entries up to which they are kept in place of their moment, which takes more."""
 
 SHRINKAGE = 1e-4
 """Part of the mean variance that every direction is given: those that the samples never take keep their weights."""
@@ -52,15 +56,24 @@ class Moments:
 
     Attributes:
         mean: (G, D), D = C times the kernel, in the order of W.
-        spread: The covariance over the square of `scale`, (G, D, D), in float32, as it was summed.
+        kept: The covariance over the square of `scale`, (G, D, D), in float32, as it was summed.
         patches: How many they were taken of.
         scale: The largest entry of the first of them: its square may not fit in float32.
+        few: Whether the patches are kept in its place, about their mean and over `scale`: (G, p, D).
     """
 
     mean: Array
-    spread: NDArray[np.float32]
+    kept: NDArray[np.float32]
     patches: int
     scale: float = 1.0
+    few: bool = False
+
+    @property
+    def spread(self) -> NDArray[np.float32]:
+        """The covariance over the square of `scale`, (G, D, D), in float32."""
+        if not self.few:
+            return self.kept
+        return np.asarray(np.swapaxes(self.kept, 1, 2) @ self.kept / np.float32(self.patches))
 
     @property
     def covariance(self) -> Array:
@@ -100,10 +113,8 @@ def mean_error(error: Array, moments: Moments) -> Array:
 
 
 def observable(layer: Layer) -> bool:
-    """Whether `collect_moments` sees what flows into a layer: not in loop bodies, transposed or batched products."""
-    if layer.reason is not None or layer.place or layer.layout is None:
-        return False
-    return layer.op == "Conv" or (layer.op in ("Gemm", "MatMul") and not layer.layout.batch)
+    """Whether `collect_moments` sees what flows into a layer: everywhere but in the bodies of loops."""
+    return layer.reason is None and layer.layout is not None and not layer.looped
 
 
 def moment_bytes(layer: Layer, parts: int = 1) -> int:
@@ -163,9 +174,9 @@ def collect_moments(
     seen = [layer for layer in layers if observable(layer)]
     affordable = _affordable(seen)
     seen = [layer for layer in seen if layer.key in affordable]
-    flows = {layer.name: flow_of(layer) for layer in seen}
     proto = to_proto(model, apart=True)
     batching = find_batching(open_session(proto), samples.longest, samples.inputs)
+    flows = _give_out(proto, seen)
     session = open_session(with_outputs(proto, sorted(set(flows.values()) - set(samples.inputs))))
     sums = {layer.key: Sums(in_memory=affordable[layer.key]) for layer in seen}
     sharing: dict[LayerKey, list[Layer]] = {key: [] for key in sums}
@@ -177,7 +188,8 @@ def collect_moments(
 
         def gather(key: LayerKey, values: Arrays = values) -> None:
             for layer in sharing[key]:
-                sums[key].add(patches_of(layer, values[flows[layer.name]], len(samples), positions[key]))
+                if values[flows[layer.name]].size:  # of a branch that was not taken it is empty
+                    sums[key].add(patches_of(layer, values[flows[layer.name]], len(samples), positions[key]))
 
         for _ in each(gather, list(sums)):
             pass
@@ -185,6 +197,12 @@ def collect_moments(
     if strange:
         note(
             f"what flows into '{strange[0]}'{' and others' if len(strange) > 1 else ''} is not finite on the data: "
+            "such a layer is judged by its weights"
+        )
+    idle = [layer.name for layer in seen if not sums[layer.key].count and sums[layer.key].finite]
+    if idle:
+        note(
+            f"no sample reaches '{idle[0]}'{' and others' if len(idle) > 1 else ''}, in a branch that none takes: "
             "such a layer is judged by its weights"
         )
     found = {key: total.moments() for key, total in sums.items() if total.count and total.finite}
@@ -197,6 +215,17 @@ def flow_of(layer: Layer) -> str:
     value = layer.node.inputs[1 - layer.layout.weight_index]
     assert value is not None
     return value.name or ""
+
+
+def _give_out(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, str]:
+    """What flows into each layer, by its name: the names that these values have in the main graph, once it runs."""
+    asked = {
+        layer.node.outputs[0].name or "": Asked(flow_of(layer), int(layer.constant.dtype or ir.DataType.FLOAT))
+        for layer in layers
+        if layer.place and layer.constant is not None
+    }
+    inner = give_out(model.graph, asked)
+    return {layer.name: inner.get(layer.node.outputs[0].name or "", flow_of(layer)) for layer in layers}
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -223,14 +252,26 @@ def patches_of(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Gen
     fits = _BATCH_BYTES // (4 * size * layer.geometry.groups * max(1, len(value)))
     wanted = max(PER_ENTRY * size, min(PATCHES, PLENTY * size))
     per_sample = max(1, min(fits, -(-wanted // samples)))
-    if layer.op == "Conv":
+    if layer.op in ("Conv", "ConvTranspose"):
         return _windows(layer, value, per_sample, rng)
     if value.ndim > 1 and layer.layout.on_left != bool(layer.node.attributes.get_int(_other_trans(layer), 0)):
         value = np.swapaxes(value, -1, -2)
-    rows = value.reshape(-1, value.shape[-1])
-    count = min(len(rows), per_sample * max(1, len(value)))
-    chosen = rows[rng.choice(len(rows), count, replace=False)] if count < len(rows) else rows
-    return np.asarray(chosen, np.float32)[None]
+    rows = _rows(value, layer.layout.batch)
+    count = min(rows.shape[1], per_sample * max(1, len(value)))
+    chosen = rows[:, rng.choice(rows.shape[1], count, replace=False)] if count < rows.shape[1] else rows
+    return np.asarray(chosen, np.float32)
+
+
+def _rows(value: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
+    """The rows that each matrix of a batch of them is multiplied with: (G, p, D)."""
+    if not batch:
+        return value.reshape(1, -1, value.shape[-1])
+    value = value[None] if value.ndim == 1 else value
+    value = np.broadcast_to(value, (*np.broadcast_shapes(value.shape[:-2], batch), *value.shape[-2:]))
+    first = value.ndim - 2 - len(batch)
+    groups = [first + axis for axis, size in enumerate(batch) if size > 1]
+    others = [axis for axis in range(value.ndim - 1) if axis not in groups]
+    return value.transpose(*groups, *others, value.ndim - 1).reshape(int(np.prod(batch)), -1, value.shape[-1])
 
 
 def _other_trans(layer: Layer) -> str:
@@ -246,7 +287,8 @@ def _windows(layer: Layer, value: np.ndarray, per_sample: int, rng: np.random.Ge
     sizes = value.shape[2:]
     stride = node.attributes.get_ints("strides", (1,) * axes)
     dilation = node.attributes.get_ints("dilations", (1,) * axes)
-    begin, out = _padding(layer, sizes, stride, dilation)
+    transposed = layer.op == "ConvTranspose"
+    begin, out = (_cropping if transposed else _padding)(layer, sizes, stride, dilation)
     total = int(np.prod(out))
     count = min(total, per_sample)
     flat = rng.choice(total, count, replace=False) if count < total else np.arange(total)
@@ -254,8 +296,12 @@ def _windows(layer: Layer, value: np.ndarray, per_sample: int, rng: np.random.Ge
     inside = np.ones((), dtype=bool)
     for axis, position in enumerate(np.unravel_index(flat, out)):
         tap = np.arange(geometry.kernel[axis]) * dilation[axis] - begin[axis]
-        place = position[:, None] * stride[axis] + tap
         shape = [count, *(-1 if a == axis else 1 for a in range(axes))]
+        if transposed:  # what a tap carries to this position comes from there, if from anywhere
+            place, rest = np.divmod(position[:, None] - tap, stride[axis])
+            inside = inside & (rest == 0).reshape(shape)
+        else:
+            place = position[:, None] * stride[axis] + tap
         inside = inside & ((place >= 0) & (place < sizes[axis])).reshape(shape)
         index.append(np.clip(place, 0, sizes[axis] - 1).reshape(shape))
     taken = np.where(inside, value[tuple(index)], 0)  # (b, G C, p, *k)
@@ -282,6 +328,25 @@ def _padding(
     return list(pads[: len(kernel)]), out
 
 
+def _cropping(
+    layer: Layer, sizes: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[list[int], tuple[int, ...]]:
+    """What a transposed convolution cuts off before each axis, and the sizes of its output (the same specification)."""
+    assert layer.geometry is not None
+    kernel, attributes = layer.geometry.kernel, layer.node.attributes
+    axes = range(len(kernel))
+    automatic = attributes.get_string("auto_pad", "NOTSET")
+    extra = attributes.get_ints("output_padding", (0,) * len(kernel))
+    full = [stride[a] * (sizes[a] - 1) + extra[a] + (kernel[a] - 1) * dilation[a] + 1 for a in axes]
+    asked = attributes.get_ints("output_shape", ())
+    if not asked and automatic not in ("SAME_UPPER", "SAME_LOWER"):
+        pads = attributes.get_ints("pads", (0,) * 2 * len(kernel)) if automatic == "NOTSET" else (0,) * 2 * len(kernel)
+        return list(pads[: len(kernel)]), tuple(full[a] - pads[a] - pads[a + len(kernel)] for a in axes)
+    out = tuple(asked[-len(kernel) :]) if asked else tuple(sizes[a] * stride[a] for a in axes)
+    spare = [max(0, full[a] - out[a]) for a in axes]
+    return [s // 2 if automatic == "SAME_UPPER" else s - s // 2 for s in spare], out
+
+
 class Sums:
     """Running sums of one layer's shifted patches."""
 
@@ -294,6 +359,7 @@ class Sums:
         self._shift = np.zeros(0, np.float32)
         self._first = np.zeros(0)
         self._second = np.zeros(0, np.float32)
+        self._few: list[np.ndarray] = []
 
     def add(self, patches: np.ndarray) -> None:
         """`patches`: (G, p, D); where one of them holds NaN or infinity, the sums say nothing any more."""
@@ -305,18 +371,31 @@ class Sums:
             self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
             self._shift = patches.mean(axis=1, keepdims=True)
             self._first = np.zeros((groups, size))
-            self._second = self._zeros((groups, size, size), np.float32)
         patches = (patches - self._shift) / self._scale
         self.count += patches.shape[1]
         self._first += patches.sum(axis=1, dtype=np.float64)
-        self._second += np.swapaxes(patches, 1, 2) @ patches
+        self._few.append(patches)
+        if self._second.size or self.count > FEW * patches.shape[-1]:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add the patches that are kept to the second moment."""
+        if not self._second.size:
+            groups, _, size = self._few[0].shape
+            self._second = self._zeros((groups, size, size), np.float32)
+        for patches in self._few:
+            self._second += np.swapaxes(patches, 1, 2) @ patches
+        self._few = []
 
     def moments(self) -> Moments:
         """What they come to."""
         first = self._first / self.count
+        mean, scale = self._shift[:, 0].astype(np.float64) + self._scale * first, float(self._scale)
+        if self._few:
+            patches = np.concatenate(self._few, axis=1) - first[:, None].astype(np.float32)
+            return Moments(mean, patches, self.count, scale, few=True)
         spread = self._second
         spread /= self.count
-        for group, mean in enumerate(first):  # in place: it may have hundreds of megabytes
-            spread[group] -= np.outer(mean, mean)
-        scale = float(self._scale)
-        return Moments(self._shift[:, 0].astype(np.float64) + scale * first, spread, self.count, scale)
+        for group, shifted in enumerate(first):  # in place: it may have hundreds of megabytes
+            spread[group] -= np.outer(shifted, shifted)
+        return Moments(mean, spread, self.count, scale)

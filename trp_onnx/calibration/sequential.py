@@ -74,7 +74,7 @@ def factorise_in_turn(
     alone = {
         layer.name
         for layer in layers
-        if observable(layer) and users[layer.key] == 1 and moment_bytes(layer, 2) <= LAYER_BYTES
+        if observable(layer) and not layer.place and users[layer.key] == 1 and moment_bytes(layer, 2) <= LAYER_BYTES
     }
     together = [layer for layer in layers if layer.name in chosen and layer.name not in alone]
     original = to_proto(model, apart=True)

@@ -142,6 +142,7 @@ class Layer:
         times: How often the loops around it run it, as far as that is known.
         endless: Whether there is a loop around it whose number of iterations is not known: one is counted.
         branches: The branches of If in which it stands, from the outermost in: the node, and the branch's name.
+        looped: Whether it stands in the body of a Loop, a Scan or the like.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Layer:
     times: int = 1
     endless: bool = False
     branches: Branches = ()
+    looped: bool = False
 
     @property
     def macs(self) -> int | None:
@@ -223,7 +225,7 @@ def find_layers(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | Non
         times, endless = place.times(shapes)
         layer = Layer(
             name, node.op_type, node, _why_not(node), role=role, place=place.name, times=times, endless=endless,
-            fixed_macs=cost.macs_of(node, shapes), branches=place.branches,
+            fixed_macs=cost.macs_of(node, shapes), branches=place.branches, looped=bool(place.loops),
         )  # fmt: skip
         layers.append(_read(layer, shapes, opset))
     return layers

@@ -218,8 +218,8 @@ class Planner:
         if not blind:
             return []
         return [
-            f"{len(blind)} layers ('{blind[0]}', ...) are judged by their weights, not by the data: what flows into "
-            "transposed convolutions, batched products and loop bodies is not observed"
+            f"{len(blind)} layers ('{blind[0]}', ...) are judged by their weights, not by the data: what flows "
+            "through the bodies of loops is not observed"
         ]
 
 
