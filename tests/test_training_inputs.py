@@ -151,7 +151,8 @@ def test_samples_are_given_one_by_one(tmp_path: Path) -> None:
     net, samples = encoder(tmp_path / "net.onnx"), sentences(80)
     each = [{name: array[i : i + 1] for name, array in samples.items()} for i in range(80)]
     for name, data in (("all", samples), ("each", iter(each))):
-        train(net, tmp_path / f"{name}.onnx", data, train=options(epochs=1))
+        report = train(net, tmp_path / f"{name}.onnx", data, train=options(epochs=1, warmup=3))
+        assert any("the training has 3 steps, within the warm-up of 3" in note for note in report.notes)
     assert (tmp_path / "all.onnx").read_bytes() == (tmp_path / "each.onnx").read_bytes()
     with pytest.raises(DataError, match="differ in size: give the path"):
         train(net, tmp_path / "no.onnx", iter([*each, {name: array[:, :4] for name, array in each[0].items()}]))

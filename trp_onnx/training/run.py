@@ -222,6 +222,12 @@ class TrainingRun:
         try:
             self._source = self._data_source(data, preprocessing, dict(inputs))
             self._batches = open_batches(self._source, options)
+            if 0 < self._batches.steps * options.epochs <= options.warmup:
+                note(
+                    f"the training has {self._batches.steps * options.epochs} steps, within the warm-up of "
+                    f"{options.warmup}: its step size stays below --rate; give more --epochs, or a smaller --batch or "
+                    "--warmup"
+                )
             first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
             self._few = part_of(inputs, first.run, slice(_SAMPLES))
             self._labels = self._class_labels(first.labels)

@@ -24,22 +24,21 @@ import onnx
 from onnx import numpy_helper
 
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError
-from trp_onnx.graph.inputs import Run
-from trp_onnx.graph.session import Arrays
 from trp_onnx.planning.alignment import simd_block
 from trp_onnx.training.batches import MicroBatch, open_batches, prefetch
 from trp_onnx.training.checkpoint import load_checkpoint, save_checkpoint
 from trp_onnx.training.communicator import Communicator
 from trp_onnx.training.flat import Flat
 from trp_onnx.training.job import CHECKPOINT, RESULT, Files, Job
-from trp_onnx.training.labels import count_right, targets_of
-from trp_onnx.training.losses import LABELS, LOSS, add_loss, entropy, soften
+from trp_onnx.training.labels import targets_of
+from trp_onnx.training.losses import LABELS, LOSS, add_loss
 from trp_onnx.training.metrics import Metrics
 from trp_onnx.training.projection import Ranks, project, spectra_of
 from trp_onnx.training.worker.engine import Session, has_cuda, training_graph
 from trp_onnx.training.worker.optimizer import SGD, rate_at
 from trp_onnx.training.worker.rewrites import speed_up
-from trp_onnx.training.worker.validation import score_by
+from trp_onnx.training.worker.teacher import Teacher
+from trp_onnx.training.worker.validation import Validation
 
 _EXPLOSION = 10.0
 """A loss so many times that of a network that knows nothing is an explosion."""
@@ -70,7 +69,6 @@ class Trainer:
 
         model = onnx.load_from_string(files.model)
         initial = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        self._inference = model
         self._parameters = Flat({name: initial[name].shape for name in job.parameters})
         self._statistics = Flat({name: initial[name].shape for name in job.statistics})
         count, updates = self._parameters.size, self._statistics.size
@@ -86,7 +84,8 @@ class Trainer:
         self.gradient = self._sum[:count]
 
         self._session = self._build(model)
-        self._teacher = Session(onnx.load_from_string(files.teacher)) if job.teacher else None
+        self._teacher = Teacher(Session(onnx.load_from_string(files.teacher)), job) if job.teacher else None
+        self._validation = Validation(job, model, self.data, self._teacher, communicator)
         decay = np.zeros(count, np.float32)
         for name, view in self._parameters.views(decay).items():
             view[...] = 0.0 if name in job.no_decay else self.options.weight_decay
@@ -104,7 +103,6 @@ class Trainer:
         self._best_weights = np.zeros(0, np.float32)
         self._best_statistics = np.zeros(0, np.float32)
         self._seconds = 0.0
-        self._entropy = 0.0
         self.spent: dict[str, float] = {}
 
     def _build(self, model: onnx.ModelProto) -> Session:
@@ -209,14 +207,15 @@ class Trainer:
         feeds = dict(micro.run.feeds)
         if any(output.label_weight for output in self.job.outputs):
             feeds[LABELS] = self._labels_of(micro)
-        self._entropy = 0.0
+        entropy = 0.0
         if self._teacher is not None:
-            feeds |= self._targets_for(micro.run)
+            targets, entropy = self._teacher.targets(micro.run)
+            feeds |= targets
         if self._ceiling is None:
             self._ceiling = _EXPLOSION * self._ignorance(feeds)
         self._session.bind_inputs(feeds)
         self._session.run()
-        self._work[-1] -= self._entropy  # what is reported is the divergence itself: 0 for a perfect pupil
+        self._work[-1] -= entropy  # what is reported is the divergence itself: 0 for a perfect pupil
 
     def _labels_of(self, micro: MicroBatch) -> np.ndarray:
         labels = micro.labels
@@ -226,24 +225,6 @@ class Trainer:
                 "sizes have more: train with distillation alone, --labels 0"
             )
         return targets_of(labels, self.job.data.preprocessing.label_offset)
-
-    def _taught(self, run: Run) -> Arrays:
-        """What the teacher gives, by the names of our outputs."""
-        assert self._teacher is not None
-        names = [output.name for output in self.job.outputs]
-        return dict(zip(names, self._teacher.run_on(run).values(), strict=True))
-
-    def _targets_for(self, run: Run) -> dict[str, np.ndarray]:
-        taught = list(self._taught(run).values())
-        found = {}
-        for index, output in enumerate(self.job.outputs):
-            if output.distill_weight:
-                value = taught[index]
-                if output.logits:
-                    value = soften(value, self.options.temperature, output)
-                    self._entropy += output.distill_weight * self.options.temperature**2 * entropy(value)
-                found[output.target] = np.ascontiguousarray(value, np.float32)
-        return found
 
     def _ignorance(self, feeds: dict[str, np.ndarray]) -> float:
         """The loss of a network that says nothing: uniform classes, zero everywhere else."""
@@ -308,7 +289,7 @@ class Trainer:
             for name, view in self._targets.views(self._projected(False)[0]).items():
                 views[name][...] = view
         with self.timed("validation"):
-            score, accuracy = self._validate(candidate)
+            score, accuracy = self._validation.score(self._parameters.views(candidate) | self._statistic_of)
         within = self.ranks.within_budget
         # Of equals the later one: its step size was smaller.
         if within and (self._best is None or score >= self._best["score"]):
@@ -325,60 +306,6 @@ class Trainer:
             ranks={t.layer: list(r) for t, r in zip(self.job.projection.targets, self.ranks.current, strict=True)},
             spent={name: round(value, 3) for name, value in self.spent.items()},
         )  # fmt: skip
-
-    def _candidate(self, weights: np.ndarray) -> Session:
-        """A session of the model with these weights."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self._inference)
-        values = self._parameters.views(weights) | self._statistic_of
-        for tensor in model.graph.initializer:
-            if tensor.name in values:
-                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name]), tensor.name))
-        return Session(model)
-
-    def _validate(self, weights: np.ndarray) -> tuple[float, float | None]:
-        """Score of a candidate on the held-out part, and its accuracy where that is what chooses."""
-        session = self._candidate(weights)
-        if self.job.chosen_by is not None:
-            score = None
-            if self._world.rank == 0:
-                score = score_by(
-                    self.job.chosen_by, self.data.validation(self.options.micro_batch, 0, 1), session.run_on,
-                    None if self._teacher is None else self._taught, self.job.data.preprocessing.label_offset,
-                )  # fmt: skip
-            return float(self._world.share(score)), None
-        counts = np.zeros(3, np.float64)  # samples or labels, those that are right, distance to the teacher
-        labelled = next((output for output in self.job.outputs if output.label_weight), None)
-        for micro in self.data.validation(self.options.micro_batch, self._world.rank, self._world.size):
-            outputs = list(session.run_on(micro.run).values())
-            if labelled is not None and micro.labels is not None:
-                scores = outputs[self.job.outputs.index(labelled)]
-                offset = self.job.data.preprocessing.label_offset
-                right, all_of_them = count_right(scores, labelled.axis, micro.labels, offset)
-                counts += (all_of_them, right, 0)
-            elif self._teacher is not None:
-                counts += (micro.run.count, -np.inf, self._distance(micro.run, outputs))
-        self._world.sum(counts)
-        if np.isfinite(counts[1]):
-            accuracy = float(counts[1] / counts[0])
-            return accuracy, accuracy
-        return -float(counts[2] / counts[0]), None
-
-    def _distance(self, run: Run, outputs: list[np.ndarray]) -> float:
-        """Weighted distance to the teacher, summed over samples."""
-        distance, targets = 0.0, self._targets_for(run)
-        for index, output in enumerate(self.job.outputs):
-            target = targets.get(output.target)
-            if target is None:
-                continue
-            if output.logits:
-                own = soften(outputs[index], self.options.temperature, output)
-                divergence = float(np.sum(target * (np.log(target + 1e-12) - np.log(own + 1e-12))))
-                divergence *= run.count / len(target)  # places of a sample count as one
-                distance += output.distill_weight * self.options.temperature**2 * divergence
-            else:
-                distance += output.distill_weight * float(np.mean(np.square(outputs[index] - target))) * run.count
-        return distance
 
     def _checkpoint(self) -> None:
         if self._world.rank == 0:

@@ -1,42 +1,84 @@
-"""The score of a candidate by a metric: the first worker measures all held-out samples."""
+"""The score of a candidate on the held-out samples: by a metric, else its accuracy, else the distance to the teacher.
+
+Workers share the samples out and add up what they count; a metric, which may want all of them at once, the first worker
+measures alone.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from trp_onnx.evaluation.built_in import BUILT_IN
 from trp_onnx.evaluation.metric import Setting, as_metric
-from trp_onnx.graph.inputs import Run
 from trp_onnx.graph.session import Arrays
-from trp_onnx.training.batches import MicroBatch
-from trp_onnx.training.job import ChosenBy
+from trp_onnx.training.batches import Batches, CallableBatches
+from trp_onnx.training.communicator import Communicator
+from trp_onnx.training.job import ChosenBy, Job
+from trp_onnx.training.labels import count_right
+from trp_onnx.training.worker.engine import Session
+from trp_onnx.training.worker.teacher import Teacher
 
 
-def score_by(
-    chosen: ChosenBy,
-    samples: Iterable[MicroBatch],
-    run: Callable[[Run], Arrays],
-    teacher: Callable[[Run], Arrays] | None,
-    offset: int,
-) -> float:
-    """The value of a metric, negative where lower is better; minus infinity for one that is no number.
+class Validation:
+    """The held-out samples, and what candidates are measured by on them."""
 
-    Args:
-        chosen: The metric, and what it may know of the outputs.
-        samples: The held-out samples.
-        run: What the candidate gives for some of them.
-        teacher: What the teacher gives, where there is one.
-        offset: Outputs before the first class.
+    def __init__(
+        self, job: Job, model: onnx.ModelProto, data: Batches | CallableBatches, teacher: Teacher | None,
+        world: Communicator,
+    ) -> None:  # fmt: skip
+        """`model`: The network without a loss."""
+        self._job, self._model, self._data, self._teacher, self._world = job, model, data, teacher, world
+        self._labelled = next((output for output in job.outputs if output.label_weight), None)
+        self._offset = job.data.preprocessing.label_offset
 
-    Raises:
-        UsageError: The metric fails.
-        DataError: It cannot be imported, or the labels do not fit.
-    """
-    metric = as_metric(chosen.metric, BUILT_IN)
-    running = metric.start(Setting(chosen.outputs, chosen.samples, offset, chosen.data))
-    for micro in samples:
-        reference = teacher(micro.run) if metric.reference == "original" and teacher is not None else micro.labels
-        running.update(run(micro.run), reference, micro.run.count)
-    value = running.result() if metric.higher_is_better else -running.result()
-    return -math.inf if math.isnan(value) else value
+    def score(self, weights: Arrays) -> tuple[float, float | None]:
+        """How good a candidate is, higher is better, and its accuracy where that is what chooses.
+
+        Args:
+            weights: Its weights and statistics, by name.
+
+        Raises:
+            UsageError: The metric fails.
+            DataError: It cannot be imported, or the labels do not fit.
+        """
+        session = self._candidate(weights)
+        if self._job.chosen_by is not None:
+            score = self._by_metric(self._job.chosen_by, session) if self._world.rank == 0 else None
+            return float(self._world.share(score)), None
+        counts = np.zeros(3, np.float64)  # samples or labels, those that are right, distance to the teacher
+        for micro in self._data.validation(self._job.options.micro_batch, self._world.rank, self._world.size):
+            outputs = session.run_on(micro.run)
+            if self._labelled is not None and micro.labels is not None:
+                scores = outputs[self._labelled.name]
+                right, all_of_them = count_right(scores, self._labelled.axis, micro.labels, self._offset)
+                counts += (all_of_them, right, 0)
+            elif self._teacher is not None:
+                counts += (micro.run.count, -np.inf, self._teacher.distance(micro.run, outputs))
+        self._world.sum(counts)
+        if np.isfinite(counts[1]):
+            accuracy = float(counts[1] / counts[0])
+            return accuracy, accuracy
+        return -float(counts[2] / counts[0]), None
+
+    def _candidate(self, weights: Arrays) -> Session:
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        for tensor in model.graph.initializer:
+            if tensor.name in weights:
+                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights[tensor.name]), tensor.name))
+        return Session(model)
+
+    def _by_metric(self, chosen: ChosenBy, session: Session) -> float:
+        """The value of a metric, negative where lower is better; minus infinity for one that is no number."""
+        metric = as_metric(chosen.metric, BUILT_IN)
+        running = metric.start(Setting(chosen.outputs, chosen.samples, self._offset, chosen.data))
+        teacher = self._teacher if metric.reference == "original" else None
+        for micro in self._data.validation(self._job.options.micro_batch, 0, 1):
+            reference = micro.labels if teacher is None else teacher.answers(micro.run)
+            running.update(session.run_on(micro.run), reference, micro.run.count)
+        value = running.result() if metric.higher_is_better else -running.result()
+        return -math.inf if math.isnan(value) else value
