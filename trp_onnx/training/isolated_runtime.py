@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from os import PathLike
 from pathlib import Path
 
 import platformdirs
@@ -49,7 +50,7 @@ def ensure_runtime() -> None:
         setup_training()
 
 
-def setup_training(wheel: Path | None = None, *, cuda: bool = False) -> Path:
+def setup_training(wheel: str | PathLike[str] | None = None, *, cuda: bool = False) -> Path:
     """Put the training runtime into its folder.
 
     Args:
@@ -64,7 +65,7 @@ def setup_training(wheel: Path | None = None, *, cuda: bool = False) -> Path:
         UsageError: The folder holds something else.
     """
     check_python()
-    if wheel is not None and not wheel.is_file():
+    if wheel is not None and not Path(wheel).is_file():
         raise TrainingError(f"the wheel '{wheel}' does not exist")
     folder = runtime_folder(cuda=cuda)
     _check_ours(folder)
