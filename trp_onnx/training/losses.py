@@ -15,7 +15,7 @@ An output of probabilities p has z = log p, which has the same softmax. What cla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,69 +115,98 @@ def choose_losses(
     return tuple(losses)
 
 
-def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature: float) -> None:
-    """Append the loss; it becomes the model's only output."""
-    graph = model.graph
-    values = {value.name: value for value in graph.output}
-    terms: list[tuple[str, float]] = []
+class _Tail:
+    """What is put behind a model's outputs."""
 
-    def node(op: str, inputs: list[str], result: str, **attributes: Any) -> str:
-        graph.node.append(helper.make_node(op, inputs, [result], name=result, **attributes))
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+
+    def node(self, op: str, inputs: list[str], result: str, **attributes: Any) -> str:
+        self.graph.node.append(helper.make_node(op, inputs, [result], name=result, **attributes))
         return result
 
-    def constant(name: str, value: float) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    def constant(self, name: str, value: float) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
         return name
 
-    for loss in outputs:
-        prefix = f"trp.loss.{loss.name}"
-        if not loss.logits:
-            if loss.distill_weight:
-                target = onnx.ValueInfoProto()
-                target.CopyFrom(values[loss.name])
-                target.name = loss.target
-                graph.input.append(target)
-                gap = node("Sub", [loss.name, loss.target], f"{prefix}.gap")
-                square = node("Mul", [gap, gap], f"{prefix}.square")
-                terms.append((node("ReduceMean", [square], f"{prefix}.mse", keepdims=0), loss.distill_weight))
-            continue
-        logits, rank = loss.name, len(values[loss.name].type.tensor_type.shape.dim)
-        if loss.axis != rank - 1:
-            order = [axis for axis in range(rank) if axis != loss.axis] + [loss.axis]
-            logits = node("Transpose", [logits], f"{prefix}.classes_last", perm=order)
-        rows = numpy_helper.from_array(np.array([-1, loss.classes], np.int64), f"{prefix}.rows")
-        graph.initializer.append(rows)
-        logits = node("Reshape", [logits, rows.name], f"{prefix}.flat")
-        if loss.probabilities:
-            logits = node("Max", [logits, constant(f"{prefix}.tiny", _TINY)], f"{prefix}.positive")
-            logits = node("Log", [logits], f"{prefix}.logits")
-        if loss.label_weight:
-            if not any(value.name == LABELS for value in graph.input):
-                graph.input.append(helper.make_tensor_value_info(LABELS, TensorProto.INT64, ["labels"]))
-            term = f"{prefix}.ce"  # its gradient wants the second output
-            outputs_of = [term, f"{prefix}.log_probabilities"]
-            graph.node.append(
-                helper.make_node(
-                    "SoftmaxCrossEntropyLoss", [logits, LABELS], outputs_of, name=term, ignore_index=IGNORED
-                )
-            )
-            terms.append((term, loss.label_weight))
-        if loss.distill_weight:
-            shape: list[str | int | None] = [f"{loss.target}.rows", loss.classes]
-            graph.input.append(helper.make_tensor_value_info(loss.target, TensorProto.FLOAT, shape))
-            soft = node("Mul", [logits, constant(f"{prefix}.1/T", 1 / temperature)], f"{prefix}.soft")
-            soft = node("LogSoftmax", [soft], f"{prefix}.log_softmax", axis=1)
-            product = node("Mul", [soft, loss.target], f"{prefix}.product")
-            mean = node("ReduceMean", [product], f"{prefix}.kl", keepdims=0)
-            terms.append((mean, -loss.distill_weight * loss.classes * temperature**2))
 
+def add_loss(model: onnx.ModelProto, outputs: Sequence[OutputLoss], temperature: float) -> None:
+    """Append the loss; it becomes the model's only output."""
+    graph, tail = model.graph, _Tail(model.graph)
+    values = {value.name: value for value in graph.output}
+    terms = [term for loss in outputs for term in _terms(tail, loss, values[loss.name], temperature)]
     total = ""
     for index, (term, weight) in enumerate(terms):
-        scaled = node("Mul", [term, constant(f"trp.weight.{index}", weight)], f"trp.term.{index}")
-        total = node("Add", [total, scaled], f"trp.sum.{index}") if total else scaled
-    node("Identity", [total], LOSS)
+        scaled = tail.node("Mul", [term, tail.constant(f"trp.weight.{index}", weight)], f"trp.term.{index}")
+        total = tail.node("Add", [total, scaled], f"trp.sum.{index}") if total else scaled
+    tail.node("Identity", [total], LOSS)
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(LOSS, TensorProto.FLOAT, []))
+
+
+def _terms(
+    tail: _Tail, loss: OutputLoss, value: onnx.ValueInfoProto, temperature: float
+) -> Iterator[tuple[str, float]]:  # fmt: skip
+    """What one output adds to the loss, and how much that counts."""
+    prefix = f"trp.loss.{loss.name}"
+    if not loss.logits:
+        if loss.distill_weight:
+            yield _square_error(tail, loss, value, prefix), loss.distill_weight
+        return
+    logits = _rows_of_logits(tail, loss, value, prefix)
+    if loss.label_weight:
+        yield _cross_entropy(tail, logits, prefix), loss.label_weight
+    if loss.distill_weight:
+        mean = _likelihood(tail, loss, logits, prefix, temperature)
+        yield mean, -loss.distill_weight * loss.classes * temperature**2
+
+
+def _square_error(tail: _Tail, loss: OutputLoss, value: onnx.ValueInfoProto, prefix: str) -> str:
+    """Mean square distance from the teacher's output."""
+    target = onnx.ValueInfoProto()
+    target.CopyFrom(value)
+    target.name = loss.target
+    tail.graph.input.append(target)
+    gap = tail.node("Sub", [loss.name, loss.target], f"{prefix}.gap")
+    square = tail.node("Mul", [gap, gap], f"{prefix}.square")
+    return tail.node("ReduceMean", [square], f"{prefix}.mse", keepdims=0)
+
+
+def _rows_of_logits(tail: _Tail, loss: OutputLoss, value: onnx.ValueInfoProto, prefix: str) -> str:
+    """The output as (rows, classes), before the softmax."""
+    logits, rank = loss.name, len(value.type.tensor_type.shape.dim)
+    if loss.axis != rank - 1:
+        order = [axis for axis in range(rank) if axis != loss.axis] + [loss.axis]
+        logits = tail.node("Transpose", [logits], f"{prefix}.classes_last", perm=order)
+    rows = numpy_helper.from_array(np.array([-1, loss.classes], np.int64), f"{prefix}.rows")
+    tail.graph.initializer.append(rows)
+    logits = tail.node("Reshape", [logits, rows.name], f"{prefix}.flat")
+    if loss.probabilities:
+        logits = tail.node("Max", [logits, tail.constant(f"{prefix}.tiny", _TINY)], f"{prefix}.positive")
+        logits = tail.node("Log", [logits], f"{prefix}.logits")
+    return logits
+
+
+def _cross_entropy(tail: _Tail, logits: str, prefix: str) -> str:
+    """With the labels."""
+    if not any(value.name == LABELS for value in tail.graph.input):
+        tail.graph.input.append(helper.make_tensor_value_info(LABELS, TensorProto.INT64, ["labels"]))
+    term = f"{prefix}.ce"
+    results = [term, f"{prefix}.log_probabilities"]  # its gradient wants the second output
+    tail.graph.node.append(
+        helper.make_node("SoftmaxCrossEntropyLoss", [logits, LABELS], results, name=term, ignore_index=IGNORED)
+    )
+    return term
+
+
+def _likelihood(tail: _Tail, loss: OutputLoss, logits: str, prefix: str, temperature: float) -> str:
+    """Mean of the teacher's probabilities times our log-probabilities, both at a temperature."""
+    shape: list[str | int | None] = [f"{loss.target}.rows", loss.classes]
+    tail.graph.input.append(helper.make_tensor_value_info(loss.target, TensorProto.FLOAT, shape))
+    soft = tail.node("Mul", [logits, tail.constant(f"{prefix}.1/T", 1 / temperature)], f"{prefix}.soft")
+    soft = tail.node("LogSoftmax", [soft], f"{prefix}.log_softmax", axis=1)
+    product = tail.node("Mul", [soft, loss.target], f"{prefix}.product")
+    return tail.node("ReduceMean", [product], f"{prefix}.kl", keepdims=0)
 
 
 def soften(output: np.ndarray, temperature: float, loss: OutputLoss) -> np.ndarray:
