@@ -215,7 +215,9 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     from trp_onnx.training.communicator import connect
     from trp_onnx.training.job import Files, Job
     from trp_onnx.training.losses import OutputLoss
-    from trp_onnx.training.projection import Projection, targets_of
+    from trp_onnx.training.projection import Projection
+    from trp_onnx.training.schedules import Fixed
+    from trp_onnx.training.targets import targets_of
     from trp_onnx.training.trainable import make_trainable
     from trp_onnx.training.worker import loop
 
@@ -230,7 +232,7 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
         layers = find_layers(model)
         chosen = Planner(layers, scheme="spatial").plan(Goal(macs=0.4)).chosen
         total = sum(layer.macs or 0 for layer in layers)
-        projection = Projection(tuple(targets_of(layers, chosen)), every=20, budget=0.4, total_macs=total)
+        projection = Projection(tuple(targets_of(layers, chosen)), Fixed(0.4), every=20, total_macs=total)
     folder = Path(tempfile.mkdtemp())
     images = rng.integers(0, 255, (2560, 32, 32, 3), dtype=np.uint8)
     np.savez(folder / "x.npz", x=images, y=rng.integers(0, CLASSES, len(images)))

@@ -10,7 +10,9 @@ from tests.graphs import rng
 from trp_onnx.errors import UsageError
 from trp_onnx.graph.layers import Layout
 from trp_onnx.lowrank.schemes import SCHEMES, Geometry
-from trp_onnx.training.projection import Projection, Ranks, Target, check_strategy, project, spectra_of
+from trp_onnx.training.projection import project, spectra_of
+from trp_onnx.training.schedules import Energy, Ranks, Ratchet, Replan, schedule_of
+from trp_onnx.training.targets import Target
 
 
 def conv_target(n: int, c: int, scheme: str = "spatial", rank: tuple[int, ...] = (4,), size: int = 8) -> Target:
@@ -59,7 +61,7 @@ def test_grouped_and_transposed_layers_project_too() -> None:
 def test_the_papers_ratchet() -> None:
     """64 x 576, e = 0.05, no training at all: the rank falls 64 -> about 17 in 24 projections."""
     target = Target("conv", "w", Layout("Conv"), "channel", (Geometry(1, 64, 64, (3, 3), (8, 8), (8, 8)),), (64,))
-    ranks = Ranks(Projection((target,), "paper", energy=0.05))
+    ranks = Ranks((target,), Ratchet(energy=0.05))
     w, seen = rng().standard_normal((64, 64, 3, 3)), []
     for _ in range(24):
         (k,) = ranks.update([spectra_of(target, w)], 0.0)
@@ -71,7 +73,7 @@ def test_the_papers_ratchet() -> None:
 
 def test_energy_against_the_untruncated_matrix_does_not_ratchet() -> None:
     target = conv_target(16, 16)
-    ranks = Ranks(Projection((target,), "energy", energy=0.1))
+    ranks = Ranks((target,), Energy(energy=0.1))
     w, seen = rng().standard_normal((16, 16, 3, 3)), set()
     for _ in range(24):
         (k,) = ranks.update([spectra_of(target, w)], 0.0)
@@ -84,7 +86,7 @@ def test_energy_against_the_untruncated_matrix_does_not_ratchet() -> None:
 def test_ranks_land_on_the_budget_and_stay() -> None:
     targets = tuple(conv_target(n, n) for n in (8, 16, 24))
     total = sum(target.dense_macs for target in targets) + 1000
-    ranks = Ranks(Projection(targets, "paper", energy=0.2, budget=0.5, total_macs=total, rest_macs=1000))
+    ranks = Ranks(targets, Ratchet(energy=0.2, budget=0.5), total, 1000)
     weights = [rng(i).standard_normal((t.geometries[0].out_channels,) * 2 + (3, 3)) for i, t in enumerate(targets)]
     for _ in range(30):
         chosen = ranks.update([spectra_of(t, w) for t, w in zip(targets, weights, strict=True)], 0.0)
@@ -99,7 +101,7 @@ def test_ranks_land_on_the_budget_and_stay() -> None:
 def test_replanning_brings_the_budget_down_over_the_first_half() -> None:
     targets = tuple(conv_target(n, n) for n in (8, 16))
     total = sum(target.dense_macs for target in targets)
-    ranks = Ranks(Projection(targets, "replan", budget=0.4, total_macs=total))
+    ranks = Ranks(targets, Replan(0.4), total)
     spectra = [spectra_of(t, rng().standard_normal((t.geometries[0].out_channels,) * 2 + (3, 3))) for t in targets]
     found = []
     for progress in (0.0, 0.1, 0.25, 0.5, 0.9):
@@ -111,7 +113,7 @@ def test_replanning_brings_the_budget_down_over_the_first_half() -> None:
 
 def test_state_goes_through_a_checkpoint() -> None:
     target = conv_target(16, 16)
-    a, b = (Ranks(Projection((target,), "energy", energy=0.1)) for _ in range(2))
+    a, b = (Ranks((target,), Energy(energy=0.1)) for _ in range(2))
     w = rng().standard_normal((16, 16, 3, 3))
     a.update([spectra_of(target, w)], 0.0)
     b.restore(a.state())
@@ -124,4 +126,4 @@ def test_state_goes_through_a_checkpoint() -> None:
 )
 def test_a_strategy_says_what_it_lacks(strategy: str, energy: float | None, budget: float | None) -> None:
     with pytest.raises(UsageError, match=r"--energy|--macs"):
-        check_strategy(strategy, energy, budget)
+        schedule_of(strategy, energy, budget)

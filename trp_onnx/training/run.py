@@ -40,9 +40,11 @@ from trp_onnx.training.labels import class_range, count_right, name_classes
 from trp_onnx.training.losses import OutputLoss, choose_losses
 from trp_onnx.training.metrics import read_curve
 from trp_onnx.training.options import TrainingOptions
-from trp_onnx.training.projection import Projection, check_strategy, targets_of
+from trp_onnx.training.projection import Projection
 from trp_onnx.training.run_folder import RunFolder
+from trp_onnx.training.schedules import Fixed, schedule_of
 from trp_onnx.training.supervisor import Supervisor
+from trp_onnx.training.targets import targets_of
 from trp_onnx.training.trainable import Trainable, make_trainable, materialise, separate_vectors
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ def check_training(options: TrainingOptions, goal: Goal) -> None:
             f"training: the strategy {strategy} finds ranks itself: it goes with --macs or --energy, not with "
             f"{'--vbmf' if goal.vbmf else '--speedup'}"
         )
-    check_strategy(strategy, goal.energy, goal.macs)
+    schedule_of(strategy, goal.energy, goal.macs)
 
 
 def check_trainable(model: ir.Model, options: TrainingOptions) -> None:
@@ -296,7 +298,7 @@ class TrainingRun:
             TargetError: The budget is below what rank 1 everywhere costs.
             TrpOnnxError: See `Supervisor.train`, `make_trainable`.
         """
-        strategy, budget = _strategy(self._options, goal), goal.macs
+        budget, schedule = goal.macs, schedule_of(_strategy(self._options, goal), goal.energy, goal.macs, align)
         if not self._options.epochs:
             return list(layers), plan_at_ranks(layers, chosen, "planned", kept, table)
         materialise(model, layers, chosen)
@@ -304,7 +306,7 @@ class TrainingRun:
         targets = targets_of(layers, chosen)
         total = network_macs((layer, layer.macs) for layer in layers)
         projection = Projection(
-            tuple(targets), strategy, self._options.every, goal.energy, budget, align, total,
+            tuple(targets), schedule, self._options.every, total,
             total - sum(target.dense_macs for target in targets), self._options.nuclear,
             self._options.nuclear_every_step,
         )  # fmt: skip
@@ -319,9 +321,8 @@ class TrainingRun:
         for group in sites_of(layers):
             if group[0].name in ranks:
                 ranks |= {layer.name: ranks[group[0].name] for layer in group}
-        return layers, plan_at_ranks(
-            layers, ranks, "the rank it was trained to", kept, table, by_time=budget is None or strategy == "ranks"
-        )
+        by_time = budget is None or isinstance(schedule, Fixed)
+        return layers, plan_at_ranks(layers, ranks, "the rank it was trained to", kept, table, by_time=by_time)
 
     def finetune(self, model: ir.Model) -> None:
         """Train the factors of a factorised model, in place, where the options ask for it."""

@@ -33,7 +33,8 @@ from trp_onnx.training.job import CHECKPOINT, RESULT, Files, Job
 from trp_onnx.training.labels import targets_of
 from trp_onnx.training.losses import LABELS, LOSS, add_loss
 from trp_onnx.training.metrics import Metrics
-from trp_onnx.training.projection import Ranks, project, spectra_of
+from trp_onnx.training.projection import project, spectra_of
+from trp_onnx.training.schedules import Fixed, Ranks
 from trp_onnx.training.worker.engine import Session, has_cuda, training_graph
 from trp_onnx.training.worker.optimizer import SGD, rate_at
 from trp_onnx.training.worker.rewrites import speed_up
@@ -92,7 +93,8 @@ class Trainer:
         self.optimizer = SGD(
             decay, momentum=self.options.momentum, nesterov=self.options.nesterov, clip=self.options.clip
         )
-        self.ranks = Ranks(job.projection)
+        plan = job.projection
+        self.ranks = Ranks(plan.targets, plan.schedule, plan.total_macs, plan.rest_macs)
         self._targets = Flat({target.weight: initial[target.weight].shape for target in job.projection.targets})
         self._direction: np.ndarray | None = None
 
@@ -252,7 +254,7 @@ class Trainer:
         """Decide on ranks, and put every target on its own; each worker does its share."""
         mine = range(self._world.rank, len(self.job.projection.targets), self._world.size)
         targets = self.job.projection.targets
-        if self.job.projection.strategy != "ranks":
+        if not isinstance(self.job.projection.schedule, Fixed):
             own = {i: spectra_of(targets[i], self._weight_of[targets[i].weight]) for i in mine}
             everybody = {i: modes for part in self._world.gather(own) for i, modes in part.items()}
             self.ranks.update([everybody[i] for i in range(len(targets))], progress)
@@ -335,8 +337,9 @@ class Trainer:
 
     def _finish(self) -> None:
         if self._best is None:
+            wanted = self.job.projection.schedule.budget
             raise TargetError(
-                f"the ranks came down to {self.ranks.ratio():.3f} of the MACs, not to {self.job.projection.budget:g}: "
+                f"the ranks came down to {self.ranks.ratio():.3f} of the MACs, not to {wanted:g}: "
                 "give a larger --energy, more epochs, or --strategy ranks"
             )
         if self._world.rank == 0:
