@@ -1,5 +1,6 @@
 """Factors that keep outputs: what moments are, what they are good for, and what damage means."""
 
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from trp_onnx.graph.inputs import InputSpec, Run, Samples
 from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.model import open_model
 from trp_onnx.lowrank.schemes import SCHEMES, Geometry
+from trp_onnx.lowrank.separable import Separable
 from trp_onnx.planning import Evidence, measure_damage
 
 
@@ -326,6 +328,65 @@ def test_layers_in_branches_see_what_flows_into_them(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["a/conv"].covariance, expected.covariance, rtol=1e-4, atol=1e-5)
     read = np.maximum(run(tmp_path / "a.onnx", {"x": x})[0], 0).transpose(0, 2, 1).reshape(-1, 6)
     np.testing.assert_allclose(found["a/last"].covariance[0], np.cov(read.T, bias=True), rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes, st.integers(0, 99))
+def test_a_product_is_the_moment_that_it_stands_for(shape: tuple[int, int, int, list[int]], seed: int) -> None:
+    """Errors and factors are those of its Kronecker product, and of pairs with one tap the best there are."""
+    groups, n, c, kernel = shape
+    weight = rng(seed).standard_normal((groups, n, c, *kernel))
+    axes = [correlated(1, k, seed + i)[0] for i, k in enumerate(kernel)]
+    product = Separable(correlated(groups, c, seed), tuple(axes))
+    whole = np.stack([reduce(np.kron, [of_channels, *axes]) for of_channels in product.channels])
+    for scheme in SCHEMES.values():
+        if not scheme.fits(kernel):
+            continue
+        full = scheme.full_rank(Geometry(groups, n, c, tuple(kernel)))
+        exact = scheme.merge(scheme.split_by(weight, full, product))
+        assert output_error(weight, exact, whole) < 1e-8
+        half = tuple(max(1, size // 2) for size in full)
+        found = output_error(weight, scheme.merge(scheme.split_by(weight, half, product)), whole)
+        assert found == pytest.approx(scheme.errors_by(weight, product)[half], abs=1e-6)
+        if scheme.name == "channel":
+            best = output_error(weight, scheme.merge(scheme.split(weight, half, whole)), whole)
+            assert found == pytest.approx(best, rel=1e-4, abs=1e-8)
+
+
+def wide(path: Path) -> Path:
+    w = {"w": weights(10, 12, 5, 5), "v": weights(8, 10, 1, 1, seed=1)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["p"], name="wide", pads=[2, 2, 2, 2]),
+        helper.make_node("Relu", ["p"], ["q"]),
+        helper.make_node("Conv", ["q", "v"], ["y"], name="narrow"),
+    ]
+    return save(model(nodes, [info("x", ["N", 12, 12, 12])], [info("y", None)], w), path)
+
+
+def smooth(count: int, seed: int) -> np.ndarray:
+    """Images of channels that go together and neighbours that do: (n, 12, 12, 12)."""
+    r = rng(seed)
+    shades = rng(9).standard_normal((12, 12)) * np.geomspace(1, 0.05, 12)
+    x = np.cumsum(np.cumsum(r.standard_normal((count, 12, 14, 14)), axis=2), axis=3)[:, :, 2:, 2:]
+    return np.einsum("cd,ndhw->nchw", shades, x).astype(np.float32)
+
+
+def test_kernels_whose_moments_do_not_fit_are_fitted_to_a_product(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, unseen = wide(tmp_path / "net.onnx"), smooth(16, 1)
+    np.savez(tmp_path / "x.npz", x=smooth(64, 0))
+    monkeypatch.setattr("trp_onnx.calibration.moments.LAYER_BYTES", 4 * 100**2)
+    errors, notes = {}, {}
+    for name, trusted in (("product", 0.5), ("weights", -1.0)):
+        monkeypatch.setattr("trp_onnx.calibration.moments.TRUSTED", trusted)
+        out = tmp_path / f"{name}.onnx"
+        report = compress(net, out, macs=0.4, align=1, data=tmp_path / "x.npz")
+        errors[name] = distance(run(net, {"x": unseen})[0], run(out, {"x": unseen})[0])
+        (notes[name],) = (note for note in report.notes if "product of channels and kernel axes" in note)
+    assert errors["product"] < 0.7 * errors["weights"]
+    assert "'wide'" in notes["product"] and "% off" in notes["product"]
+    assert notes["weights"].endswith("judged by its weights, not by the data")
 
 
 def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:

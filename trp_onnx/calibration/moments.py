@@ -2,8 +2,9 @@
 
 For a convolution the moments are those of its patches, at positions drawn at random and evenly over the samples;
 for Gemm and MatMul those of the rows. Only the sums are kept, whatever the number of samples. A moment is quadratic in
-the width of a patch: the widest, beyond `ALL_BYTES` of all layers, stay in temporary files, and a layer whose own takes
-more than `LAYER_BYTES` goes by its weights, which a note says.
+the width of a patch: the widest, beyond `ALL_BYTES` of all layers, stay in temporary files. A kernel whose moment
+would take more than `LAYER_BYTES` has it as a product (`separable`). Where it is none, and where there is no kernel, a
+layer goes by its weights, which a note says.
 
 Sums are taken of `x - s`, s being the mean of the first batch, so that the covariance is not a small
 difference of large numbers:
@@ -22,13 +23,16 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trp_onnx.calibration.separable import TRUSTED, Marginals, MarginalSums
 from trp_onnx.graph.batching import Batching, find_batching
+from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.branch_values import Asked, give_out
 from trp_onnx.graph.inputs import Run, Samples
 from trp_onnx.graph.layers import Layer, LayerKey
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.session import Arrays, open_session, run_session
 from trp_onnx.lowrank.linalg import Array
+from trp_onnx.lowrank.schemes import Moment
 from trp_onnx.process import scratch
 from trp_onnx.process.parallel import each
 from trp_onnx.progress import note
@@ -60,6 +64,7 @@ class Moments:
         patches: How many they were taken of.
         scale: The largest entry of the first of them: its square may not fit in float32.
         few: Whether the patches are kept in its place, about their mean and over `scale`: (G, p, D).
+        marginals: What there is in place of both where patches are too wide.
     """
 
     mean: Array
@@ -67,6 +72,7 @@ class Moments:
     patches: int
     scale: float = 1.0
     few: bool = False
+    marginals: Marginals | None = None
 
     @property
     def spread(self) -> NDArray[np.float32]:
@@ -91,13 +97,19 @@ class Moments:
             found += mean[:, :, None] * mean[:, None, :]
         return found
 
-    def moment(self, *, centred: bool, exact: bool = True) -> Array:
-        """What an error of the weight is weighed with, whose scale means nothing: (G, D, D).
+    def moment(self, *, centred: bool, exact: bool = True) -> Moment:
+        """What an error of the weight is weighed with, whose scale means nothing: (G, D, D), or a product.
 
         Args:
             centred: Whether the layer's bias takes up the error of the mean.
             exact: False where float32 will do.
         """
+        if self.marginals is not None:
+            return self.marginals.moment(centred=centred)
+        return self.matrix(centred=centred, exact=exact)
+
+    def matrix(self, *, centred: bool, exact: bool = True) -> Array:
+        """`moment` where it is a matrix."""
         found = self.second(centred=centred, exact=exact)
         power = np.trace(found, axis1=1, axis2=2, dtype=np.float64) / found.shape[1]
         # Where nothing flows, the weights' own errors count.
@@ -129,17 +141,20 @@ def _patch_size(layer: Layer) -> int:
     return layer.geometry.parameters // max(1, layer.geometry.groups * layer.geometry.out_channels)
 
 
-def _affordable(layers: Sequence[Layer]) -> dict[LayerKey, bool]:
-    """The layers whose moments are taken, and whether they stay in memory; a note about the others."""
+def _affordable(layers: Sequence[Layer]) -> dict[LayerKey, Sums | MarginalSums]:
+    """What sums moments: in memory, in a temporary file, or their marginals alone; a note about the other layers."""
     sizes = {layer.key: moment_bytes(layer) for layer in layers}
-    total, on_disk, taken = 0, 0, dict[LayerKey, bool]()
+    kernels = {layer.key: layer.geometry.kernel for layer in layers if layer.geometry is not None}
+    total, on_disk, taken = 0, 0, dict[LayerKey, Sums | MarginalSums]()
     for key, size in sorted(sizes.items(), key=lambda item: item[1]):
         if size > LAYER_BYTES:
+            if np.prod(kernels[key]) > 1:
+                taken[key] = MarginalSums(kernels[key], SHRINKAGE)
             continue
         total += size
         on_disk += size * (total > ALL_BYTES)
         if on_disk <= scratch.room():
-            taken[key] = total <= ALL_BYTES
+            taken[key] = Sums(in_memory=total <= ALL_BYTES)
     left = [layer for layer in layers if layer.key not in taken]
     if left:
         note(
@@ -172,13 +187,12 @@ def collect_moments(
         ModelError: The model does not run on the samples.
     """
     seen = [layer for layer in layers if observable(layer)]
-    affordable = _affordable(seen)
-    seen = [layer for layer in seen if layer.key in affordable]
+    sums = _affordable(seen)
+    seen = [layer for layer in seen if layer.key in sums]
     proto = to_proto(model, apart=True)
     batching = find_batching(open_session(proto), samples.longest, samples.inputs)
     flows = _give_out(proto, seen)
     session = open_session(with_outputs(proto, sorted(set(flows.values()) - set(samples.inputs))))
-    sums = {layer.key: Sums(in_memory=affordable[layer.key]) for layer in seen}
     sharing: dict[LayerKey, list[Layer]] = {key: [] for key in sums}
     for layer in seen:
         sharing[layer.key].append(layer)
@@ -205,8 +219,28 @@ def collect_moments(
             f"no sample reaches '{idle[0]}'{' and others' if len(idle) > 1 else ''}, in a branch that none takes: "
             "such a layer is judged by its weights"
         )
-    found = {key: total.moments() for key, total in sums.items() if total.count and total.finite}
-    return {layer.name: found[layer.key] for layer in seen if layer.key in found}
+    found: dict[str, Moments] = {}
+    for key, total in sums.items():
+        if total.count and total.finite:
+            moments = total.moments() if isinstance(total, Sums) else _product(sharing[key][0], total)
+            found |= {layer.name: moments for layer in sharing[key]} if moments is not None else {}
+    return {layer.name: found[layer.name] for layer in seen if layer.name in found}
+
+
+def _product(layer: Layer, sums: MarginalSums) -> Moments | None:
+    """Moments as a product, if that predicts what errors do; a note says how well."""
+    mean, marginals = sums.marginals()
+    predicted, true, blind = marginals.judged(layer.weight(), centred=corrects_bias(layer))
+    off = abs(predicted / true - 1) if true > 0 else 0.0
+    sound = off <= TRUSTED and true <= blind
+    note(
+        f"the moment of what flows into '{layer.name}' would take {moment_bytes(layer) / 2**30:.1f} GB: it is taken "
+        f"for a product of channels and kernel axes, whose prediction of the layer's error is {off:.0%} off"
+        + ("" if sound else "; so it is judged by its weights, not by the data")
+    )
+    if not sound:
+        return None
+    return Moments(mean, np.zeros(0, np.float32), sums.count, marginals=marginals)
 
 
 def flow_of(layer: Layer) -> str:

@@ -28,7 +28,7 @@ def by_outputs(moments: Mapping[str, Moments]) -> Split:
         if found is None:
             return by_weight(layer, scheme, rank)
         weight, centred = layer.weight(), corrects_bias(layer)
-        factors = scheme.split(weight, rank, found.moment(centred=centred))
+        factors = scheme.split_by(weight, rank, found.moment(centred=centred))
         return factors, mean_error(weight - scheme.merge(factors), found) if centred else None
 
     return split

@@ -126,7 +126,7 @@ def _best(layer: Layer, joint: Moments) -> tuple[Array, Array]:
     centred = corrects_bias(layer)
     whole = joint.second(centred=centred)
     now = Moments(joint.mean[:, size:], joint.spread[:, size:, size:], joint.patches, joint.scale)
-    moment = now.moment(centred=centred)
+    moment = now.matrix(centred=centred)
     power = np.trace(moment, axis1=1, axis2=2) / size
     held = moment + RIDGE * power[:, None, None] * np.eye(size)
     # What holds W* to W is on both sides: where nothing has changed, W* is W.

@@ -42,9 +42,13 @@ from numpy.typing import NDArray
 
 from trp_onnx.lowrank import linalg, output_fit
 from trp_onnx.lowrank.linalg import Array
+from trp_onnx.lowrank.separable import Separable
 
 Rank = tuple[int, ...]
 """One rank for a pair, (r_in, r_out) for Tucker-2."""
+
+Moment = Array | Separable
+"""What errors of a weight are weighed with: (G, D, D), or a product."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,18 @@ class Scheme(ABC):
 
         Without `exact` those of a moment need not be the best, see `output_fit`.
         """
+
+    def errors_by(self, weight: Array, moment: Moment | None) -> Array:
+        """`errors` under a moment of either kind."""
+        if isinstance(moment, Separable):
+            return self.errors(moment.whitened(weight))
+        return self.errors(weight, moment)
+
+    def split_by(self, weight: Array, rank: Rank, moment: Moment | None, *, exact: bool = True) -> tuple[Array, ...]:
+        """`split` under a moment of either kind."""
+        if isinstance(moment, Separable):
+            return moment.turned_back(self.split(moment.whitened(weight), rank))
+        return self.split(weight, rank, moment, exact=exact)
 
     def merge(self, factors: Sequence[Array]) -> Array:
         """The one weight (G, N, C, *k) that the factors stand for."""
@@ -391,9 +407,11 @@ _FALLBACK: dict[str, tuple[str, ...]] = {
 }
 
 
-def error_curves(schemes: Sequence[Scheme], weight: Array, moment: Array | None = None) -> dict[str, Array]:
+def error_curves(schemes: Sequence[Scheme], weight: Array, moment: Moment | None = None) -> dict[str, Array]:
     """`errors` under several schemes, by name, from what they share, rounded (see `linalg`): for planning."""
     found: dict[str, Array] = {}
+    if isinstance(moment, Separable):
+        weight, moment = moment.whitened(weight), None
     near_one = linalg.scaled(weight)[0].astype(np.float32)
     for scheme in sorted(schemes, key=lambda scheme: scheme.name != "tucker2"):  # it brings others along
         if scheme.name in found:

@@ -43,7 +43,8 @@ from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.partial_run import Walk
 from trp_onnx.graph.session import Arrays, open_session
 from trp_onnx.lowrank.linalg import Array
-from trp_onnx.lowrank.schemes import candidates
+from trp_onnx.lowrank.schemes import Moment, candidates
+from trp_onnx.lowrank.separable import Separable
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.options import Evidence, dense_option, sites_of
 from trp_onnx.process.parallel import each
@@ -212,8 +213,8 @@ def _direction(group: tuple[Layer, ...], scheme: str, evidence: Evidence) -> _Di
         rank = (1,) * len(full)
     if errors[rank] <= 0:
         return None  # the weight is of rank 1: nothing is lost at any rank
-    step = fitting[0].merge(fitting[0].split(weight, rank, moment, exact=False)) - weight
-    told = len(rank) == 1 or moment is None  # for Tucker-2 of outputs there is no exact figure
+    step = fitting[0].merge(fitting[0].split_by(weight, rank, moment, exact=False)) - weight
+    told = len(rank) == 1 or not isinstance(moment, np.ndarray)  # for Tucker-2 of outputs there is no exact figure
     reached = float(errors[rank]) if told else _relative(step, weight, moment)
     if reached <= 0:
         return None
@@ -221,15 +222,20 @@ def _direction(group: tuple[Layer, ...], scheme: str, evidence: Evidence) -> _Di
     return _Direction(reached, owner.layout.from_canonical(step), shift)
 
 
-def _relative(step: Array, weight: Array, moment: Array | None) -> float:
+def _relative(step: Array, weight: Array, moment: Moment | None) -> float:
     """Relative squared error of a change: of the outputs where the moment is known, else of the weight."""
+    matrix = None
+    if isinstance(moment, Separable):
+        step, weight = moment.whitened(step), moment.whitened(weight)
+    else:
+        matrix = moment
 
     def energy(w: Array) -> float:
         flat = w.reshape(*w.shape[:2], -1) / peak
-        if moment is None:
+        if matrix is None:
             return float(np.square(flat).sum())
-        flat = flat.astype(moment.dtype, copy=False)
-        return float(((flat @ moment) * flat).sum(dtype=np.float64))
+        flat = flat.astype(matrix.dtype, copy=False)
+        return float(((flat @ matrix) * flat).sum(dtype=np.float64))
 
     peak = float(np.abs(weight).max(initial=0.0)) or 1.0
 

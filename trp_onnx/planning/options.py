@@ -19,7 +19,7 @@ from trp_onnx.calibration.moments import Moments
 from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.layers import Layer
 from trp_onnx.lowrank.linalg import Array
-from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme, candidates, error_curves
+from trp_onnx.lowrank.schemes import SCHEMES, Moment, Rank, Scheme, candidates, error_curves
 from trp_onnx.planning.curve import DamageCurve
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class Evidence:
             known |= error_curves(missing, layer.weight(), self.moment(layer, exact=False))
         return {scheme.name: known[scheme.name] for scheme in schemes}
 
-    def moment(self, layer: Layer, *, exact: bool = True) -> Array | None:
-        """What errors of a layer's weight are weighed with: (G, D, D); None for the weight itself.
+    def moment(self, layer: Layer, *, exact: bool = True) -> Moment | None:
+        """What errors of a layer's weight are weighed with: (G, D, D), or a product; None for the weight itself.
 
         Without `exact` it is in float32.
         """
@@ -222,7 +222,7 @@ def dense_option(site_layers: tuple[Layer, ...], table: LatencyTable | None = No
 def exact_option(site_layers: tuple[Layer, ...], scheme: Scheme, rank: Rank, evidence: Evidence) -> Option:
     """The option at one given rank, aligned or not."""
     owner = site_layers[0]
-    return _options(site_layers, scheme, [rank], scheme.errors(owner.weight(), evidence.moment(owner)), evidence)[0]
+    return _options(site_layers, scheme, [rank], scheme.errors_by(owner.weight(), evidence.moment(owner)), evidence)[0]
 
 
 Cost = Callable[[Option], int]

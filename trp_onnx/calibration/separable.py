@@ -1,0 +1,144 @@
+"""Moments of the patches of wide kernels as a product (see `lowrank.separable`), and whether they are one.
+
+Only marginals are summed. Some patches are held out; on these a plain split of the weight shows what the product's
+prediction of the error of the outputs is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trp_onnx.lowrank.linalg import Array
+from trp_onnx.lowrank.schemes import SCHEMES, Geometry
+from trp_onnx.lowrank.separable import Separable
+
+TRUSTED = 0.5
+"""Part of the true error by which the predicted one may be off."""
+
+HELD_OUT, HELD_OUT_OF_EACH = 256, 8
+"""Patches that judge the product, about, and of each run at most."""
+
+_KEPT = 0.25
+"""Part of the ranks that the split keeps by which the product is judged."""
+
+_Marginals = tuple[Array, tuple[Array, ...]]
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """Of the patches of one layer, over the square of their scale.
+
+    Attributes:
+        spread: Those of the covariance: (G, C, C), and (k, k) of each axis.
+        mean: Those of the product of the mean with itself.
+        held_out: Patches that are in neither, about the mean: (G, p, D).
+        middle: The mean itself, (G, D).
+        floor: Part of the mean variance that every direction is given.
+    """
+
+    spread: _Marginals
+    mean: _Marginals
+    held_out: np.ndarray
+    middle: Array
+    floor: float
+
+    def moment(self, *, centred: bool) -> Separable:
+        """The second moment about the mean or about zero."""
+        (channels, axes), (of_mean, along) = self.spread, self.mean
+        if not centred:
+            channels, axes = channels + of_mean, tuple(a + b for a, b in zip(axes, along, strict=True))
+        return Separable(self._raised(channels), tuple(self._raised(axis) for axis in axes))
+
+    def _raised(self, moment: Array) -> Array:
+        power = np.trace(moment, axis1=-2, axis2=-1) / moment.shape[-1]
+        floor = np.where(power > np.finfo(np.float64).tiny, self.floor * power, 1.0)
+        return np.asarray(moment + floor[..., None, None] * np.eye(moment.shape[-1]))
+
+    def judged(self, weight: Array, *, centred: bool) -> tuple[float, float, float]:
+        """Relative squared errors of the outputs of a weight, (G, N, C, *k), at a low rank.
+
+        Returns:
+            That which the product predicts, the true one on the patches held out, and that of the weight's own factors.
+        """
+        scheme, product = SCHEMES["channel"], self.moment(centred=centred)
+        groups, n, c, *kernel = weight.shape
+        rank = (max(1, round(_KEPT * scheme.full_rank(Geometry(groups, n, c, tuple(kernel)))[0])),)
+        patches = self.held_out if centred else self.held_out + self.middle[:, None]
+
+        def felt(w: Array) -> float:
+            return float(np.square(patches @ np.swapaxes(w.reshape(groups, n, -1), 1, 2)).sum())
+
+        step = scheme.merge(scheme.split_by(weight, rank, product)) - weight
+        blind = scheme.merge(scheme.split(weight, rank)) - weight
+        whole = max(felt(weight), np.finfo(np.float64).tiny)
+        predicted = np.square(product.whitened(step)).sum() / np.square(product.whitened(weight)).sum()
+        return float(predicted), felt(step) / whole, felt(blind) / whole
+
+
+class MarginalSums:
+    """Running sums of one layer's shifted patches."""
+
+    def __init__(self, kernel: Sequence[int], floor: float) -> None:
+        """Start with none."""
+        self.count = 0
+        self.finite = True
+        self._kernel, self._floor = tuple(kernel), floor
+        self._scale = np.float32(1)
+        self._shift = self._first = np.zeros(0)
+        self._second: _Marginals | None = None
+        self._held_out: list[np.ndarray] = []
+
+    def add(self, patches: np.ndarray) -> None:
+        """`patches`: (G, p, D); some of them are held out."""
+        self.finite = self.finite and bool(np.isfinite(patches).all())
+        if not self.finite:
+            return
+        if not self.count:
+            self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
+            self._shift = patches.mean(axis=1, keepdims=True)
+        patches = (patches - self._shift) / self._scale
+        every = max(2, patches.shape[1] // HELD_OUT_OF_EACH)
+        if patches.shape[1] > 1:
+            self._hold_out(patches[:, ::every])
+            patches = np.delete(patches, slice(None, None, every), axis=1)
+        first, second = patches.sum(axis=1, dtype=np.float64), self._marginals(patches)
+        self.count += patches.shape[1]
+        self._first = self._first + first if self._first.size else first
+        self._second = second if self._second is None else _added(self._second, second, 1.0)
+
+    def _hold_out(self, patches: np.ndarray) -> None:
+        self._held_out.append(patches)
+        if sum(held.shape[1] for held in self._held_out) > HELD_OUT:
+            self._held_out = [np.concatenate(self._held_out, axis=1)[:, ::2]]
+
+    def _marginals(self, patches: np.ndarray) -> _Marginals:
+        groups, count, _ = patches.shape
+        shaped = patches.reshape(groups, count, -1, *self._kernel)
+        rows = np.moveaxis(shaped, 2, 1).reshape(groups, shaped.shape[2], -1)
+        channels = (rows @ np.swapaxes(rows, 1, 2)).astype(np.float64)
+        axes = []
+        for place, size in enumerate(self._kernel, start=3):
+            along = np.moveaxis(shaped, place, 0).reshape(size, -1)
+            axes.append((along @ along.T).astype(np.float64))
+        return channels, tuple(axes)
+
+    def marginals(self) -> tuple[Array, Marginals]:
+        """The mean, (G, D), and what the sums come to."""
+        assert self._second is not None
+        shifted = self._first / self.count
+        spread = _added(_scaled(self._second, 1 / self.count), self._marginals(shifted[:, None]), -1.0)
+        middle = self._shift[:, 0].astype(np.float64) / self._scale + shifted
+        held_out = np.concatenate(self._held_out, axis=1) - shifted[:, None].astype(np.float32)
+        found = Marginals(spread, self._marginals(middle[:, None]), held_out, middle, self._floor)
+        return float(self._scale) * middle, found
+
+
+def _added(one: _Marginals, other: _Marginals, part: float) -> _Marginals:
+    return one[0] + part * other[0], tuple(a + part * b for a, b in zip(one[1], other[1], strict=True))
+
+
+def _scaled(one: _Marginals, part: float) -> _Marginals:
+    return part * one[0], tuple(part * axis for axis in one[1])
