@@ -205,11 +205,11 @@ def quantize(
             onnx.save(other.proto, path)
             notes += [f"original: {note}" for note in other.notes]
             files = {"original": dense, "original, int8": path} | files
-        variants = _side_by_side(files, evaluation, shapes, device.threads)
+        variants, timed = _side_by_side(files, evaluation, shapes, device.threads)
         staging.publish()
         return Quantized(
             opened(place, in_memory=out is None), None if out is None else place, shown(model), made.layers,
-            tuple(made.in_float), made.lost, made.measure, tuple(variants), tuple(notes),
+            tuple(made.in_float), made.lost, made.measure, tuple(variants), (*notes, *timed),
         )  # fmt: skip
 
 
@@ -372,11 +372,12 @@ def _side_by_side(
     evaluation: Evaluation | None,
     input_shapes: Mapping[str, Sequence[int]] | None,
     threads: int,
-) -> list[Variant]:
-    """Size, score and time of every file; times in one interleaved run."""
+) -> tuple[list[Variant], tuple[str, ...]]:
+    """Size, score and time of every file, and notes on those; times in one interleaved run."""
     scores = [None if evaluation is None else evaluation.scores(path).after for path in files.values()]
     timed = bench(list(files.values()), input_shapes=input_shapes, threads=threads, rounds=100)
-    return [
+    variants = [
         Variant(name, file_bytes(path), score, contender.milliseconds, contender.ratio)
         for (name, path), score, contender in zip(files.items(), scores, timed.contenders, strict=True)
     ]
+    return variants, timed.notes
