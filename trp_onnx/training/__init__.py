@@ -2,8 +2,8 @@
 
 In the process of the user (`trainable` -> `job` -> `supervisor`) a model becomes a run directory. In
 worker processes, which alone see the training runtime (`isolated_runtime`), the directory becomes trained
-weights (`worker` -> `loop`, which puts `engine`, `batches`, `projection`, `optimizer`, `checkpoint` and
-`communicator` together).
+weights (`worker` -> `loop`, which puts `engine`, `batches`, `teacher`, `schedules`, `projection`, `optimizer`,
+`validation`, `checkpoint` and `communicator` together).
 """
 
 from trp_onnx.training.options import TrainingOptions, read_training
