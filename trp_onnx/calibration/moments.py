@@ -231,7 +231,7 @@ def _product(layer: Layer, sums: MarginalSums) -> Moments | None:
     """Moments as a product, if that predicts what errors do; a note says how well."""
     mean, marginals = sums.marginals()
     predicted, true, blind = marginals.judged(layer.weight(), centred=corrects_bias(layer))
-    off = abs(predicted / true - 1) if true > 0 else 0.0
+    off = abs(predicted / true - 1) if true > 0 else 1.0
     sound = off <= TRUSTED and true <= blind
     note(
         f"the moment of what flows into '{layer.name}' would take {moment_bytes(layer) / 2**30:.1f} GB: it is taken "
@@ -240,6 +240,7 @@ def _product(layer: Layer, sums: MarginalSums) -> Moments | None:
     )
     if not sound:
         return None
+    marginals = replace(marginals, held_out=marginals.held_out[:, :0])  # which have done what they are for
     return Moments(mean, np.zeros(0, np.float32), sums.count, marginals=marginals)
 
 

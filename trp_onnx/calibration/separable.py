@@ -73,9 +73,10 @@ class Marginals:
 
         step = scheme.merge(scheme.split_by(weight, rank, product)) - weight
         blind = scheme.merge(scheme.split(weight, rank)) - weight
-        whole = max(felt(weight), np.finfo(np.float64).tiny)
-        predicted = np.square(product.whitened(step)).sum() / np.square(product.whitened(weight)).sum()
-        return float(predicted), felt(step) / whole, felt(blind) / whole
+        tiny = np.finfo(np.float64).tiny
+        predicted, expected = (float(np.square(product.whitened(w)).sum()) for w in (step, weight))
+        whole = max(felt(weight), tiny)
+        return predicted / max(expected, tiny), felt(step) / whole, felt(blind) / whole
 
 
 class MarginalSums:
@@ -90,6 +91,7 @@ class MarginalSums:
         self._shift = self._first = np.zeros(0)
         self._second: _Marginals | None = None
         self._held_out: list[np.ndarray] = []
+        self._alone = 0
 
     def add(self, patches: np.ndarray) -> None:
         """`patches`: (G, p, D); some of them are held out."""
@@ -100,10 +102,13 @@ class MarginalSums:
             self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
             self._shift = patches.mean(axis=1, keepdims=True)
         patches = (patches - self._shift) / self._scale
-        every = max(2, patches.shape[1] // HELD_OUT_OF_EACH)
         if patches.shape[1] > 1:
-            self._hold_out(patches[:, ::every])
-            patches = np.delete(patches, slice(None, None, every), axis=1)
+            held_out = slice(0, None, max(2, patches.shape[1] // HELD_OUT_OF_EACH))
+        else:  # one patch a run: every eighth
+            self._alone += 1
+            held_out = slice(0, 0 if self._alone % HELD_OUT_OF_EACH else None)
+        self._hold_out(patches[:, held_out])
+        patches = np.delete(patches, held_out, axis=1)
         first, second = patches.sum(axis=1, dtype=np.float64), self._marginals(patches)
         self.count += patches.shape[1]
         self._first = self._first + first if self._first.size else first

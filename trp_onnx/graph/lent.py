@@ -38,28 +38,25 @@ class LendingSession:
         return list(self._session.run(outputs, {**feeds, **self._weights}))
 
 
-def lends(model: onnx.ModelProto) -> bool:
-    """Whether a model has weights that stay in their files."""
-    return any(map(_apart, model.graph.initializer))
-
-
 def take_out(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """A copy of a model with the weights that are apart among its inputs, and these weights, mapped."""
+    """A copy of a model with the weights that are apart among its inputs, and these, mapped; one without as it is."""
     import onnx
 
+    if not any(map(_apart, model.graph.initializer)):
+        return model, {}
     taken = onnx.ModelProto()
     taken.CopyFrom(model)
     kept = [tensor for tensor in model.graph.initializer if not _apart(tensor)]
     del taken.graph.initializer[:]
     taken.graph.initializer.extend(kept)
-    weights = dict(mapped_weights(model))
+    weights = dict(_mapped(model))
     for tensor in model.graph.initializer:
         if tensor.name in weights:
             taken.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return taken, weights
 
 
-def mapped_weights(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
+def _mapped(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
     """The weights of a model that are apart, mapped, with their names."""
     import onnx
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.generating import generate
-from trp_onnx.graph.lent import LendingSession, lends, take_out
+from trp_onnx.graph.lent import LendingSession, take_out
 
 if TYPE_CHECKING:
     import onnx
@@ -61,7 +61,7 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
         if isinstance(model, Path):
             source: str | bytes = str(model)
         else:
-            model, weights = take_out(model) if lends(model) else (model, weights)
+            model, weights = take_out(model)
             source = model.SerializeToString()
     except Exception as error:  # protobuf's, whose kind depends on its implementation
         raise ModelError(

@@ -38,7 +38,7 @@ from trp_onnx.files.cache import Cache
 from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.inputs import Run, Samples
 from trp_onnx.graph.layers import Layer
-from trp_onnx.graph.lent import mapped_weights
+from trp_onnx.graph.lent import take_out
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.partial_run import Walk
 from trp_onnx.graph.session import Arrays, open_session
@@ -142,8 +142,9 @@ def _key(layer: Layer, moments: Mapping[str, Moments]) -> str:
 
 def _fingerprint(model: onnx.ModelProto, samples: Samples, scheme: str, told: Told) -> str:
     """All that the curves depend on."""
-    digest = hashlib.blake2b(model.SerializeToString(deterministic=True))
-    for _, weight in mapped_weights(model):
+    described, weights = take_out(model)
+    digest = hashlib.blake2b(described.SerializeToString(deterministic=True))
+    for weight in weights.values():
         digest.update(weight.data)
     for run in samples.runs:
         for name, array in run.feeds.items():
