@@ -64,9 +64,7 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
             model, weights = take_out(model)
             source = model.SerializeToString()
     except Exception as error:  # protobuf's, whose kind depends on its implementation
-        raise ModelError(
-            "the model has more than 2 GB of weights in one piece: save it with its weights in a file beside it"
-        ) from error
+        raise ModelError("the model is larger than 2 GB, and what was asked for takes it in one piece") from error
     try:
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
