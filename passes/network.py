@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays, feeds_for
 from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.job.network import Shapes
 from trp_onnx.passes.normalise import normalise
-
-Shapes = Mapping[str, Sequence[int]]
+from trp_onnx.schema import held
 
 
 @dataclass
@@ -81,6 +80,7 @@ class Network:
             DataError: The inputs cannot be read.
             UsageError: Their sizes contradict `input_shapes`.
         """
+        input_shapes = held(input_shapes, Shapes | None, "input_shapes")
         original = open_model(source)
         given = None if inputs is None else read_inputs(original, inputs)
         if given is not None:

@@ -219,7 +219,7 @@ def test_labels_that_fit_no_class_come_before_the_work(
     np.savez(tmp_path / "good.npz", x=x, y=y)
     y[:150] = np.where(np.arange(150) % 3, y[:150], wrong)
     np.savez(tmp_path / "bad.npz", x=x, y=y)
-    monkeypatch.setattr("trp_onnx.commands.workspace.normalise", None)
+    monkeypatch.setattr("trp_onnx.passes.network.normalise", None)
     monkeypatch.setattr("trp_onnx.quantization.quantizer._quantise", None)
     good, bad, out = tmp_path / "good.npz", tmp_path / "bad.npz", tmp_path / "out.onnx"
     for arguments in (

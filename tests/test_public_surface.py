@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import get_args, get_origin
 
+import onnx_ir as ir
 import pytest
 
 import trp_onnx
@@ -35,7 +36,7 @@ def test_exported_members() -> None:
 
 def ours(annotation: object, home: object) -> Iterator[type]:
     """Classes of this package among the values of an annotation; public ones are known everywhere."""
-    parts = [eval(str(annotation), vars(sys.modules[home.__module__]) | PUBLIC)]
+    parts = [eval(str(annotation), vars(sys.modules[home.__module__]) | PUBLIC | {"ir": ir})]
     while parts:
         part = parts.pop()
         if isinstance(part, type) and part.__module__.startswith("trp_onnx"):

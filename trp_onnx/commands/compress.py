@@ -71,7 +71,7 @@ def compress(
         TrainingError: Training cannot start, or diverged, or a worker died.
         TargetError: The goal is out of reach; nothing was written.
     """
-    goal = Goal(rules=goal.rules()) if isinstance(goal, Plan) else goal or Goal()
+    goal = Goal(rules=goal.rules()) if isinstance(goal, Plan) else Goal() if goal is None else goal
     job = Job(
         goal, data, test, search or SearchSpace(), device or Device(), training, network or NetworkOptions()
     )  # fmt: skip

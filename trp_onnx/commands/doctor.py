@@ -8,8 +8,8 @@ from importlib import metadata
 
 from trp_onnx._version import __version__
 from trp_onnx.errors import TrainingError
-from trp_onnx.files.documents import Document
 from trp_onnx.planning.alignment import simd_block
+from trp_onnx.schema import Document
 
 _PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "onnxsim", "numpy", "scipy", "click", "rich", "pillow", "scikit-learn")
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from trp_onnx.data import Data
-from trp_onnx.files.documents import Document
 from trp_onnx.graph.in_memory import ModelLike, model_file, shown
 from trp_onnx.graph.layers import Layer, network_macs
 from trp_onnx.lowrank import linalg
@@ -19,6 +18,7 @@ from trp_onnx.printable import printable
 from trp_onnx.progress import at_work, track
 from trp_onnx.report.tables import ENERGIES
 from trp_onnx.rows import Headlined, shortened, si
+from trp_onnx.schema import Document
 
 
 @dataclass(frozen=True)

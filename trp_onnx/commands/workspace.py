@@ -36,6 +36,7 @@ from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.passes.network import Network
 from trp_onnx.planning.rules import first_match
 from trp_onnx.progress import at_work, note
+from trp_onnx.schema import check_type, path_of
 from trp_onnx.training.job import RUN_FILES
 
 if TYPE_CHECKING:
@@ -185,13 +186,17 @@ def _guard(job: Job, source: Path, out: Path, folder: Path | None) -> None:
 
 def _check_training(job: Job) -> None:
     if job.training is not None:
+        from trp_onnx.training.options import TrainingOptions
         from trp_onnx.training.run import check_training
 
+        check_type(job.training.options, TrainingOptions, "options of the training")
         check_training(job.training.options, job.goal)
 
 
 def _read_table(given: LatencyTable | str | PathLike[str] | None) -> LatencyTable | None:
-    return read_table(Path(given)) if isinstance(given, (str, PathLike)) else given
+    if given is None or isinstance(given, LatencyTable):
+        return given
+    return read_table(path_of(given, "latency_table"))
 
 
 def _open_samples(job: Job, original: ir.Model) -> tuple[CalibrationSplit | None, Dataset | None]:

@@ -25,16 +25,31 @@ def load_function(reference: str, what: str = "data function") -> Callable[..., 
         DataError: It cannot be imported, or is no function.
     """
     module, _, name = reference.partition(":")
-    try:
-        with _current_folder_searched():
-            function = getattr(importlib.import_module(module), name)
-    except TrpOnnxError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-        raise DataError(f"the {what} '{reference}' cannot be imported: {type(error).__name__}: {error}") from error
+    with users_code(f"the {what} '{reference}' cannot be imported"), _current_folder_searched():
+        function = getattr(importlib.import_module(module), name)
     if not callable(function):
         raise DataError(f"'{reference}' is not callable")
     return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def users_code(failed: str, kind: type[TrpOnnxError] = DataError) -> Iterator[None]:
+    """Code of the user's, which may raise whatever it wants.
+
+    Args:
+        failed: What is said of that, before the reason.
+        kind: What is raised instead.
+
+    Raises:
+        TrpOnnxError: Of the given kind.
+    """
+    try:
+        yield
+    except TrpOnnxError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
+        raise kind(f"{failed}: {type(error).__name__}{f': {said}' if said else ''}") from error
 
 
 @contextmanager

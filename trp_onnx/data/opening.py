@@ -18,6 +18,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -25,15 +26,16 @@ import numpy as np
 from trp_onnx.data.cifar import cifar_files, read_cifar
 from trp_onnx.data.columns import LABELS, X
 from trp_onnx.data.dataset import Dataset
-from trp_onnx.data.functions import is_function, load_function
+from trp_onnx.data.functions import is_function, load_function, users_code
 from trp_onnx.data.images import images_in
 from trp_onnx.data.npz import read_npy, read_npz
 from trp_onnx.data.preprocessing import Preprocessing
 from trp_onnx.data.spool import Spool
 from trp_onnx.data.stores import ArrayStore, ImageFiles, ItemStore, NpzFiles, Spooled, Store
-from trp_onnx.errors import DataError, TrpOnnxError
+from trp_onnx.errors import DataError
 from trp_onnx.graph.session import Arrays
 from trp_onnx.progress import note
+from trp_onnx.schema import check_type
 
 
 class Reader(Protocol):
@@ -55,6 +57,7 @@ def open_data(data: Data, preprocessing: Preprocessing | None = None) -> Dataset
     """
     if isinstance(data, Dataset):
         return data
+    check_type(preprocessing, (Preprocessing, NoneType), "preprocessing")
     if not isinstance(data, (str, PathLike)):
         source = "the data given"
         return Dataset(source, _in_python(data, source), preprocessing or Preprocessing())
@@ -111,24 +114,20 @@ def _function(reference: str) -> Store:
 
 
 def _called(function: Callable[..., Any], reference: str) -> Any:
-    try:
+    with users_code(f"'{reference}' failed"):
         takes = [
             parameter
             for parameter in inspect.signature(function).parameters.values()
             if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
         ]
         return function("train", 0) if len(takes) == 2 else function()
-    except TrpOnnxError:
-        raise
-    except Exception as error:
-        raise DataError(f"'{reference}' failed: {type(error).__name__}: {error}") from error
 
 
 def _in_python(data: Any, source: str) -> Store:
     if isinstance(data, np.ndarray):
         return ArrayStore({X: data}, source)
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
-        return ArrayStore({X: data[0], LABELS[0]: data[1]}, source)
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], np.ndarray):
+        return ArrayStore(_arrays({X: data[0], LABELS[0]: data[1]}, source), source)
     if isinstance(data, Mapping):
         return ArrayStore(_arrays(data, source), source)
     return _spooled(_items(data, source), source)
@@ -136,17 +135,13 @@ def _in_python(data: Any, source: str) -> Store:
 
 def _items(data: Any, source: str) -> Iterator[Any]:
     """What a reader or an iterable gives; what goes wrong in it is an error of ours."""
-    try:
+    with users_code(f"'{source}' failed"):
         if hasattr(data, "get_next"):
             yield from iter(data.get_next, None)
-        elif isinstance(data, Iterable):
+        elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, bytearray)):
             yield from data
         else:
             raise DataError(f"samples come as a path, arrays or an iterable of them, not as {type(data).__name__}")
-    except TrpOnnxError:
-        raise
-    except Exception as error:
-        raise DataError(f"'{source}' failed: {type(error).__name__}: {error}") from error
 
 
 def _spooled(items: Iterable[Any], source: str) -> Store:
@@ -162,11 +157,11 @@ def _spooled(items: Iterable[Any], source: str) -> Store:
 
 def _arrays(sample: Mapping[str, Any], source: str) -> Arrays:
     found = {}
-    for name, value in sample.items():
-        try:
+    with users_code(f"'{source}' failed"):
+        given = dict(sample.items())
+    for name, value in given.items():
+        with users_code(f"'{source}' gives '{name}' what is no array"):  # a list of lists of different lengths
             array = np.asarray(value)
-        except ValueError as error:  # a list of lists of different lengths
-            raise DataError(f"'{source}' gives '{name}' what is no array: {error}") from error
         if array.dtype.hasobject and all(isinstance(entry, str) for entry in array.flat):
             array = array.astype(str)
         if array.dtype.hasobject:

@@ -30,7 +30,8 @@ from msgspec import Meta
 
 from trp_onnx.data.layout import CHANNELS
 from trp_onnx.errors import DataError, UsageError
-from trp_onnx.files.documents import conform, converted, read_toml
+from trp_onnx.files.documents import read_toml
+from trp_onnx.schema import conform, converted
 
 _AREA = 2**28
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)

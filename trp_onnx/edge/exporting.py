@@ -28,7 +28,6 @@ from trp_onnx.edge.advice import Advice, advise
 from trp_onnx.edge.ort_format import STYLES, TARGETS, convert_to_ort, is_plain, names_of
 from trp_onnx.edge.usability import Usability, check_usability
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
-from trp_onnx.files.documents import plain
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import EXTERNAL_FROM, hidden_beside, remove_dead
 from trp_onnx.graph.in_memory import ModelLike, model_file
@@ -36,11 +35,13 @@ from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.model import open_model, to_proto, weight_bytes
 from trp_onnx.graph.session import Arrays, feeds_for, relative_error
 from trp_onnx.graph.sizes import real_inputs, sizes_from
+from trp_onnx.job.network import Shapes
 from trp_onnx.printable import printable
 from trp_onnx.process.interrupts import held_back
 from trp_onnx.progress import at_work, watch
 from trp_onnx.rows import Headlined, in_bytes
 from trp_onnx.runners import open_runner
+from trp_onnx.schema import held, path_of, plain
 
 FORMAT = "trp-onnx export 1"
 
@@ -119,10 +120,12 @@ def export(
         raise UsageError(f"--target is {', '.join(TARGETS)}, not '{target}'")
     if style not in STYLES:
         raise UsageError(f"--style is fixed or runtime, not '{style}'")
+    input_shapes = held(input_shapes, Shapes | None, "input_shapes")
+    place = path_of(folder, "the folder")
     with at_work() as notes, model_file(model) as (source, _):
         if source.suffix.lower() == ".ort":
             raise UsageError(f"'{source}' is an .ort file already: export takes the .onnx")
-        return _export(source, Path(folder), target, style, input_shapes, inputs, command, notes)
+        return _export(source, place, target, style, input_shapes, inputs, command, notes)
 
 
 def _export(

@@ -13,6 +13,7 @@ from trp_onnx.evaluation.metric import Asked, Score, Scores
 from trp_onnx.evaluation.outputs import read_said
 from trp_onnx.graph.in_memory import ModelLike, model_file
 from trp_onnx.progress import at_work
+from trp_onnx.schema import Count, held
 
 Said = Iterable[str] | Mapping[str, str]
 
@@ -77,6 +78,7 @@ def evaluate(
     beside = model if against is None else against
     with at_work() as notes, model_file(model) as (file, _), model_file(beside) as (original, _):
         dataset = open_data(data, preprocessing)
+        limit = held(limit, Count | None, "limit")
         if limit is not None and limit < len(dataset):
             dataset = dataset.subset(np.arange(limit))
         evaluation = Evaluation(metric, original, dataset, read_said(output_kinds), alone=against is None)

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from trp_onnx.data import Dataset
 from trp_onnx.errors import DataError, UsageError
 from trp_onnx.evaluation.built_in import AGREEMENT, BUILT_IN, MEAN_IOU, TOP_1, TOP_5
-from trp_onnx.evaluation.metric import Asked, Metric, Score, Scores, Setting, as_metric
+from trp_onnx.evaluation.metric import Asked, Metric, Running, Score, Scores, Setting, as_metric
 from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, joined, output_kinds
 from trp_onnx.evaluation.verify import MAPPED_FROM
 from trp_onnx.graph.batching import find_batching
@@ -26,6 +26,7 @@ from trp_onnx.graph.inputs import Run, inputs_of, interface_of
 from trp_onnx.graph.model import open_model, weight_bytes
 from trp_onnx.graph.session import Arrays, open_session, run_session, runner
 from trp_onnx.progress import track
+from trp_onnx.schema import check_type
 
 if TYPE_CHECKING:
     import onnx
@@ -166,6 +167,7 @@ class Evaluation:
     def _score(self, run_on: RunOn, name: str, *, keep: bool = False) -> Score:
         wants_original, running, held = self.metric.reference == "original", self.metric.start(self._setting), 0
         original: RunOn | None = None
+        check_type(running, Running, f"what the metric '{self.metric.name}' starts")
         for place, (run, rows) in enumerate(track(self._runs(), f"evaluating {name}", self._count)):
             outputs = reference = run.counted(run_on(run.feeds))
             if wants_original and not keep and place in self._kept:

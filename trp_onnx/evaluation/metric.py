@@ -25,8 +25,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from trp_onnx.data.functions import is_function, load_function
-from trp_onnx.errors import ModelError, TrpOnnxError, UsageError
+from trp_onnx.data.functions import is_function, load_function, users_code
+from trp_onnx.errors import ModelError, UsageError
 from trp_onnx.evaluation.outputs import Output, joined
 from trp_onnx.graph.session import Arrays
 from trp_onnx.printable import printable
@@ -99,6 +99,12 @@ class Metric:
     reference: Reference = "labels"
     ruinous: float | None = None
 
+    def __post_init__(self) -> None:
+        if not callable(self.start):
+            raise UsageError(
+                f"the metric '{self.name}': start is a function of a Setting, not {type(self.start).__name__}"
+            )
+
     def lost(self, before: float, after: float) -> float:
         """What is lost between two values, in the metric's unit: points where that is "%"; negative for a gain."""
         if before == after:
@@ -113,7 +119,7 @@ class Metric:
 
     def text(self, value: float) -> str:
         """A value with its unit."""
-        return f"{value:.2f}%" if self.unit == PER_CENT else f"{value:.4g} {self.unit}".strip()
+        return f"{value:.2f}%" if self.unit == PER_CENT else printable(f"{value:.4g} {self.unit}".strip())
 
 
 def metric(
@@ -169,6 +175,12 @@ def as_metric(asked: Asked, built_in: Mapping[str, Metric]) -> Metric:
 
 def _own(asked: Any, name: str) -> Metric:
     """A user's own."""
+    with users_code(f"the metric '{name}' failed", UsageError):
+        return _described(asked, name)
+
+
+def _described(asked: Any, name: str) -> Metric:
+    """A user's own, by its attributes."""
     streams = all(callable(getattr(asked, method, None)) for method in ("update", "result"))
     if not streams and not callable(asked):
         raise UsageError(f"the metric '{name}' is neither callable nor has it update() and result()")
@@ -180,8 +192,10 @@ def _own(asked: Any, name: str) -> Metric:
         raise UsageError(
             f"the metric '{name}': reference is 'labels' or 'original', unit a text, higher_is_better True or False"
         )
+    if not isinstance(ruinous, int | float | None):
+        raise UsageError(f"the metric '{name}': ruinous is a number, not {type(ruinous).__name__}")
     if streams:
-        return Metric(name, lambda setting: _Streamed(name, _fresh(asked)), unit, higher, reference, ruinous)
+        return Metric(name, lambda setting: _Streamed(name, _fresh(asked, name)), unit, higher, reference, ruinous)
     return Metric(name, lambda setting: _AtOnce(name, asked, setting), unit, higher, reference, ruinous)
 
 
@@ -194,23 +208,22 @@ def _reference(function: Callable[..., Any]) -> Reference:
     return "original" if parameters[1:2] == ["original"] else "labels"
 
 
-def _fresh(asked: Any) -> Any:
+def _fresh(asked: Any, name: str) -> Any:
     """An object that has seen nothing."""
-    return asked() if isinstance(asked, type) else copy.deepcopy(asked)
+    if isinstance(asked, type):
+        return _called(name, asked)
+    with users_code(f"the metric '{name}' cannot be copied for each file, give its class instead", UsageError):
+        return copy.deepcopy(asked)
 
 
-def _number(name: str, call: Callable[[], Any]) -> Any:
+def _called(name: str, call: Callable[..., Any], *given: Any) -> Any:
     """What a user's function returns.
 
     Raises:
         UsageError: It fails.
     """
-    try:
-        return call()
-    except TrpOnnxError:
-        raise
-    except Exception as error:  # whatever it does
-        raise UsageError(f"the metric '{name}' failed: {type(error).__name__}: {error}") from error
+    with users_code(f"the metric '{name}' failed", UsageError):
+        return call(*given)
 
 
 def _value(name: str, found: Any) -> float:
@@ -235,10 +248,10 @@ class _Streamed(Running):
         self._name, self._own = name, own
 
     def update(self, outputs: Arrays, reference: Any, count: int) -> None:
-        _number(self._name, lambda: self._own.update(outputs, reference))
+        _called(self._name, self._own.update, outputs, reference)
 
     def result(self) -> float:
-        return _value(self._name, _number(self._name, self._own.result))
+        return _value(self._name, _called(self._name, self._own.result))
 
 
 class _AtOnce(Running):
@@ -271,7 +284,7 @@ class _AtOnce(Running):
             reference = joined(self._references, self._counts)
         elif first is not None:
             reference = np.concatenate(self._references)
-        return _value(self._name, _number(self._name, lambda: self._function(outputs, reference)))
+        return _value(self._name, _called(self._name, self._function, outputs, reference))
 
 
 @dataclass(frozen=True, repr=False)

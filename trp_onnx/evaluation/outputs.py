@@ -22,6 +22,7 @@ run is the list of what the runs gave (see `joined`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -32,6 +33,7 @@ import onnx_ir as ir
 from trp_onnx.errors import UsageError
 from trp_onnx.evaluation.origins import Origins
 from trp_onnx.graph.session import Arrays
+from trp_onnx.schema import brief
 
 Value = np.ndarray | list[np.ndarray]
 """An output on all samples; a list of one array a run where the runs differ in shape."""
@@ -44,6 +46,9 @@ _DECADES, _MANY_DECADES = 0.5, 1.0
 how unequal they are where some are boxes and others scores."""
 
 _SAID = "as you said"
+
+_LINE = re.compile(r"(?P<name>.+?):(?P<kind>[a-z-]+)(:(?P<axis>-?[0-9]{1,3}))?", re.DOTALL)
+"""How a user says it; a name may hold colons."""
 
 _UNLABELLED = 255
 """Label of a pixel that counts for nothing, beside the negative ones."""
@@ -163,20 +168,22 @@ def read_said(said: Iterable[str] | Mapping[str, str]) -> dict[str, Output]:
     Raises:
         UsageError: It is not of this form.
     """
-    lines = [f"{name}:{kind}" for name, kind in said.items()] if isinstance(said, Mapping) else list(said)
+    if isinstance(said, Mapping):
+        lines = [f"{name}:{kind}" for name, kind in said.items()]
+    elif isinstance(said, str) or not isinstance(said, Iterable):
+        lines = [said]
+    else:
+        lines = list(said)
     return dict(_read_line(line) for line in lines)
 
 
-def _read_line(line: str) -> tuple[str, Output]:
-    name, _, last = line.rpartition(":")
-    axis: int | None = None
-    if last.lstrip("-").isdigit():
-        axis, (name, _, last) = int(last), name.rpartition(":")
-    if not name or last not in NAMES:
+def _read_line(line: object) -> tuple[str, Output]:
+    found = _LINE.fullmatch(line) if isinstance(line, str) else None
+    if found is None or found["kind"] not in NAMES:
         kinds = ", ".join(NAMES)
-        raise UsageError(f"--output-kind is NAME:KIND or NAME:KIND:AXIS, KIND one of {kinds}; not '{line}'")
-    kind, usual = NAMES[last]
-    return name, Output(kind, usual if axis is None else axis, _SAID)
+        raise UsageError(f"--output-kind is NAME:KIND or NAME:KIND:AXIS, KIND one of {kinds}; not {brief(line)}")
+    kind, usual = NAMES[found["kind"]]
+    return found["name"], Output(kind, usual if found["axis"] is None else int(found["axis"]), _SAID)
 
 
 def joined(runs: Iterable[Arrays], samples: Sequence[int] | None = None) -> dict[str, Value]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from trp_onnx.errors import UsageError
 from trp_onnx.files.paths import guard
 from trp_onnx.files.staging import Staging, files_of
+from trp_onnx.job.network import ExternalData
+from trp_onnx.schema import brief, path_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-    from trp_onnx.job.network import ExternalData
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,10 +37,13 @@ class Made:
             external_data: Whether weights go into a file beside it, see `NetworkOptions`.
 
         Raises:
-            UsageError: The place is the network's own file.
+            UsageError: The place is the network's own file, or an argument makes no sense.
+            ModelError: The file that holds its weights is gone.
             OutputError: It cannot be written.
         """
-        path = Path(out)
+        path = path_of(out, "the output")
+        if external_data not in get_args(ExternalData):
+            raise UsageError(f"external_data is auto, yes or no, not {brief(external_data)}")
         guard(writes=files_of(path), reads=[self.path])
         with Staging(path, self.model, external_data) as staging:
             staging.save(self.model.clone())

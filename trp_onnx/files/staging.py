@@ -203,9 +203,13 @@ class Staging:
 
         Raises:
             OutputError: One file is asked for and does not hold them, the disk is full, or any other failure to write.
+            ModelError: A file that holds its weights is gone.
         """
         import onnx_ir as ir
 
+        from trp_onnx.graph.model import check_weights
+
+        check_weights(model)
         external = self._goes_beside(model)
         if not external:
             ir.external_data.load_to_model(model)
@@ -268,7 +272,13 @@ class Staging:
 
 
 def files_of(out: Path) -> tuple[Path, Path, Path]:
-    """The files that a result may consist of: the model, and its weights where they are many, under either name."""
+    """The files that a result may consist of: the model, and its weights where they are many, under either name.
+
+    Raises:
+        OutputError: The path names no file.
+    """
+    if not out.name:
+        raise OutputError(f"cannot write '{out}': it is a folder")
     return out, out.with_name(out.name + ".data"), out.with_name(out.name + ".1.data")
 
 

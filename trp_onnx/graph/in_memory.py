@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import onnx_ir as ir
 
-from trp_onnx.errors import ModelError
+from trp_onnx.errors import ModelError, TrpOnnxError
+from trp_onnx.graph.model import check_weights, first_cause, tensors, weight_bytes
+from trp_onnx.schema import path_of
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +26,6 @@ ModelLike: TypeAlias = Union[str, PathLike[str], bytes, "onnx.ModelProto", ir.Mo
 
 _ONE_FILE = 1 << 30
 """Bytes of weights up to which a model goes into one file; protobuf ends at 2 GiB."""
-
 
 IN_MEMORY = "in memory"
 """What a report calls the place of a result without a file."""
@@ -42,12 +43,19 @@ def model_file(model: ModelLike, out: str | PathLike[str] | None = None) -> Iter
     Raises:
         ModelError: It is none of the kinds of model, or cannot be written.
     """
-    if isinstance(model, (str, PathLike)) and out is not None:
-        yield Path(model), Path(out)
+    place = None if out is None else path_of(out, "the output")
+    if isinstance(model, (str, PathLike)) and place is not None:
+        yield Path(model), place
         return
     with tempfile.TemporaryDirectory(prefix="trp-onnx-") as folder:
-        source = Path(model) if isinstance(model, (str, PathLike)) else _write(model, Path(folder) / "model.onnx")
-        yield source, Path(folder) / "result.onnx" if out is None else Path(out)
+        source, place = Path(folder) / "model.onnx", place or Path(folder) / "result.onnx"
+        if isinstance(model, (str, PathLike)):
+            yield Path(model), place
+            return
+        try:
+            yield _write(model, source), place
+        except TrpOnnxError as error:  # its file is of no interest to anybody
+            raise type(error)(str(error).replace(f"'{source}'", "the model in memory")) from error
 
 
 def _write(model: ModelLike, path: Path) -> Path:
@@ -59,15 +67,15 @@ def _write(model: ModelLike, path: Path) -> Path:
         elif isinstance(model, onnx.ModelProto):
             onnx.save(model, path)
         elif isinstance(model, ir.Model):
-            size = sum(value.const_value.nbytes for value in _weights(model) if value.const_value is not None)
-            ir.save(model, path, format="protobuf", external_data=f"{path.name}.data" if size > _ONE_FILE else None)
+            check_weights(model)
+            beside = weight_bytes(model) > _ONE_FILE or any(isinstance(t, ir.ExternalTensor) for t in tensors(model))
+            ir.save(model, path, format="protobuf", external_data=f"{path.name}.data" if beside else None)
         else:
-            raise ModelError(f"a model is a path, bytes, an onnx.ModelProto or an onnx_ir.Model, not {type(model)}")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the model in memory cannot be written to '{path.parent}': {error}") from error
+            raise ModelError(
+                f"a model is a path, bytes, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}"
+            )
+    except TrpOnnxError:
+        raise
+    except Exception as error:  # a tensor may be any code
+        raise ModelError(f"the model in memory cannot be written to '{path.parent}': {first_cause(error)}") from error
     return path
-
-
-def _weights(model: ir.Model) -> Iterator[ir.Value]:
-    for graph in (model.graph, *model.graph.subgraphs()):
-        yield from graph.initializers.values()

@@ -37,7 +37,7 @@ def open_model(path: Path) -> ir.Model:
     except ModelError as error:
         raise ModelError(f"'{path}' is not a valid ONNX model: {error}") from error
     except Exception as error:  # onnx_ir wraps whatever a malformed graph trips over
-        raise ModelError(f"'{path}' is not a valid ONNX model: {_cause(error)}") from error
+        raise ModelError(f"'{path}' is not a valid ONNX model: {first_cause(error)}") from error
     _find_external_data(path, model)
     _one_name_for_the_standard_domain(model)
     free_sizes(model)
@@ -134,7 +134,7 @@ def _find_external_data(path: Path, model: ir.Model) -> None:
                 )
             if not there:
                 raise ModelError(
-                    f"'{path}' keeps its weights in '{location}', which is missing: put that file beside it"
+                    f"'{path}' keeps its weights in '{location}', which is missing: it belongs beside the model's file"
                 )
             found[location] = target
         if (tensor.offset or 0) + tensor.nbytes > found[location].stat().st_size:
@@ -212,6 +212,19 @@ def has_external_data(model: ir.Model) -> bool:
     return any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model))
 
 
+def check_weights(model: ir.Model) -> None:
+    """See that the files still hold what an open model keeps there.
+
+    Raises:
+        ModelError: One is gone, or shorter than it was.
+    """
+    for tensor in tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            path = Path(tensor.path)
+            if not path.is_file() or path.stat().st_size < (tensor.offset or 0) + tensor.nbytes:
+                raise ModelError(f"the weights of the model are no longer in '{path}': it was removed or changed")
+
+
 def external_files(path: Path) -> list[Path]:
     """The files in which a model keeps its weights, beside its own; empty where there are none.
 
@@ -227,7 +240,7 @@ def file_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *external_files(path)))
 
 
-def _cause(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
     """What the innermost of nested errors says, in its first line."""
     while error.__cause__ is not None:
         error = error.__cause__

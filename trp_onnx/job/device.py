@@ -7,6 +7,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal, get_args
 
 from trp_onnx.errors import UsageError
+from trp_onnx.schema import conform
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
@@ -32,6 +33,7 @@ class Device:
     latency_table: LatencyTable | str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        conform(self, "threads")
         if self.threads < 1:
             raise UsageError(f"--threads is a whole number from 1, not {self.threads}")
         if self.target not in get_args(Architecture):

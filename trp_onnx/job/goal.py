@@ -8,6 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from trp_onnx.errors import UsageError
+from trp_onnx.schema import conform
 
 if TYPE_CHECKING:
     from trp_onnx.evaluation.metric import Asked
@@ -46,7 +47,11 @@ class Goal:
     rules: Sequence[LayerRule] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", tuple(self.rules))
+        conform(self, *_TARGETS, "max_drop")
+        rules = tuple(self.rules) if isinstance(self.rules, Sequence) else (self.rules,)
+        if not all(hasattr(rule, "matches") for rule in rules):
+            raise UsageError("rules takes a list of LayerRule; read_rules reads them from a file")
+        object.__setattr__(self, "rules", rules)
         if len(self.targets) > 1 and self.targets != ("macs", "energy"):
             raise UsageError("give only one of --macs, --speedup, --energy and --vbmf")
         if self.energy is not None and not 0 <= self.energy < 1:

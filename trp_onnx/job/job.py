@@ -12,6 +12,7 @@ from trp_onnx.job.goal import Goal
 from trp_onnx.job.network import NetworkOptions
 from trp_onnx.job.search_space import SearchSpace
 from trp_onnx.job.training import Training
+from trp_onnx.schema import check_type
 
 if TYPE_CHECKING:
     from trp_onnx.data import Data
@@ -34,6 +35,7 @@ class Job:
     network: NetworkOptions = field(default_factory=NetworkOptions)
 
     def __post_init__(self) -> None:
+        self._check_types()
         trained, goal = self.training is not None, self.goal
         if (trained or goal.max_drop is not None or self.search.plan_by == "outputs") and self.data is None:
             raise UsageError("training, --max-drop and planning by outputs need data: give --data")
@@ -49,6 +51,12 @@ class Job:
             )
         if not trained and len(goal.targets) > 1:
             raise UsageError("give only one of --macs, --speedup, --energy and --vbmf")
+
+    def _check_types(self) -> None:
+        for name, kind in (("goal", Goal), ("search", SearchSpace), ("device", Device), ("network", NetworkOptions)):
+            check_type(getattr(self, name), kind, name)
+        if self.training is not None:
+            check_type(self.training, Training, "training")
 
     def folder(self, out: Path) -> Path | None:
         """The run folder of the training, where there is one."""

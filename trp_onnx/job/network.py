@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from trp_onnx.errors import UsageError
+from trp_onnx.schema import Count, conform
 
 if TYPE_CHECKING:
     from trp_onnx.data import Data, Preprocessing
     from trp_onnx.evaluation.evaluate import Said
 
 ExternalData = Literal["auto", "yes", "no"]
+Shapes = Mapping[str, Sequence[Count]]
+"""Shapes of inputs, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class NetworkOptions:
         UsageError: A value that is none of these.
     """
 
-    input_shapes: Mapping[str, Sequence[int]] | None = None
+    input_shapes: Shapes | None = None
     inputs: Data | None = None
     preprocessing: Preprocessing | None = None
     output_kinds: Said = ()
@@ -40,5 +43,6 @@ class NetworkOptions:
     external_data: ExternalData = "auto"
 
     def __post_init__(self) -> None:
+        conform(self, "input_shapes", "simplify")
         if self.external_data not in get_args(ExternalData):
             raise UsageError(f"--external-data is auto, yes or no, not '{self.external_data}'")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from trp_onnx.errors import UsageError
+from trp_onnx.schema import conform
 
 SchemeChoice = Literal["auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2", "svd"]
 PlanBy = Literal["auto", "weights", "outputs"]
@@ -33,10 +34,10 @@ class SearchSpace:
     asymmetric: bool = False
 
     def __post_init__(self) -> None:
+        conform(self, "align", "asymmetric")
         if self.scheme not in get_args(SchemeChoice):
             raise UsageError(f"unknown scheme '{self.scheme}'; there are {', '.join(get_args(SchemeChoice))}")
         if self.plan_by not in get_args(PlanBy):
             raise UsageError(f"--plan-by is auto, weights or outputs, not '{self.plan_by}'")
-        whole = isinstance(self.align, int) and not isinstance(self.align, bool)
-        if self.align != "auto" and not (whole and int(self.align) >= 1):
+        if self.align != "auto" and self.align < 1:
             raise UsageError(f"--align takes a positive whole number or auto, not '{self.align}'")

@@ -15,7 +15,6 @@ import onnx_ir as ir
 from trp_onnx.data import Data
 from trp_onnx.data.feeding import read_inputs
 from trp_onnx.errors import DataError, ModelError, UsageError
-from trp_onnx.files.documents import Document
 from trp_onnx.graph.in_memory import ModelLike, model_file, shown
 from trp_onnx.graph.inputs import interface_of
 from trp_onnx.graph.layers import FACTORISABLE
@@ -23,6 +22,7 @@ from trp_onnx.graph.model import open_model
 from trp_onnx.graph.provenance import origins_of
 from trp_onnx.graph.session import Arrays, feeds_for, open_session
 from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.job.network import Shapes
 from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.table import target_of
 from trp_onnx.latency.timing import Ratio, Timing
@@ -31,6 +31,7 @@ from trp_onnx.progress import at_work, watch
 from trp_onnx.rows import Headlined, shortened
 from trp_onnx.runners import PROVIDERS, Description, NodeTime, Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
+from trp_onnx.schema import Document, held
 
 _RENAMED = re.compile(r"(_nchwc|(/\w+Fusion/)+)$")
 """What the runtime adds to the name of a node that it rewrites: to blocks of channels, or with a neighbour into one."""
@@ -123,8 +124,12 @@ def bench(
         DataError: The inputs cannot be read.
         RunnerError: The runtime is not there, died or did not answer.
     """
+    if not isinstance(models, Sequence) or isinstance(models, (str, bytes)):
+        raise UsageError("bench takes a list of models")
     if not models:
         raise UsageError("give at least one model")
+    rounds, threads = held(rounds, int | None, "rounds"), held(threads, int, "threads")
+    timeout, input_shapes = held(timeout, float, "timeout"), held(input_shapes, Shapes | None, "input_shapes")
     if (rounds is not None and rounds < 1) or threads < 1:
         raise UsageError("--rounds and --threads are whole numbers from 1")
     with at_work() as heard, ExitStack() as stack:

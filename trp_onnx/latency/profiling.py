@@ -21,7 +21,6 @@ import onnx_ir as ir
 from trp_onnx.data import Data
 from trp_onnx.errors import ModelError
 from trp_onnx.files.cache import Cache
-from trp_onnx.files.documents import plain
 from trp_onnx.graph.in_memory import ModelLike, model_file
 from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import to_proto
@@ -36,6 +35,7 @@ from trp_onnx.passes.network import Network
 from trp_onnx.progress import at_work, track
 from trp_onnx.runners import Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
+from trp_onnx.schema import Count, held, plain
 
 KNOTS = 3
 """Ranks at which a pair is timed, and its full rank; Tucker-2 at twice as many pairs of ranks."""
@@ -78,6 +78,7 @@ def profile(
         DataError: The inputs cannot be read.
         RunnerError: The runtime is not there, died or did not answer.
     """
+    threads, timeout = held(threads, Count, "threads"), held(timeout, float, "timeout")
     with at_work() as heard, model_file(model) as (source, _):
         network = Network.open(source, input_shapes, inputs, simplify=simplify)
         with open_runner(runtime, timeout) as runner:

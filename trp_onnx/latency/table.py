@@ -29,14 +29,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
 
 from trp_onnx.errors import DataError, UsageError
-from trp_onnx.files.documents import Document, brief, converted, read_json
+from trp_onnx.files.documents import read_json
 from trp_onnx.files.paths import guard
 from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer
@@ -47,6 +46,7 @@ from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
 from trp_onnx.printable import printable
 from trp_onnx.rows import Headlined, shortened
 from trp_onnx.runners import Runner
+from trp_onnx.schema import Document, brief, converted, path_of
 
 FORMAT = "trp-onnx latency table 1"
 
@@ -292,7 +292,7 @@ def save_table(table: LatencyTable, path: str | PathLike[str]) -> None:
         OutputError: It cannot be written.
     """
     guard(writes=[path])
-    write_text(Path(path), json.dumps(table.to_dict(), indent=1) + "\n")
+    write_text(path_of(path, "the table's file"), json.dumps(table.to_dict(), indent=1) + "\n")
 
 
 def read_table(path: str | PathLike[str]) -> LatencyTable:
@@ -301,7 +301,7 @@ def read_table(path: str | PathLike[str]) -> LatencyTable:
     Raises:
         DataError: Not there, not a latency table, of another version, or damaged.
     """
-    document = read_json(Path(path), "the latency table", DataError)
+    document = read_json(path_of(path, "the table's file"), "the latency table", DataError)
     found = document.pop("format", None) if isinstance(document, dict) else None
     if found != FORMAT:
         what = f"its format is '{found}', not '{FORMAT}'" if found else "it does not say its format"

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from os import PathLike
-from pathlib import Path
 
 from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer, network_macs
@@ -16,6 +15,7 @@ from trp_onnx.lowrank.schemes import SCHEMES, Rank
 from trp_onnx.planning.options import Evidence, Option, Site
 from trp_onnx.planning.rules import LayerRule, plan_to_toml
 from trp_onnx.planning.ties import Tie, ties_of
+from trp_onnx.schema import path_of
 
 Verdict = tuple[Site, Option, str]
 """What a layer's site becomes, and why."""
@@ -97,7 +97,7 @@ class Plan:
         Raises:
             OutputError: It cannot be written.
         """
-        write_text(Path(path), self.to_toml())
+        write_text(path_of(path, "the plan's file"), self.to_toml())
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

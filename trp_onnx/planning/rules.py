@@ -23,15 +23,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
 from trp_onnx.errors import UsageError
-from trp_onnx.files.documents import brief, conform, converted, read_toml
+from trp_onnx.files.documents import read_toml
 from trp_onnx.lowrank.schemes import SCHEME_CHOICES
 from trp_onnx.printable import printable
+from trp_onnx.schema import brief, conform, converted, path_of
 
 if TYPE_CHECKING:
     from trp_onnx.planning.plan import Decision
@@ -104,7 +104,7 @@ def read_rules(path: str | PathLike[str]) -> tuple[LayerRule, ...]:
     Raises:
         UsageError: No such file, not TOML, an unknown key, or a value that makes no sense.
     """
-    document = read_toml(Path(path), "the configuration", UsageError)
+    document = read_toml(path_of(path, "the map"), "the configuration", UsageError)
     entries = converted(document, _Map, f"the configuration '{path}' holds [[layer]] entries").layer
     return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(entries, 1))
 

@@ -23,7 +23,6 @@ from trp_onnx.evaluation.evaluation import Evaluation
 from trp_onnx.evaluation.judging import judge
 from trp_onnx.evaluation.metric import Asked, Score
 from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, read_said
-from trp_onnx.files.documents import plain
 from trp_onnx.files.made import Made, opened
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import Staging
@@ -35,18 +34,20 @@ from trp_onnx.graph.model import file_bytes, open_model, to_proto
 from trp_onnx.graph.session import open_session, run_session
 from trp_onnx.graph.sizes import sizes_from
 from trp_onnx.job import Device, NetworkOptions
+from trp_onnx.job.network import Shapes
 from trp_onnx.latency.benchmark import bench
 from trp_onnx.latency.timing import Ratio
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.passes import CleanUpPass, FoldWeightsPass
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
-from trp_onnx.passes.network import Network, Shapes
+from trp_onnx.passes.network import Network
 from trp_onnx.printable import printable
 from trp_onnx.process.silence import silence
 from trp_onnx.progress import at_work
 from trp_onnx.quantization.calibrated import Calibrated, in_int8
 from trp_onnx.quantization.sensitivity import InFloat, keep_what_is_hurt
 from trp_onnx.rows import Headlined, in_bytes
+from trp_onnx.schema import check_type, held, plain
 
 CALIBRATION, JUDGING, LEAST = 256, 256, 32
 """Samples that ranges are taken of, samples that int8 is judged on, and the fewest of both together."""
@@ -171,11 +172,14 @@ def quantize(
         OutputError: The result cannot be written.
         VerificationError: The written file does not run or gives NaN; it was removed.
     """
+    max_drop = held(max_drop, float, "max_drop")
     if not 0 <= max_drop < 100:
         raise UsageError(f"--max-drop is what may be lost, from 0 to below 100, not {max_drop}")
     if data is None:
         raise UsageError("int8 is calibrated on samples: give --data")
     network, device = network or NetworkOptions(), device or Device()
+    check_type(network, NetworkOptions, "network")
+    check_type(device, Device, "device")
     guard(writes=[out], reads=[model, data, original, test])
     with at_work() as heard, ExitStack() as stack:
         source, place = stack.enter_context(model_file(model, out))
@@ -247,7 +251,7 @@ class _Wish:
     max_drop: float
     keep_ends: bool
     signed: bool
-    input_shapes: Shapes
+    input_shapes: Shapes | None
     simplify: bool
 
     def judged_by(self, file: Path) -> Evaluation | None:

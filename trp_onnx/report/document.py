@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from trp_onnx._version import __version__
 from trp_onnx.evaluation.comparison import OutputDifference
 from trp_onnx.evaluation.metric import Scores, finite
-from trp_onnx.files.documents import Document, plain
 from trp_onnx.files.paths import REPORT_FILES, cannot_write, guard
 from trp_onnx.files.staging import write_text
 from trp_onnx.latency.measured import Latency
@@ -21,6 +20,7 @@ from trp_onnx.planning.rules import plan_to_toml
 from trp_onnx.printable import printable
 from trp_onnx.report.spectra import Spectrum
 from trp_onnx.rows import Headlined, Row, in_bytes, si
+from trp_onnx.schema import Document, path_of, plain
 
 if TYPE_CHECKING:
     from trp_onnx.training.run import Trained
@@ -186,7 +186,7 @@ class Report(Headlined, Document):
         from trp_onnx.report.page import check_page, render_page
 
         check_page()
-        place = Path(folder)
+        place = path_of(folder, "the folder")
         guard(folders=[(place, REPORT_FILES)], reads=[self.model, self.output])
         try:
             place.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from trp_onnx.evaluation.outputs import Output
-from trp_onnx.files.documents import plain
+from trp_onnx.schema import plain
 from trp_onnx.training.batches import DataSource
 from trp_onnx.training.losses import OutputLoss
 from trp_onnx.training.options import TrainingOptions

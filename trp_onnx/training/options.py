@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from trp_onnx.errors import UsageError
-from trp_onnx.files.documents import conform, converted, read_toml
+from trp_onnx.files.documents import read_toml
+from trp_onnx.schema import conform, converted
 
 Strategy = Literal["ranks", "replan", "energy", "paper"]
 Schedule = Literal["cosine", "step", "constant"]
