@@ -368,7 +368,7 @@ def test_usage_errors_of_training_come_first(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "net.onnx"]
 
 
-def test_models_that_are_not_trained_come_first(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_are_not_trained_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from onnx import TensorProto, helper
 
     monkeypatch.chdir(tmp_path)
@@ -380,6 +380,7 @@ def test_models_that_are_not_trained_come_first(data: Path, tmp_path: Path, monk
     ]
     held = {"w": graphs.weights(8, 8)}
     net = graphs.save(graphs.model(nodes, [half], [graphs.info("y", ["N", 8])], held), tmp_path / "half.onnx")
+    np.savez(tmp_path / "rows.npz", x=graphs.weights(64, 8))
     with pytest.raises(trp_onnx.ModelError, match="'x' has type FLOAT16: training takes models whose inputs"):
-        train(net, data)
+        train(net, tmp_path / "rows.npz")
     assert not (tmp_path / "none").exists()
