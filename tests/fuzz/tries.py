@@ -225,6 +225,114 @@ def inputs(made: Try, folder: Path, material: Material, rng: Rng) -> None:
     made.mutation = files.archive(corpus.feeds(built, 2), rng, folder / "i.npz")
 
 
+def many_inputs(made: Try, folder: Path, material: Material, rng: Rng) -> None:
+    """Samples of a network with several inputs, in an archive that is damaged."""
+    built = _model(made, folder, material, "several_inputs")
+    _with_data(made, rng)
+    made.mutation = "many inputs: " + files.archive(corpus.feeds(built, 40), rng, folder / "d.npz")
+
+
+def folder_of_samples(made: Try, folder: Path, material: Material, rng: Rng) -> None:
+    """A file a sample, one of them another thing."""
+    held = corpus.samples(_model(made, folder, material, "net"))
+    (folder / "samples").mkdir()
+    for i in range(40):
+        one = {name: array[i] for name, array in held.items()}
+        path = folder / "samples" / f"{one_of(rng, ('', 'é', 'x' * 200))}{i}.npz"
+        np.savez(path, **one)
+        if i == 7:
+            made.mutation = "a folder of samples: " + files.archive(one, rng, path)
+    _with_data(made, rng, "samples")
+
+
+BODIES = (
+    "yield {'x': X}",
+    "yield X[0]",
+    "return",
+    "yield X[0]; raise ValueError('a\\nb')",
+    "yield X[0]; raise SystemExit(3)",
+    "yield {'x': X[0]}; yield {'z': X[0]}",
+    "yield X[0]; yield X[0][:, :5]",
+    "yield X[0], 1; yield X[1]",
+    "yield None",
+    "yield from ((x, i % 10) for i, x in enumerate(X))",
+    "yield from X",
+    "yield 'text'",
+    "yield X[0] * np.nan",
+    "yield from ((x, 'cat') for x in X)",
+    "yield {}",
+    "yield np.array([None])",
+    "1 / 0; yield",
+    "yield X[:0]",
+)
+"""Of functions that yield samples."""
+VALUES = (
+    "1.0",
+    "float('nan')",
+    "None",
+    "'x'",
+    "np.arange(3)",
+    "1 / 0",
+    "10**400",
+    "1j",
+    "exit(3)",
+    "reference['nobody']",
+    "list(outputs.values())[0].mean()",
+    "np.float32(0.5)",
+    "True",
+    "'\\x1b[31m' * 9999",
+)
+"""Of functions that are metrics."""
+
+
+def functions(made: Try, folder: Path, material: Material, rng: Rng) -> None:
+    """Data and metrics of the user's, in a module whose name may be one of the standard library's."""
+    _data(folder, _model(made, folder, material, "net"))
+    module, second = str(one_of(rng, ("mine", "mine", "json"))), str(one_of(rng, ("reference", "original")))
+    unit = str(one_of(rng, ("%", "", "dB", "\x1b[31m")))
+    (folder / f"{module}.py").write_text(
+        f"import numpy as np\nX = np.load('d.npz')['x']\ndef data():\n    {one_of(rng, BODIES)}\n"
+        f"def metric(outputs, {second}):\n    reference = {second}\n    return {one_of(rng, VALUES)}\n"
+        f"metric.unit, metric.higher_is_better = {unit!r}, {one_of(rng, (True, False, None))}\n"
+    )
+    if rng.random() < 0.5:
+        _with_data(made, rng, f"{module}:data")
+    else:
+        _with_data(made, rng)
+        if "--metric" in made.arguments:
+            del made.arguments[made.arguments.index("--metric") :]
+        made.arguments += ["--metric", f"{module}:{one_of(rng, ('metric', 'metric', 'X', 'nobody'))}"]
+    made.mutation = (folder / f"{module}.py").read_text()
+
+
+def output_kinds(made: Try, folder: Path, material: Material, rng: Rng) -> None:
+    """What outputs are said to be, and where weights are to go."""
+    built = _model(made, folder, material, str(one_of(rng, ("net", "several_inputs", "arg_max", "attention"))))
+    np.savez(folder / "d.npz", **corpus.samples(built))
+    _with_data(made, rng)
+    name = str(one_of(rng, [value.name for value in built.graph.output] + ["nobody", "", ":"]))
+    kinds = (
+        "scores",
+        "probabilities",
+        "unit-vectors",
+        "discrete",
+        "items",
+        "boxes",
+        "values",
+        "maps",
+        "tokens",
+        "x",
+        "",
+    )
+    said = (
+        f"{name}:{one_of(rng, kinds)}{one_of(rng, ('', '', ':0', ':1', ':-1', ':9', ':²', ':--1', ':' + '9' * 5000))}"
+    )
+    made.arguments += ["--output-kind", said]
+    if made.arguments[0] == "compress":
+        made.arguments += ["--external-data", str(one_of(rng, ("auto", "yes", "no", "x", "")))]
+    made.mutation = said[:80]
+
+
 def images(made: Try, folder: Path, material: Material, rng: Rng) -> None:
     _model(made, folder, material, "net")
     for label in ("cat", "dog", str(one_of(rng, ("\x1b[31m", "bird", ".git")))):
@@ -361,7 +469,8 @@ def cache(made: Try, folder: Path, material: Material, rng: Rng) -> None:
 
 
 SUBJECTS: dict[Callable[[Try, Path, Material, Rng], None], float] = {
-    a_model: 62, a_good_model: 8, bytes_of_a_model: 3, another_kind_of_file: 2, samples: 5, inputs: 3, images: 3,
+    a_model: 55, a_good_model: 8, many_inputs: 2, folder_of_samples: 2, functions: 2, output_kinds: 1.5,
+    bytes_of_a_model: 3, another_kind_of_file: 2, samples: 5, inputs: 3, images: 3,
     latency_table: 2, configuration: 3, preprocessing: 2, options: 3, clashing_paths: 2, training: 0.5, checkpoint: 0.5,
     cache: 1,
 }  # fmt: skip
