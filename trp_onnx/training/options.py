@@ -46,11 +46,11 @@ class TrainingOptions:
         every: m, steps from one projection to the next.
         nuclear: lambda of the nuclear norm; 0 for none.
         nuclear_every_step: Add it on every step, divided by m, not on projection steps alone.
-        labels: NotNegative of the cross-entropy on labels; None for 0.3 beside distillation, 1 alone.
-        distill: NotNegative of the distance to the teacher's outputs; None for 0.7 with labels, 1 without.
+        labels: Weight of the cross-entropy on labels; None for 0.3 beside distillation, 1 alone.
+        distill: Weight of the distance to the teacher's outputs; None for 0.7 with labels, 1 without.
         temperature: T of the softened outputs.
         distill_kind: Distance to the teacher's outputs; "auto" is KL for class scores, else the mean square error.
-        output_weights: NotNegative of an output in the loss by its name, 1 where not given; may be repeated.
+        output_weights: Weight of an output in the loss by its name, 1 where not given.
         augment: Any of "crop", "flip", "resized", "color".
         validation: Part of the data that is held out to choose the best checkpoint.
         finetune_epochs: Passes in which the factors are trained after factorisation.
