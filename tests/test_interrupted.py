@@ -373,14 +373,14 @@ def test_models_that_are_not_trained_come_first(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRP_ONNX_TRAINING", str(tmp_path / "none"))
-    half = graphs.info("x", ["N", 8], TensorProto.FLOAT16)
+    half = graphs.info("x", ["N", 8], TensorProto.BFLOAT16)
     nodes = [
         helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["f", "w"], ["y"]),
     ]
     held = {"w": graphs.weights(8, 8)}
-    net = graphs.save(graphs.model(nodes, [half], [graphs.info("y", ["N", 8])], held), tmp_path / "half.onnx")
+    net = graphs.save(graphs.model(nodes, [half], [graphs.info("y", ["N", 8])], held), tmp_path / "brain.onnx")
     np.savez(tmp_path / "rows.npz", x=graphs.weights(64, 8))
-    with pytest.raises(trp_onnx.ModelError, match="'x' has type FLOAT16: training takes models whose inputs"):
+    with pytest.raises(trp_onnx.ModelError, match="'x' has type BFLOAT16: training takes models whose inputs"):
         train(net, tmp_path / "rows.npz")
     assert not (tmp_path / "none").exists()

@@ -155,7 +155,7 @@ def check_trainable(model: ir.Model, options: TrainingOptions) -> None:
         if spec.dtype not in _INPUTS and not spec.whole:
             raise ModelError(
                 f"input '{spec.name}' has type {spec.dtype}: training takes models whose inputs are whole numbers, "
-                "booleans, float32 or float64"
+                "booleans, float16, float32 or float64"
             )
     outputs = [value.name or "" for value in model.graph.outputs]
     for name in options.output_weights:
