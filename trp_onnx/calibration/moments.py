@@ -232,13 +232,17 @@ def _product(layer: Layer, sums: MarginalSums) -> Moments | None:
     mean, marginals = sums.marginals()
     predicted, true, blind = marginals.judged(layer.weight(), centred=corrects_bias(layer))
     off = abs(predicted / true - 1) if true > 0 else 1.0
-    sound = off <= TRUSTED and true <= blind
+    refused = ""
+    if off > TRUSTED:
+        refused = "that is too far, so the layer is judged by its weights"
+    elif true > blind:
+        refused = "factors by weights err less, so the layer is judged by its weights"
     note(
-        f"the moment of what flows into '{layer.name}' would take {moment_bytes(layer) / 2**30:.1f} GB: it is taken "
-        f"for a product of channels and kernel axes, whose prediction of the layer's error is {off:.0%} off"
-        + ("" if sound else "; so it is judged by its weights, not by the data")
+        f"the moment of what flows into '{layer.name}' would take {moment_bytes(layer) / 2**30:.1f} GB; a product of "
+        f"moments over channels and kernel axes predicts the layer's error on held-out patches {off:.0%} off"
+        + (f"; {refused}" if refused else "")
     )
-    if not sound:
+    if refused:
         return None
     marginals = replace(marginals, held_out=marginals.held_out[:, :0])  # which have done what they are for
     return Moments(mean, np.zeros(0, np.float32), sums.count, marginals=marginals)
