@@ -383,10 +383,10 @@ def test_kernels_whose_moments_do_not_fit_are_fitted_to_a_product(
         out = tmp_path / f"{name}.onnx"
         report = compress(net, out, macs=0.4, align=1, data=tmp_path / "x.npz")
         errors[name] = distance(run(net, {"x": unseen})[0], run(out, {"x": unseen})[0])
-        (notes[name],) = (note for note in report.notes if "product of channels and kernel axes" in note)
+        (notes[name],) = (note for note in report.notes if "product of moments over channels and kernel axes" in note)
     assert errors["product"] < 0.7 * errors["weights"]
     assert "'wide'" in notes["product"] and "% off" in notes["product"]
-    assert notes["weights"].endswith("judged by its weights, not by the data")
+    assert notes["weights"].endswith("that is too far, so the layer is judged by its weights")
 
 
 def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
