@@ -120,6 +120,10 @@ def test_everything_composes(net: Path, tmp_path: Path) -> None:
     chosen = first.plan.chosen | {"conv2": (first.plan.chosen["conv2"][0], (3,))}
     assert second.plan.chosen == chosen != first.plan.chosen
 
+    before = net.read_bytes()
+    with pytest.raises(UsageError, match="is no TOML file"):
+        second.plan.save(net)
+    assert net.read_bytes() == before
     second.plan.save(tmp_path / "plan.toml")
     again = trp_onnx.compress(net, goal=Goal(rules=trp_onnx.read_rules(tmp_path / "plan.toml")), search=EVERY_RANK)
     assert again.plan.chosen == trp_onnx.compress(net, goal=second.plan, search=EVERY_RANK).plan.chosen == chosen

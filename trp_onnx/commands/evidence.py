@@ -81,7 +81,7 @@ def _by_damage(work: Workspace) -> bool:
 def _left(work: Workspace, table: LatencyTable | None, align: int) -> frozenset[str]:
     """Names of the layers that no budget changes, of which nothing needs to be measured."""
     job = work.job
-    if job.data is None or not (job.searched or job.goal.macs is not None or job.goal.speedup is not None):
+    if job.data is None or not job.goal.budgeted:
         return frozenset()
     return left_by_budgets(work.network.layers, table, rules=job.goal.rules, scheme=job.search.scheme, align=align)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 from os import PathLike
 
+from trp_onnx.errors import UsageError
 from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer, network_macs
 from trp_onnx.lowrank.schemes import SCHEMES, Rank
@@ -95,9 +96,13 @@ class Plan:
         """Write that file, whole or not at all.
 
         Raises:
+            UsageError: What stands there is no TOML file: a model, or data.
             OutputError: It cannot be written.
         """
-        write_text(path_of(path, "the plan's file"), self.to_toml())
+        place = path_of(path, "the plan's file")
+        if place.exists() and place.suffix.lower() != ".toml":
+            raise UsageError(f"'{place}' exists and is no TOML file, which a plan would be: name another file")
+        write_text(place, self.to_toml())
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
