@@ -39,7 +39,11 @@ class Separable:
     def whitened(self, weight: Array) -> Array:
         """`W S^1/2`: (G, N, C, *k)."""
         found = np.einsum("gncx,gcd->gndx", weight.reshape(*weight.shape[:3], -1), _power(self.channels, 0.5))
-        return _turned(found.reshape(weight.shape), self.axes, 0.5)
+        return self.along_axes(found.reshape(weight.shape))
+
+    def along_axes(self, weight: Array) -> Array:
+        """`W K^1/2`: whitened along the kernel axes alone, (G, N, C, *k)."""
+        return _turned(weight, self.axes, 0.5)
 
     def turned_back(self, factors: Sequence[Array]) -> tuple[Array, ...]:
         """Factors of a weight from those of the whitened one, each (G, out, in, *its kernel), the first one first."""
