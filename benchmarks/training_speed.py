@@ -219,10 +219,10 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     from trp_onnx.training.schedules import Fixed
     from trp_onnx.training.targets import targets_of
     from trp_onnx.training.trainable import make_trainable
-    from trp_onnx.training.worker import loop
+    from trp_onnx.training.worker import loop, ort_engine
 
     if order["only"] is not None:
-        loop.speed_up = partial(loop.speed_up, only=tuple(order["only"]))  # type: ignore[assignment]
+        ort_engine.speed_up = partial(ort_engine.speed_up, only=tuple(order["only"]))  # type: ignore[assignment]
     world = connect()
     model = ir.from_proto(as_onnx(order["net"]))
     rng = np.random.default_rng(0)
@@ -243,7 +243,9 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     job = Job(
         options, (loss,), ready.parameters, ready.no_decay, ready.statistics, projection, source, False,
     )  # fmt: skip
-    trainer = loop.Trainer(Files(job.to_json(), ready.model.SerializeToString(), b""), folder, world)
+    trainer = loop.Trainer(
+        Files(job.to_json(), ready.model.SerializeToString(), b""), folder, world, ort_engine.OrtEngine()
+    )
     if order.get("project"):
         stream = loop.prefetch(b for epoch in range(1000) for b in trainer.data.epoch(epoch, 0, world.rank, world.size))
 

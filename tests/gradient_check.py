@@ -21,8 +21,8 @@ from trp_onnx.planning.alignment import simd_block
 from trp_onnx.training.labels import targets_of
 from trp_onnx.training.losses import LABELS, LOSS, OutputLoss, add_loss
 from trp_onnx.training.trainable import make_trainable
-from trp_onnx.training.worker.engine import Session, training_graph
-from trp_onnx.training.worker.rewrites import speed_up
+from trp_onnx.training.worker.ort_engine import Session, training_graph
+from trp_onnx.training.worker.ort_rewrites import speed_up
 
 BATCH, CLASSES, STEP = 3, 5, 1e-5
 

@@ -32,6 +32,7 @@ def main() -> None:
 
 def _serve(communicator: Communicator) -> None:
     from trp_onnx.training.worker.loop import Trainer
+    from trp_onnx.training.worker.ort_engine import OrtEngine
 
     orders = _lifeline() if communicator.rank == 0 else None
     while True:
@@ -41,7 +42,7 @@ def _serve(communicator: Communicator) -> None:
         how, _, name = order.partition(" ")
         run = Path(name)
         files = communicator.share(Files.read(run) if communicator.rank == 0 else None)
-        Trainer(files, run, communicator).train(resume=how == "resume")
+        Trainer(files, run, communicator, OrtEngine()).train(resume=how == "resume")
         if communicator.rank == 0:
             tell("done")
 

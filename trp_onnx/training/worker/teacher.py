@@ -8,20 +8,20 @@ from trp_onnx.graph.inputs import Run
 from trp_onnx.graph.session import Arrays
 from trp_onnx.training.job import Job
 from trp_onnx.training.losses import entropy, soften
-from trp_onnx.training.worker.engine import Session
+from trp_onnx.training.worker.engine import Network
 
 
 class Teacher:
     """A network with the outputs of the one that learns."""
 
-    def __init__(self, session: Session, job: Job) -> None:
+    def __init__(self, network: Network, job: Job) -> None:
         """`job` says what each output is held to."""
-        self._session, self._outputs, self._temperature = session, job.outputs, job.options.temperature
+        self._network, self._outputs, self._temperature = network, job.outputs, job.options.temperature
 
     def answers(self, run: Run) -> Arrays:
         """Its outputs, by the names of ours."""
         names = [output.name for output in self._outputs]
-        return dict(zip(names, self._session.run_on(run).values(), strict=True))
+        return dict(zip(names, self._network.run_on(run).values(), strict=True))
 
     def targets(self, run: Run) -> tuple[Arrays, float]:
         """What the loss takes, by the names of its inputs, and the entropy that the divergence does not have."""

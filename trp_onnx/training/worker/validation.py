@@ -19,7 +19,7 @@ from trp_onnx.training.batches import Batches, CallableBatches
 from trp_onnx.training.communicator import Communicator
 from trp_onnx.training.job import ChosenBy, Job
 from trp_onnx.training.labels import count_right
-from trp_onnx.training.worker.engine import Session
+from trp_onnx.training.worker.engine import Engine, Network
 from trp_onnx.training.worker.teacher import Teacher
 
 
@@ -28,10 +28,11 @@ class Validation:
 
     def __init__(
         self, job: Job, model: onnx.ModelProto, data: Batches | CallableBatches, teacher: Teacher | None,
-        world: Communicator,
+        world: Communicator, engine: Engine,
     ) -> None:  # fmt: skip
         """`model`: The network without a loss."""
-        self._job, self._model, self._data, self._teacher, self._world = job, model, data, teacher, world
+        self._job, self._model, self._data, self._teacher = job, model, data, teacher
+        self._world, self._engine = world, engine
         self._labelled = next((output for output in job.outputs if output.label_weight), None)
         self._offset = job.data.preprocessing.label_offset
 
@@ -45,13 +46,13 @@ class Validation:
             UsageError: The metric fails.
             DataError: It cannot be imported, or the labels do not fit.
         """
-        session = self._candidate(weights)
+        network = self._candidate(weights)
         if self._job.chosen_by is not None:
-            score = self._by_metric(self._job.chosen_by, session) if self._world.rank == 0 else None
+            score = self._by_metric(self._job.chosen_by, network) if self._world.rank == 0 else None
             return float(self._world.share(score)), None
         counts = np.zeros(3, np.float64)  # samples or labels, those that are right, distance to the teacher
         for micro in self._data.validation(self._job.options.micro_batch, self._world.rank, self._world.size):
-            outputs = session.run_on(micro.run)
+            outputs = network.run_on(micro.run)
             if self._labelled is not None and micro.labels is not None:
                 scores = outputs[self._labelled.name]
                 right, all_of_them = count_right(scores, self._labelled.axis, micro.labels, self._offset)
@@ -64,21 +65,21 @@ class Validation:
             return accuracy, accuracy
         return -float(counts[2] / counts[0]), None
 
-    def _candidate(self, weights: Arrays) -> Session:
+    def _candidate(self, weights: Arrays) -> Network:
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         for tensor in model.graph.initializer:
             if tensor.name in weights:
                 tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights[tensor.name]), tensor.name))
-        return Session(model)
+        return self._engine.network(model)
 
-    def _by_metric(self, chosen: ChosenBy, session: Session) -> float:
+    def _by_metric(self, chosen: ChosenBy, network: Network) -> float:
         """The value of a metric, negative where lower is better; minus infinity for one that is no number."""
         metric = as_metric(chosen.metric, BUILT_IN)
         running = metric.start(Setting(chosen.outputs, chosen.samples, self._offset, chosen.data))
         teacher = self._teacher if metric.reference == "original" else None
         for micro in self._data.validation(self._job.options.micro_batch, 0, 1):
             reference = micro.labels if teacher is None else teacher.answers(micro.run)
-            running.update(session.run_on(micro.run), reference, micro.run.count)
+            running.update(network.run_on(micro.run), reference, micro.run.count)
         value = running.result() if metric.higher_is_better else -running.result()
         return -math.inf if math.isnan(value) else value

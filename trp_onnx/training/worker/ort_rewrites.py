@@ -30,7 +30,7 @@ def speed_up(model: onnx.ModelProto, shapes: Shapes, block: int, *, only: tuple[
     """Apply every rewrite, in place.
 
     Args:
-        model: From `engine.training_graph`, or any model with weights as inputs.
+        model: From `ort_engine.training_graph`, or any model with weights as inputs.
         shapes: Shapes of the weights.
         block: Channels of a SIMD block of this CPU; 1 leaves convolutions as they are.
         only: Names of the rewrites to apply: "relu", "input_gradient", "blocked".
