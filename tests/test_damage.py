@@ -3,15 +3,18 @@
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import helper
 
 from tests.easy import compress
-from tests.graphs import conv_net, info, model, rng, run, save, weights
+from tests.graphs import conv_net, drawn, info, model, rng, run, save, weights
 from trp_onnx.errors import UsageError
-from trp_onnx.graph.layers import find_layers
-from trp_onnx.graph.model import open_model
-from trp_onnx.planning import LayerRule, left_by_budgets
+from trp_onnx.evaluation.divergence import divergence
+from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.graph.model import open_model, to_proto
+from trp_onnx.passes import ReplaceWeightsPass
+from trp_onnx.planning import LayerRule, Level, Move, left_by_budgets, measure_space_damage
 from trp_onnx.planning.curve import DamageCurve
 
 
@@ -92,3 +95,64 @@ def test_layers_that_no_budget_changes_are_not_measured(large_and_tiny: Path, tm
     within = compress(large_and_tiny, tmp_path / "a.onnx", config=rules, macs=0.6, **options)
     errors = [layer.relative_error for report in (alone, within) for layer in report.layers if layer.name == "tiny"]
     assert errors[0] == errors[1] > 0  # of its outputs, in both
+
+
+@pytest.fixture
+def hidden(tmp_path: Path) -> Path:
+    """x -> 24 hidden units -> y, and a second reader of the hidden units that hardly matters."""
+    w = {"a": weights(8, 24, seed=1), "b": weights(24, 6, seed=2), "c": weights(24, 6, seed=3), "k": np.float32(1e-3)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"], name="producer"),
+        helper.make_node("Relu", ["p"], ["h"]),
+        helper.make_node("MatMul", ["h", "b"], ["q"], name="loud"),
+        helper.make_node("MatMul", ["h", "c"], ["r"], name="quiet"),
+        helper.make_node("Mul", ["r", "k"], ["s"]),
+        helper.make_node("Add", ["q", "s"], ["y"]),
+    ]
+    return save(model(nodes, [info("x", ["N", 5, 8])], [info("y", ["N", 5, 6])], w), tmp_path / "net.onnx")
+
+
+def cut(layer: Layer, units: int, shift: np.ndarray | None = None) -> Move:
+    """Its first columns become zero."""
+    step = -layer.weight()
+    step[:, :, units:] = 0
+    return Move((layer,), step, shift)
+
+
+def test_a_space_is_cut_in_all_its_readers_at_every_width(hidden: Path) -> None:
+    opened = open_model(hidden)
+    loud, quiet = (layer for layer in find_layers(opened) if layer.name != "producer")
+    samples = drawn(x=rng().standard_normal((16, 5, 8)).astype(np.float32))
+    levels = [Level(0.1, (cut(loud, 2), cut(quiet, 2))), Level(0.5, (cut(loud, 12), cut(quiet, 12)))]
+    curve = measure_space_damage(opened, {"producer": levels}, samples)["producer"]
+    before = run(hidden, samples.runs[0].feeds)[0]
+    for level, damage in zip(levels, curve.damages[1:], strict=True):
+        changed = {move.layers[0].name: (move.layers[0].weight() + move.step, None) for move in level.moves}
+        after = open_model(hidden)
+        ReplaceWeightsPass(changed)(after)
+        session = ort.InferenceSession(to_proto(after).SerializeToString())
+        expected = divergence({"y": before}, {"y": session.run(None, samples.runs[0].feeds)[0]})
+        assert damage == pytest.approx(expected, rel=0.02)
+
+
+def test_spaces_are_measured_in_any_order_and_alone(hidden: Path) -> None:
+    opened = open_model(hidden)
+    producer, loud, quiet = find_layers(opened)
+    samples = drawn(x=rng().standard_normal((16, 5, 8)).astype(np.float32))
+    levels = {name: [Level(0.3, (cut(layer, 4),))] for name, layer in (("q", quiet), ("l", loud), ("p", producer))}
+    together = measure_space_damage(opened, levels, samples)
+    assert together["q"](0.3) < 1e-3 * together["l"](0.3)
+    for name in levels:
+        assert measure_space_damage(opened, {name: levels[name]}, samples)[name](0.3) == together[name](0.3)
+    assert measure_space_damage(opened, {"p": []}, samples) == {}
+
+
+def test_biases_take_up_their_part_of_a_move(tmp_path: Path) -> None:
+    net = conv_net(tmp_path / "net.onnx")
+    opened = open_model(net)
+    fc = find_layers(opened)[-1]
+    samples = drawn(x=rng().standard_normal((16, 3, 12, 12)).astype(np.float32))
+    still = Move((fc,), np.zeros(fc.shape or ()), np.zeros(10))
+    lifted = Move((fc,), np.zeros(fc.shape or ()), np.arange(10.0))
+    curves = measure_space_damage(opened, {"a": [Level(0.1, (still,))], "b": [Level(0.1, (lifted,))]}, samples)
+    assert curves["a"](0.1) == pytest.approx(0, abs=1e-9) and curves["b"](0.1) > 0.1

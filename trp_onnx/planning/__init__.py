@@ -7,8 +7,9 @@ on one layer, `allocate` on all within a budget; `planner` puts them together to
 
 from trp_onnx.planning.alignment import resolve_alignment
 from trp_onnx.planning.closed_loop import plan_for_speedup
-from trp_onnx.planning.damage import measure_damage
+from trp_onnx.planning.damage import Level, measure_damage, measure_space_damage
 from trp_onnx.planning.left import left_by_budgets
+from trp_onnx.planning.moved import Move
 from trp_onnx.planning.options import Evidence
 from trp_onnx.planning.plan import Decision, Plan
 from trp_onnx.planning.planner import Planner
@@ -21,12 +22,15 @@ __all__ = [
     "Decision",
     "Evidence",
     "LayerRule",
+    "Level",
+    "Move",
     "Plan",
     "Planner",
     "choose_schemes",
     "fastest_within",
     "left_by_budgets",
     "measure_damage",
+    "measure_space_damage",
     "plan_at_ranks",
     "plan_for_speedup",
     "plan_to_toml",
