@@ -21,7 +21,7 @@ class ReplaceWeightsPass(ir.passes.InPlacePass):
 
         Args:
             weights: By layer name the new weight, (G, N, C, *k), and what is added to the bias, (G N,), or None;
-                layers without an entry stay.
+                layers without an entry stay. Layers that are given one and the same array share it.
             keep: How to store them; in memory by default.
         """
         super().__init__()
@@ -37,15 +37,31 @@ class ReplaceWeightsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run."""
         tape = ir.tape.Tape(model.graph)
+        made: dict[tuple[int, object], ir.Value] = {}
         for name, layer in layers_named(model, self.weights).items():
             assert layer.layout is not None and layer.constant is not None and layer.constant.dtype is not None
             weight, shift = self.weights[name]
-            arrays = {layer.layout.weight_index: ("weight", layer.layout.from_canonical(weight))}
+            node, index, key = layer.node, layer.layout.weight_index, (id(weight), layer.layout)
+            if key not in made:
+                own = _free(model, node, index, f"{name}/refitted.weight")
+                made[key] = tape.initializer(self.keep(own, layer.layout.from_canonical(weight), layer.constant.dtype))
+            node.replace_input_with(index, made[key])
             if shift is not None:
                 bias = bias_of(layer)
-                arrays[2] = ("bias", shift if bias is None else bias.array().astype(np.float64).reshape(-1) + shift)
-                layer.node.resize_inputs(3)
-            for index, (what, array) in arrays.items():
-                tensor = self.keep(f"{name}/refitted.{what}", array, layer.constant.dtype)
-                layer.node.replace_input_with(index, tape.initializer(tensor))
+                array = shift if bias is None else bias.array().astype(np.float64).reshape(-1) + shift
+                node.resize_inputs(3)
+                own = _free(model, node, 2, f"{name}/refitted.bias")
+                node.replace_input_with(2, tape.initializer(self.keep(own, array, layer.constant.dtype)))
         return ir.passes.PassResult(model, modified=bool(self.weights))
+
+
+def _free(model: ir.Model, node: ir.Node, index: int, name: str) -> str:
+    """A name for what an input of a node becomes; what bears it goes, if nothing else uses it."""
+    node.replace_input_with(index, None)
+    known = model.graph.initializers
+    while name in known:
+        if not known[name].uses():
+            known.pop(name)
+        else:
+            name += "'"
+    return name
