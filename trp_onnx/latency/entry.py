@@ -1,4 +1,4 @@
-"""What is kept of one geometry: its factors' times at the ranks that were timed, and how far to trust them."""
+"""What is kept of one geometry: the times at the ranks that were timed, and how far to trust them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from trp_onnx.latency.parts import Parts
-from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
+from trp_onnx.latency.width import WAYS, Way
+from trp_onnx.lowrank.schemes import Rank
 
 _ALLOWED, _ALLOWED_OF_NETWORK = 0.03, 0.005
 """The doubt that is good enough: as part of a layer's time, and of its network's."""
@@ -25,12 +26,12 @@ class Entry:
     """Measurements of one geometry.
 
     Attributes:
-        knots: For each scheme the ranks that were timed and their time over the dense layer's.
+        knots: For each way the ranks that were timed and their time over the dense layer's.
         inside, pace, doubt: See `Parts`; the doubt is that of the worst measurement.
     """
 
     knots: dict[str, list[tuple[Rank, float]]]
-    inside: float
+    inside: float | None
     pace: float
     doubt: float
 
@@ -42,25 +43,26 @@ class Entry:
         except msgspec.ValidationError:
             return None
 
-    def with_parts(self, points: Sequence[tuple[Scheme, Rank]], found: Parts) -> Entry:
+    def with_parts(self, points: Sequence[tuple[Way, Rank]], found: Parts) -> Entry:
         """With what was found at some ranks."""
         knots = {name: list(timed) for name, timed in self.knots.items()}
-        for (scheme, rank), part in zip(points, found.parts, strict=True):
-            knots.setdefault(scheme.name, []).append((rank, part))
-        return Entry(knots, found.inside, found.pace, max(self.doubt, found.doubt))
+        for (way, rank), part in zip(points, found.parts, strict=True):
+            knots.setdefault(way.name, []).append((rank, part))
+        inside = self.inside if found.inside is None else found.inside
+        return Entry(knots, inside, found.pace, max(self.doubt, found.doubt))
 
-    def has(self, scheme: Scheme, rank: Rank) -> bool:
+    def has(self, way: Way, rank: Rank) -> bool:
         """Whether a rank was timed."""
-        return any(known == rank for known, _ in self.knots.get(scheme.name, ()))
+        return any(known == rank for known, _ in self.knots.get(way.name, ()))
 
-    def points(self) -> list[tuple[Scheme, Rank]]:
+    def points(self) -> list[tuple[Way, Rank]]:
         """All that were timed."""
-        return [(SCHEMES[name], rank) for name, timed in self.knots.items() for rank, _ in timed]
+        return [(WAYS[name], rank) for name, timed in self.knots.items() for rank, _ in timed]
 
-    def only(self, schemes: Collection[str]) -> Entry:
-        """Without the other schemes."""
-        return Entry({n: k for n, k in self.knots.items() if n in schemes}, self.inside, self.pace, self.doubt)
+    def only(self, ways: Collection[str]) -> Entry:
+        """Without the other ways."""
+        return Entry({n: k for n, k in self.knots.items() if n in ways}, self.inside, self.pace, self.doubt)
 
 
-NOTHING = Entry({}, 1.0, 0.0, 0.0)
+NOTHING = Entry({}, None, 0.0, 0.0)
 """Of a geometry that was not timed yet, or that the provider has no kernel for."""

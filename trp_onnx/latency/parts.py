@@ -10,6 +10,9 @@ share of its network is from one too, what the clock is off by cancels in share 
 Two more contenders guard what is found. The dense probe runs twice, as contenders that are no neighbours: what the
 second is off by is what any entry may be off by. And a reference convolution runs in the same rounds: how many MACs a
 second the dense layer does beside it bounds what its factors can do (see `LatencyTable`).
+
+A layer that is cut has neighbours that are cut as well, so that more than the layer differs between its probes. There
+the part is its time over that of the dense layer, each from a profile, of probes that take turns.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ import onnx_ir as ir
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.session import Arrays
-from trp_onnx.latency.probe import build_probe, layer_nodes, probe_feeds
+from trp_onnx.latency.probe import build_probe, layer_span, probe_feeds
 from trp_onnx.latency.timing import LEAST_ROUNDS, Timing, measure
+from trp_onnx.latency.width import Way, Width, cut
 from trp_onnx.lowrank.schemes import Rank, Scheme
 from trp_onnx.runners import NodeTime, Profile, Runner
 
@@ -53,6 +57,7 @@ _CHAINS, _CLOCK_ROUNDS = (50, 150), 100
 _WARM_UP, _FEWEST, _MOST_NODES = 3, 4, 100_000
 _REFERENCE = (64, 28)
 """Channels, and pixels along each side, of a 3x3 convolution that the kernels do at full speed."""
+_REFERENCE_MACS = 9 * (_REFERENCE[0] * _REFERENCE[1]) ** 2
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ def dissect(place: Place, proto: bytes, feeds: Arrays) -> Dissected:
 
 
 def _dissected(profile: Profile, clock: float) -> Dissected:
+    """The first model of a profile."""
     plain, noted, lost = profile.plain[_WARM_UP:, 0], profile.seconds[0][_WARM_UP:], profile.lost[_WARM_UP:, 0]
     kept = np.maximum(noted.sum(axis=1) - lost, noted.min(axis=0).sum())
     times, first, second = (np.quantile(part, _QUIET, axis=0) for part in (noted, noted[::2], noted[1::2]))
@@ -156,13 +162,13 @@ class Parts:
 
     Attributes:
         parts: Time of the factors over the dense layer's, in the order that was asked for.
-        inside: Part f of the probe's time that the dense layer takes.
+        inside: Part f of the probe's time that the dense layer takes; None where it was not asked.
         pace: MACs a second of the dense layer over those of the reference convolution.
         doubt: What an entry may be off by, as part of the dense layer's time.
     """
 
     parts: list[float]
-    inside: float
+    inside: float | None
     pace: float
     doubt: float
 
@@ -190,13 +196,11 @@ def time_parts(
     """
     assert layer.geometry is not None
     dense = build_probe(layer)
-    channels, side = _REFERENCE
-    pixels = np.random.default_rng(2).standard_normal((1, channels, side, side)).astype(np.float32)
-    feeds = probe_feeds(layer) | {"reference": pixels}
+    feeds = probe_feeds(layer) | _reference_feeds()
     probes = [dense, *(build_probe(layer, scheme, rank) for scheme, rank in wanted), dense, _reference()]
     if inside is None:
         alone = dissect(place, dense, feeds)
-        inside = sum(node.seconds for node in layer_nodes(alone.nodes)) / alone.seconds
+        inside = sum(node.seconds for node in alone.nodes[layer_span(alone.nodes)]) / alone.seconds
     if not inside > 0:
         return Parts([1.0] * len(wanted), 0.0, 0.0, 0.0)  # too small for any clock
     best: Parts | None = None
@@ -222,13 +226,61 @@ def _parts(layer: Layer, wanted: Sequence[tuple[Scheme, Rank]], timing: Timing, 
     parts = [max(1e-3, 1 - (1 - 1 / ratio.median) / inside) for ratio in ratios]
     noise = float(np.median([ratio.width / 4 for ratio in (*ratios, again)]))  # a standard deviation
     off = max(abs(1 / again.median - 1), noise) / inside
-    channels, side = _REFERENCE
-    reference_macs = 9 * (channels * side) ** 2
-    pace = layer.geometry.macs / (inside * reference.median) / reference_macs
+    pace = layer.geometry.macs / (inside * reference.median) / _REFERENCE_MACS
     return Parts(parts, inside, pace, max(off, _disorder(wanted, parts)))
 
 
-def _disorder(wanted: Sequence[tuple[Scheme, Rank]], parts: Sequence[float]) -> float:
+def time_cuts(place: Place, layer: Layer, wanted: Sequence[tuple[Width, Rank]], *, allowed: float = 0.03) -> Parts:
+    """Time a layer with fewer channels against the dense one, again and longer while that is in doubt.
+
+    Args:
+        place: Where.
+        layer: Whose geometry is meant.
+        wanted: What is left.
+        allowed: The doubt that is good enough.
+
+    Raises:
+        ModelError: The provider has no kernel for its type.
+        RunnerError: The runtime died or did not answer.
+    """
+    left = [layer, *(cut(layer, way, rank) for way, rank in wanted), layer]
+    probes, feeds = [*map(build_probe, left), _reference()], _reference_feeds()
+    for one in left:
+        feeds |= probe_feeds(one)
+    clock, models = place.clock, range(len(probes))
+    place.prepare(probes, feeds)
+    once = float(place.runner.profile(models, 1).plain.sum())
+    wanted_rounds = max(LEAST_ROUNDS, min(ROUNDS, int(SECONDS / 2 / once)))
+    found: list[Parts] = []
+    for attempt in range(ATTEMPTS):
+        profile = place.runner.profile(models, _WARM_UP + wanted_rounds * 2**attempt)
+        found.append(_cut_parts(layer, wanted, profile, clock))
+        if found[-1].doubt <= allowed:
+            break
+    return min(found, key=lambda parts: parts.doubt)
+
+
+def _cut_parts(layer: Layer, wanted: Sequence[tuple[Width, Rank]], profile: Profile, clock: float) -> Parts:
+    """What one profile says, and how far to trust it."""
+    assert layer.geometry is not None
+    pairs = zip(profile.nodes, profile.seconds, strict=True)
+    times = [noted[_WARM_UP:, layer_span(run)] for run, noted in pairs]
+
+    def seconds(rounds: slice) -> np.ndarray:
+        quiet = [np.quantile(noted[rounds], _QUIET, axis=0) - clock for noted in times]
+        return np.array([max(0.0, float(part.sum())) for part in quiet])
+
+    dense, *cuts, again, reference = seconds(slice(None))
+    if not dense > 0:
+        return Parts([1.0] * len(wanted), None, 0.0, 0.0)  # too small for any clock
+    parts = [max(1e-3, float(part / dense)) for part in cuts]
+    halves = seconds(slice(0, None, 2)) - seconds(slice(1, None, 2))
+    noise = float(np.median(np.abs(halves[:-1]))) / 2 / dense
+    pace = layer.geometry.macs / dense * reference / _REFERENCE_MACS
+    return Parts(parts, None, pace, max(abs(again / dense - 1), noise, _disorder(wanted, parts)))
+
+
+def _disorder(wanted: Sequence[tuple[Way, Rank]], parts: Sequence[float]) -> float:
     """How much faster than a smaller rank, in every mode, a larger one of the same scheme came out."""
     worst = 0.0
     for (scheme, rank), part in zip(wanted, parts, strict=True):
@@ -236,6 +288,11 @@ def _disorder(wanted: Sequence[tuple[Scheme, Rank]], parts: Sequence[float]) -> 
             if scheme is other and all(r <= s for r, s in zip(rank, larger, strict=True)):
                 worst = max(worst, part - took)
     return worst
+
+
+def _reference_feeds() -> dict[str, np.ndarray]:
+    channels, side = _REFERENCE
+    return {"reference": np.random.default_rng(2).standard_normal((1, channels, side, side)).astype(np.float32)}
 
 
 def _reference() -> bytes:

@@ -1,4 +1,4 @@
-"""Small graphs in which one layer, dense or factorised, is timed as if it stood in its network.
+"""Small graphs in which one layer, dense, factorised or cut (see `width`), is timed as if it stood in its network.
 
 A convolution stands between two 1x1 convolutions of 16 channels, so that it gets and gives the blocked layout that
 its neighbours in a network have; a product stands alone. Its time is that of the nodes between those two,
@@ -61,10 +61,11 @@ def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> 
 
     shape = (geometry.groups, geometry.out_channels, geometry.in_channels, *geometry.kernel)
     weight = constant("w", layer.layout.from_canonical(values(*shape).astype(np.float64)).astype(dtype.numpy()))
-    attributes = [attribute for attribute in layer.node.attributes.values() if not attribute.is_ref()]
+    given = [attribute for attribute in layer.node.attributes.values() if not attribute.is_ref()]
     is_conv = bool(geometry.kernel)
     if is_conv:
-        x = ir.Value(name="x", shape=ir.Shape((geometry.repeats, NEIGHBOUR_CHANNELS, *geometry.in_size)))
+        attributes = [*(a for a in given if a.name != "group"), ir.AttrInt64("group", geometry.groups)]
+        x = ir.Value(name=_input(layer), shape=ir.Shape((geometry.repeats, NEIGHBOUR_CHANNELS, *geometry.in_size)))
         ones = (1,) * len(geometry.kernel)
         wide_in, wide_out = geometry.groups * geometry.in_channels, geometry.groups * geometry.out_channels
         before = ir.node("Conv", [x, constant("before.w", values(wide_in, NEIGHBOUR_CHANNELS, *ones))], name=_BEFORE)
@@ -76,9 +77,9 @@ def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> 
         )
         nodes, y = [before, node, after], after.outputs[0]
     else:
-        x = ir.Value(name="x", shape=ir.Shape(_rows(layer)))
+        x = ir.Value(name=_input(layer), shape=ir.Shape(_rows(layer)))
         operands = [weight, x] if layer.layout.on_left else [x, weight]
-        node = ir.Node("", layer.op, operands, attributes, num_outputs=1, name="layer")
+        node = ir.Node("", layer.op, operands, given, num_outputs=1, name="layer")
         nodes, y = [node], node.outputs[0]
     x.type = ir.TensorType(dtype)
     node.outputs[0].name = "layer.out"
@@ -97,6 +98,12 @@ def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> 
     return bytes(ir.to_proto(model).SerializeToString())
 
 
+def _input(layer: Layer) -> str:
+    """The probe's input: what a product reads is as wide as itself."""
+    assert layer.geometry is not None
+    return "x" if layer.geometry.kernel else f"x{layer.geometry.in_channels}"
+
+
 def _rows(layer: Layer) -> tuple[int, ...]:
     """Shape of what a product multiplies its constant with."""
     geometry, layout = layer.geometry, layer.layout
@@ -112,12 +119,12 @@ def probe_feeds(layer: Layer) -> dict[str, np.ndarray]:
     geometry, dtype = layer.geometry, layer.constant.dtype if layer.constant is not None else None
     assert geometry is not None and dtype is not None
     shape = (geometry.repeats, NEIGHBOUR_CHANNELS, *geometry.in_size) if geometry.kernel else _rows(layer)
-    return {"x": np.random.default_rng(1).standard_normal(shape).astype(dtype.numpy())}
+    return {_input(layer): np.random.default_rng(1).standard_normal(shape).astype(dtype.numpy())}
 
 
-def layer_nodes(run: Sequence[NodeTime]) -> Sequence[NodeTime]:
+def layer_span(run: Sequence[NodeTime]) -> slice:
     """The probed layer in one run: all nodes between its neighbours."""
     names = [node.name for node in run]
     start = next((i + 1 for i, name in enumerate(names) if name.removesuffix("_nchwc") == _BEFORE), 0)
     end = next((i for i, name in enumerate(names) if name.removesuffix("_nchwc") == _AFTER), len(names))
-    return run[start:end]
+    return slice(start, end)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -27,10 +26,11 @@ from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.session import Arrays
 from trp_onnx.latency.benchmark import check_ran, layer_milliseconds
 from trp_onnx.latency.entry import NOTHING, Entry, allowed_doubt
-from trp_onnx.latency.parts import STEADY, Place, dissect, time_parts
+from trp_onnx.latency.parts import STEADY, Place, dissect, time_cuts, time_parts
 from trp_onnx.latency.probe import signature
 from trp_onnx.latency.table import NETWORK, LatencyTable, target_of
-from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme, candidates
+from trp_onnx.latency.width import Way, Width, rank_of, width_of
+from trp_onnx.lowrank.schemes import SCHEMES, Geometry, Rank, Scheme, candidates
 from trp_onnx.passes.network import Network
 from trp_onnx.progress import at_work, track
 from trp_onnx.runners import Runner, open_runner
@@ -39,6 +39,9 @@ from trp_onnx.schema import Count, held, plain
 
 KNOTS = 3
 """Ranks at which a pair is timed, and its full rank; Tucker-2 at twice as many pairs of ranks."""
+
+CUTS = ((2, 4), (4, 2), (2, 2), (3, 3), (1, 1), (3, 4), (4, 3))
+"""Quarters of inputs and outputs with which a layer is timed, and whole."""
 
 _METHOD = 6
 """Raised when what is measured changes: older measurements in the cache are then left alone."""
@@ -98,8 +101,9 @@ def measure_table(
     provider: str = "cpu",
     threads: int = 1,
     runner: Runner | None = None,
+    widths: Sequence[Layer] = (),
 ) -> LatencyTable:
-    """Time a network's layers, dense and at several ranks of each scheme.
+    """Time a network's layers, dense, at several ranks of each scheme, and with fewer channels.
 
     Args:
         model: Normalised; not changed.
@@ -109,6 +113,7 @@ def measure_table(
         provider: A name of `PROVIDERS`.
         threads: Intra-op threads.
         runner: Where; in this process otherwise.
+        widths: The layers to time with fewer channels as well.
 
     Raises:
         UsageError: The provider is not there, or the runtime cannot tell the time of single nodes.
@@ -125,19 +130,28 @@ def measure_table(
         store.put("step", step)
     network = _network(place, store, model, feeds, free)
     signatures = {layer.name: signature(layer) for layer in free}
-    doubts = {NETWORK: network["doubt"]}
-    table = LatencyTable(target, step, network["milliseconds"], signatures, network["shares"], {}, doubts=doubts)
-    wanted: dict[str, list[tuple[Scheme, Rank]]] = {}
+    table = LatencyTable(
+        target, step, network["milliseconds"], signatures, network["shares"], {}, others=network["others"],
+        doubts={NETWORK: network["doubt"]},
+    )  # fmt: skip
+    wanted: dict[str, list[tuple[Way, Rank]]] = {}
     for layer in free:
         key = signatures[layer.name]
         if key not in wanted:
-            schemes = candidates(scheme, _geometry(layer))
+            schemes = candidates(scheme, _geometry(layer).kernel)
             wanted[key] = [(s, rank) for s in schemes for rank in _knots(layer, s, step)]
+    for key, layer in {signatures[layer.name]: layer for layer in widths if layer.reason is None}.items():
+        way = width_of(_geometry(layer))
+        wanted[key] += [(way, rank) for rank in _cuts(layer, way, step)]
     return _timed(place, store, table, free, wanted, renew=True)
 
 
 def measure_points(
-    table: LatencyTable, layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]], runner: Runner | None = None
+    table: LatencyTable,
+    layers: Sequence[Layer],
+    chosen: Mapping[str, tuple[str, Rank]],
+    runner: Runner | None = None,
+    widths: Mapping[str, tuple[int, int]] | None = None,
 ) -> LatencyTable:
     """Time single points of a table that are interpolated so far; the same table where it is another machine's.
 
@@ -146,6 +160,7 @@ def measure_points(
         layers: Of its network.
         chosen: Scheme and rank by layer name.
         runner: Where; in this process otherwise.
+        widths: The inputs and outputs that are left of layers, by name, see `LatencyTable.width_part`.
 
     Raises:
         RunnerError: The runtime died or did not answer.
@@ -154,18 +169,28 @@ def measure_points(
     place = Place(runner or open_runner(), target.provider, target.threads)
     if target != target_of(place.runner, target.provider, target.threads):
         return table
-    wanted: dict[str, list[tuple[Scheme, Rank]]] = {}
-    for layer in layers:
-        if layer.name in chosen:
-            name, rank = chosen[layer.name]
-            point = (SCHEMES[name], table.blocks(layer, SCHEMES[name], rank))
-            points = wanted.setdefault(table.signatures[layer.name], [])
-            if point not in points and not table.knows(layer, *point):
-                points.append(point)
+    wanted: dict[str, list[tuple[Way, Rank]]] = {}
+    for layer, way, rank in _points(layers, chosen, widths or {}):
+        point = (way, table.blocks(layer, way, rank))
+        points = wanted.setdefault(table.signatures[layer.name], [])
+        if point not in points and not table.knows(layer, *point):
+            points.append(point)
     if not any(wanted.values()):
         return table
     store = Cache("latency", f"{_METHOD} {target}")
     return _timed(place, store, table, layers, wanted, renew=False)
+
+
+def _points(
+    layers: Sequence[Layer], chosen: Mapping[str, tuple[str, Rank]], widths: Mapping[str, tuple[int, int]]
+) -> Iterator[tuple[Layer, Way, Rank]]:
+    for layer in layers:
+        if layer.name in chosen:
+            name, rank = chosen[layer.name]
+            yield layer, SCHEMES[name], rank
+        if layer.name in widths:
+            geometry = _geometry(layer)
+            yield layer, width_of(geometry), rank_of(geometry, *widths[layer.name])
 
 
 def _timed(
@@ -173,7 +198,7 @@ def _timed(
     store: Cache,
     table: LatencyTable,
     layers: Sequence[Layer],
-    wanted: Mapping[str, Sequence[tuple[Scheme, Rank]]],
+    wanted: Mapping[str, Sequence[tuple[Way, Rank]]],
     *,
     renew: bool,
 ) -> LatencyTable:
@@ -190,7 +215,7 @@ def _timed(
     entries = {}
     for key in track([key for key, points in wanted.items() if points], "timing layers"):
         entry = _entry(place, store, key, owners[key], wanted[key], allowed_doubt(share[key]), renew)
-        entries[key] = entry.only({*table.parts.get(key, {}), *(scheme.name for scheme, _ in wanted[key])})
+        entries[key] = entry.only({*table.parts.get(key, {}), *(way.name for way, _ in wanted[key])})
     return table.with_entries(entries)
 
 
@@ -199,7 +224,7 @@ def _entry(
     store: Cache,
     key: str,
     layer: Layer,
-    wanted: Sequence[tuple[Scheme, Rank]],
+    wanted: Sequence[tuple[Way, Rank]],
     allowed: float,
     renew: bool,
 ) -> Entry:
@@ -210,36 +235,45 @@ def _entry(
         missing, known = [*known.points(), *missing], NOTHING
     if not missing:
         return known
-    inside = known.inside if known.knots else None
+    factors = [(way, rank) for way, rank in missing if not isinstance(way, Width)]
+    cuts = [(way, rank) for way, rank in missing if isinstance(way, Width)]
     try:
-        found = time_parts(place, layer, missing, allowed=allowed, inside=inside)
+        if factors:
+            known = known.with_parts(factors, time_parts(place, layer, factors, allowed=allowed, inside=known.inside))
+        if cuts:
+            known = known.with_parts(cuts, time_cuts(place, layer, cuts, allowed=allowed))
     except ModelError:
         return NOTHING  # a type that the provider has no kernel for: MACs stand in
-    entry = known.with_parts(missing, found)
-    store.put(key, plain(entry))
-    return entry
+    store.put(key, plain(known))
+    return known
 
 
-def _geometry(layer: Layer) -> tuple[int, ...]:
+def _geometry(layer: Layer) -> Geometry:
     assert layer.geometry is not None
-    return layer.geometry.kernel
+    return layer.geometry
 
 
 def _network(place: Place, store: Cache, model: ir.Model, feeds: Arrays, layers: Sequence[Layer]) -> dict[str, Any]:
-    """Time of a run in milliseconds, and each layer's part of it."""
+    """Time of a run in milliseconds, and the part of it of each layer and of each other node."""
     proto = to_proto(model).SerializeToString()
     shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
     mark = f"network {hashlib.sha256(proto).hexdigest()} {shape}"
     known: dict[str, Any] = store.get(mark)
     with suppress(KeyError, TypeError):  # not there, or damaged
-        if known["doubt"] <= STEADY and known["shares"].keys() == {layer.name for layer in layers}:
+        if (
+            known["doubt"] <= STEADY
+            and known["shares"].keys() == {layer.name for layer in layers}
+            and "others" in known
+        ):
             return known
     network = dissect(place, proto, feeds)
     check_ran("the network", network.nodes, place.provider)
     found = layer_milliseconds(model.graph, network.nodes)
     whole = max(network.seconds * 1e3, sum(found.values()))  # noise must not make the parts more than the whole
-    shares = {layer.name: found.get(layer.name, 0.0) / whole for layer in layers}
-    known = {"milliseconds": network.seconds * 1e3, "shares": shares, "doubt": network.doubt}
+    shares = {layer.name: found.pop(layer.name, 0.0) / whole for layer in layers}
+    names = {node.name or node.outputs[0].name for node in model.graph if node.outputs}
+    others = {name: milliseconds / whole for name, milliseconds in found.items() if name in names}
+    known = {"milliseconds": network.seconds * 1e3, "shares": shares, "others": others, "doubt": network.doubt}
     store.put(mark, known)
     return known
 
@@ -248,7 +282,7 @@ def _knots(layer: Layer, scheme: Scheme, step: int) -> list[Rank]:
     """Ranks to time: multiples of the step from one step to where the scheme stops to pay, and the full rank."""
     geometry = layer.geometry
     assert geometry is not None
-    step //= math.gcd(step, geometry.groups)
+    step = scheme.step(geometry, step)
     full = scheme.full_rank(geometry)
     count = KNOTS if len(full) == 1 else 2 * KNOTS
     modes = []
@@ -257,6 +291,15 @@ def _knots(layer: Layer, scheme: Scheme, step: int) -> list[Rank]:
         modes.append([int(min(size, place * step)) for place in places])
     paying = [rank for rank in itertools.product(*modes) if scheme.macs(geometry, rank) < geometry.macs]
     return [*_spread([rank for rank in paying if rank != full], count), full] if paying else []
+
+
+def _cuts(layer: Layer, way: Width, step: int) -> list[Rank]:
+    """Widths to time, in steps, and the full one."""
+    geometry = _geometry(layer)
+    step, full = way.step(geometry, step), way.full_rank(geometry)
+    modes = [[min(size, max(step, round(size * part / 4 / step) * step)) for part in range(5)] for size in full]
+    found = [tuple(mode[part] for mode, part in zip(modes, parts, strict=False)) for parts in CUTS]
+    return [*(rank for rank in dict.fromkeys(found) if rank != full), full]
 
 
 def _spread(ranks: Sequence[Rank], count: int) -> list[Rank]:

@@ -1,4 +1,4 @@
-"""The latency table of one network: what each layer takes, and what its factors would.
+"""The latency table of one network: what each layer takes, and what its factors or less of its channels would.
 
     time(plan) = 1 - sum_l share_l (1 - part_l(scheme_l, rank_l))
 
@@ -7,8 +7,9 @@ factors over that of the dense layer, both measured in the same small graph (see
 although the machine drifts.
 
 Parts are measured at a few ranks and interpolated. Within a step, the block in which the kernels compute channels,
-every rank costs what the whole step does: ranks are rounded up to it first. For Tucker-2 the time is bilinear in its
-two ranks, `a + b r_in + c r_out + d r_in r_out` with b, c, d >= 0, fitted to what was measured.
+every rank costs what the whole step does: ranks are rounded up to it first. For Tucker-2, and for a layer with fewer
+inputs and outputs (see `width`), the time is bilinear in the two, `a + b r_in + c r_out + d r_in r_out` with b, c,
+d >= 0, fitted to what was measured.
 
 An allocation looks for what is cheap, and finds every error of a table. So no part is believed that kernels cannot do:
 
@@ -32,6 +33,7 @@ from os import PathLike
 from typing import Annotated, Any
 
 import numpy as np
+import onnx_ir as ir
 from msgspec import Meta
 
 from trp_onnx.errors import DataError, UsageError
@@ -42,7 +44,8 @@ from trp_onnx.graph.layers import Layer
 from trp_onnx.latency.entry import Entry, allowed_doubt
 from trp_onnx.latency.parts import STEADY
 from trp_onnx.latency.probe import signature
-from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
+from trp_onnx.latency.width import WAYS, Way, rank_of, width_of
+from trp_onnx.lowrank.schemes import SCHEMES, Rank
 from trp_onnx.printable import printable
 from trp_onnx.rows import Headlined, shortened
 from trp_onnx.runners import Runner
@@ -99,7 +102,9 @@ class LatencyTable(Headlined, Document):
         milliseconds: One run of the dense network; drifts with the machine, for orientation.
         signatures: Geometry of each layer, by its name.
         shares: Part of the network's time that each layer takes, by its name.
-        parts: For each geometry and scheme the ranks that were timed and their time over the dense layer's.
+        parts: For each geometry and way (a scheme, "width" or "depthwise", see `width`) the ranks that were timed and
+            their time over the dense layer's.
+        others: Part of the network's time of the nodes that are no layers, by theirs.
         paces: MACs a second of each geometry's dense layer over those of a convolution at full speed; empty in a table
             of an older version.
         doubts: What the parts of each geometry may be off by, and what the shares may be, together, under "network".
@@ -112,6 +117,7 @@ class LatencyTable(Headlined, Document):
     signatures: dict[str, str]
     shares: dict[str, Part]
     parts: dict[str, dict[str, Knots]]
+    others: dict[str, Part] = field(default_factory=dict)
     paces: dict[str, Measured] = field(default_factory=dict)
     doubts: dict[str, Measured] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -126,37 +132,54 @@ class LatencyTable(Headlined, Document):
         """Part of the dense network's time that a layer takes."""
         return self.shares.get(layer.name, 0.0)
 
-    def part(self, layer: Layer, scheme: Scheme, rank: Rank) -> float:
-        """Time of a layer's factors over that of the dense layer."""
-        blocks, key = self.blocks(layer, scheme, rank), self.signatures[layer.name]
-        known = self._parts.get((key, scheme.name, blocks))
+    def node_share(self, node: ir.Node) -> float:
+        """Part of the dense network's time that a node takes which is no layer."""
+        return self.others.get(node.name or node.outputs[0].name or "", 0.0)
+
+    def width_part(self, layer: Layer, inputs: int, outputs: int) -> float:
+        """Time of a layer of which so many inputs and outputs are left over that of the dense layer.
+
+        Args:
+            layer: The layer.
+            inputs: Channels, those of all groups counted together.
+            outputs: The same.
+        """
+        assert layer.geometry is not None
+        way, rank = width_of(layer.geometry), rank_of(layer.geometry, inputs, outputs)
+        whole = self.blocks(layer, way, rank) == way.full_rank(layer.geometry)
+        return 1.0 if whole else min(1.0, self.part(layer, way, rank))
+
+    def part(self, layer: Layer, way: Way, rank: Rank) -> float:
+        """Time of what a layer may become over that of the dense layer."""
+        blocks, key = self.blocks(layer, way, rank), self.signatures[layer.name]
+        known = self._parts.get((key, way.name, blocks))
         if known is not None:
             return known
         assert layer.geometry is not None
-        of_macs = float(scheme.macs(layer.geometry, blocks)) / max(1, layer.geometry.macs)
-        curve = self._curves.get((key, scheme.name))
+        of_macs = float(way.macs(layer.geometry, blocks)) / max(1, layer.geometry.macs)
+        curve = self._curves.get((key, way.name))
         found = of_macs if curve is None else max(curve(blocks), of_macs * self.paces.get(key, 0.0) / self._best)
-        self._parts[key, scheme.name, blocks] = found
+        self._parts[key, way.name, blocks] = found
         return found
 
-    def blocks(self, layer: Layer, scheme: Scheme, rank: Rank) -> Rank:
+    def blocks(self, layer: Layer, way: Way, rank: Rank) -> Rank:
         """The largest rank that takes as long as this one: whole steps of the kernels."""
         assert layer.geometry is not None
-        step = self.step // math.gcd(self.step, layer.geometry.groups)
-        full = scheme.full_rank(layer.geometry)
+        step, full = way.step(layer.geometry, self.step), way.full_rank(layer.geometry)
         return tuple(min(max(f, 1), math.ceil(r / step) * step) for r, f in zip(rank, full, strict=True))
 
-    def knows(self, layer: Layer, scheme: Scheme, rank: Rank) -> bool:
+    def knows(self, layer: Layer, way: Way, rank: Rank) -> bool:
         """Whether a rank was timed itself."""
-        timed = self.parts.get(self.signatures[layer.name], {}).get(scheme.name, ())
+        timed = self.parts.get(self.signatures[layer.name], {}).get(way.name, ())
         return any(known == rank for known, _ in timed)
 
     def fastest(self, layers: Sequence[Layer]) -> float:
-        """The speed-up with every layer at the fastest ranks that were timed, or as it is: no plan does better."""
+        """The speed-up with every layer at the fastest ranks that were timed, or as it is: no factors do better."""
         saved = 0.0
         for layer in layers:
             timed = self.parts.get(self.signatures.get(layer.name, ""), {})
-            parts = [self.part(layer, SCHEMES[name], rank) for name, knots in timed.items() for rank, _ in knots]
+            pairs = [(SCHEMES[name], rank) for name in timed.keys() & SCHEMES.keys() for rank, _ in timed[name]]
+            parts = [self.part(layer, *pair) for pair in pairs]
             saved += self.share(layer) * (1.0 - min((1.0, *parts)))
         return 1.0 / (1.0 - saved)
 
@@ -308,13 +331,13 @@ def read_table(path: str | PathLike[str]) -> LatencyTable:
         raise DataError(f"'{path}' is no latency table that this version reads: {what}")
     damaged = f"the latency table '{path}' is damaged, measure it again"
     table = converted(document, LatencyTable, damaged, DataError)
-    total = sum(table.shares.values())
+    total = sum(table.shares.values()) + sum(table.others.values())
     if total > 1 + 1e-6:
         raise DataError(f"{damaged}: shares add up to {total:.3f}")
     for scheme, knots in ((scheme, knots) for by in table.parts.values() for scheme, knots in by.items()):
-        if scheme not in SCHEMES:
+        if scheme not in WAYS:
             raise DataError(f"{damaged}: there is no scheme {brief(scheme)}")
-        wrong = next((rank for rank, _ in knots if len(rank) != len(SCHEMES[scheme].parts) - 1), None)
+        wrong = next((rank for rank, _ in knots if len(rank) != WAYS[scheme].modes), None)
         if wrong is not None:
             raise DataError(f"{damaged}: scheme {scheme} has no rank {wrong}")
     return table

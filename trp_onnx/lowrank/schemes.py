@@ -34,7 +34,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,15 @@ class Scheme(ABC):
     name: str
     parts: tuple[str, ...]
     """Names of the factors, in the order in which they run; suffixes of the new nodes."""
+
+    @property
+    def modes(self) -> int:
+        """How many ranks it has."""
+        return len(self.parts) - 1
+
+    def step(self, geometry: Geometry, step: int) -> int:
+        """Of so many channels in one step of the kernels' time, the ranks of one group."""
+        return step // gcd(step, geometry.groups)
 
     @abstractmethod
     def fits(self, kernel: Sequence[int]) -> bool:
