@@ -2,15 +2,16 @@
 
 `normalise` is a sequence of the common passes of onnx_ir (inline functions, lift constants, drop initializers
 from the inputs) and, from here, `SimplifyPass`, which `CheckedPass` undoes where outputs change,
-`FoldBatchNormPass` and `UniqueNamesPass`. `FactorisePass` carries out a plan, `ReplaceWeightsPass` refits what
-it keeps, `FoldWeightsPass` and `BalanceFactorsPass` prepare a model for int8. All of them find the layers
-themselves and say what they require: they run in anybody's `onnx_ir.passes.Sequential`. What onnx_ir already
-has is used from there and not wrapped.
+`FoldBatchNormPass` and `UniqueNamesPass`. `FactorisePass` carries out a plan, `CutChannelsPass` removes
+channels from a whole network, `ReplaceWeightsPass` refits what they keep, `FoldWeightsPass` and `BalanceFactorsPass`
+prepare a model for int8. All of them find the layers themselves and say what they require: they run in anybody's
+`onnx_ir.passes.Sequential`. What onnx_ir already has is used from there and not wrapped.
 """
 
 from trp_onnx.passes.balance_factors import BalanceFactorsPass
 from trp_onnx.passes.checked import CheckedPass
 from trp_onnx.passes.clean_up import CleanUpPass
+from trp_onnx.passes.cut_channels import CutChannelsPass
 from trp_onnx.passes.factorise import FactorisePass
 from trp_onnx.passes.fold_batch_norm import FoldBatchNormPass
 from trp_onnx.passes.fold_weights import FoldWeightsPass
@@ -23,6 +24,7 @@ __all__ = [
     "BalanceFactorsPass",
     "CheckedPass",
     "CleanUpPass",
+    "CutChannelsPass",
     "FactorisePass",
     "FoldBatchNormPass",
     "FoldWeightsPass",

@@ -95,7 +95,9 @@ class Layout:
         """True when the constant is the left operand of a product."""
         return self.weight_index == 0
 
-    def _columns_first(self) -> bool:
+    @property
+    def columns_first(self) -> bool:
+        """Whether a product's weight is stored (C, N)."""
         # A right operand is stored (C, N), a left one (N, C); transA and transB turn that around.
         return self.on_left == self.transposed
 
@@ -107,7 +109,7 @@ class Layout:
         if self.op == "ConvTranspose":
             return np.swapaxes(w.reshape(self.groups, -1, *w.shape[1:]), 1, 2)
         w = w.reshape(self.groups, *w.shape[-2:])
-        return np.swapaxes(w, 1, 2) if self._columns_first() else w
+        return np.swapaxes(w, 1, 2) if self.columns_first else w
 
     def from_canonical(self, weight: Array) -> Array:
         """(G, N, C, *k) as the operator stores it."""
@@ -115,7 +117,7 @@ class Layout:
             return weight.reshape(-1, *weight.shape[2:])
         if self.op == "ConvTranspose":
             return np.swapaxes(weight, 1, 2).reshape(-1, weight.shape[1], *weight.shape[3:])
-        stored = np.swapaxes(weight, 1, 2) if self._columns_first() else weight
+        stored = np.swapaxes(weight, 1, 2) if self.columns_first else weight
         return stored.reshape(*self.batch, *stored.shape[-2:])
 
 

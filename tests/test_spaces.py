@@ -1,0 +1,63 @@
+"""Spaces: which channels of a network can be removed together, from what, and why others cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.nets import Net, shown, spaces_of
+
+
+def inverted_residual() -> Net:
+    net = Net("N", 3, 8, 8)
+    flow = net.op("Clip", net.conv("x", 3, 8, "stem", 3), net.const(0.0), net.const(6.0))
+    for block in (1, 2):
+        wide = net.op("Clip", net.conv(flow, 8, 24, f"expand{block}"), net.const(0.0), net.const(6.0))
+        deep = net.op("HardSwish", net.conv(wide, 24, 24, f"depthwise{block}", 3, 24))
+        flow = net.op("Add", flow, net.conv(deep, 24, 8, f"project{block}"))
+    pooled = net.op("Flatten", net.op("GlobalAveragePool", flow))
+    net.gemm(pooled, 8, 5, "fc")
+    return net
+
+
+def test_inverted_residuals() -> None:
+    spaces = spaces_of(inverted_residual().model("fc.out"))
+    assert {name: shown(space) for name, space in spaces.items()} == {
+        "stem": "8 stem project1 project2 > expand1 expand2 fc",
+        "expand1": "24 expand1 > project1",
+        "expand2": "24 expand2 > project2",
+        "fc": "5 fc > ",
+    }
+    assert [space.closed for space in spaces.values()] == [None] * 3 + ["they are the output 'fc.out' of the network"]
+    (depthwise, *_) = (node for node in spaces["expand1"].within if node.name == "depthwise1")
+    assert depthwise.op == "Conv"
+
+
+def test_a_fire_module_has_a_space_for_each_branch() -> None:
+    net = Net("N", 3, 8, 8)
+    squeeze = net.op("Relu", net.conv("x", 3, 4, "squeeze"))
+    left = net.op("Relu", net.conv(squeeze, 4, 6, "left"))
+    right = net.op("Relu", net.conv(squeeze, 4, 10, "right", 3))
+    net.conv(net.op("MaxPool", net.op("Concat", left, right, axis=1), kernel_shape=[2, 2]), 16, 5, "next")
+    spaces = spaces_of(net.model("next.out"))
+    assert [shown(space) for space in spaces.values()] == [
+        "4 squeeze > left right", "6 left > next", "10 right > next", "5 next > ",
+    ]  # fmt: skip
+    (unit,) = (consumer.unit for consumer in spaces["right"].consumers)
+    assert unit.tolist() == [-1] * 6 + list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("operator", "why"),
+    [
+        ("LRN", "LRN 'op' normalises over them, so that each output depends on all"),
+        ("Einsum", "Einsum 'op' is not known to keep them apart"),
+        ("Softmax", "Softmax 'op' mixes them: each output depends on all"),
+        ("Add", "Add 'op' combines it with 'x', whose entries stay"),
+    ],
+)
+def test_why_a_space_is_closed(operator: str, why: str) -> None:
+    net = Net("N", 4, 8, 8)
+    flow = net.conv("x", 4, 4, "conv1")
+    more = {"LRN": {"size": 3}, "Einsum": {"equation": "nchw->nchw"}, "Softmax": {"axis": 1}}.get(operator, {})
+    net.conv(net.op(operator, flow, *(["x"] if operator == "Add" else []), name="op", **more), 4, 4, "conv2")
+    assert spaces_of(net.model("conv2.out"))["conv1"].closed == why
