@@ -170,13 +170,12 @@ def test_killed_exports_and_small_files(net: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_while_scikit_learn_fits_is_heard(tmp_path: Path) -> None:
-    """It catches KeyboardInterrupt, warns, and goes on with what it has."""
     pytest.importorskip("sklearn")
     told = (
-        "from sklearn.neural_network import MLPClassifier as M; f = M._update_no_improvement_count\n"
-        "def g(self, *a):\n"
-        "    open('fitting', 'w').close(); return f(self, *a)\n"
-        "M._update_no_improvement_count = g\n"
+        "import time; from sklearn.linear_model import LogisticRegression as R\n"
+        "def fit(self, *a):\n"
+        "    open('fitting', 'w').close(); time.sleep(60)\n"
+        "R.fit = fit\n"
     )
     code = f"exec({told!r})"
     process = start(tmp_path, "demo", "-o", "demo", before=code)

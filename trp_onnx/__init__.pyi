@@ -2,6 +2,7 @@
 
 from ._version import __version__ as __version__
 from .commands.compress import compress as compress
+from .commands.demo import Demo as Demo
 from .commands.demo import demo as demo
 from .commands.doctor import Diagnosis as Diagnosis
 from .commands.doctor import doctor as doctor

@@ -338,23 +338,18 @@ def setup_training(wheel: Path | None, cuda: bool) -> None:
 @json_option()
 @quiet_option("Print the summary, not every layer.")
 def demo(folder: Path, json_to: str | None, quiet: bool) -> None:
-    """Fit a small network to scikit-learn's digits, compress it with training and show what that gained and lost."""
+    """Train a small convolutional network, make it 1.7 times as fast by low rank, and export it: a minute in all."""
     with answering():
         from trp_onnx.commands.demo import demo as run
 
-        click.echo(
-            "fitting a perceptron to scikit-learn's digits, then compressing it, training with projection", err=True
-        )
-        direct, report = run(folder)
+        result = run(folder)
+        report = result.result.report
         write_json(report.to_dict(), json_to)
     if json_to == "-":
         return
     from trp_onnx.report import report_tables
 
     show(report_tables(report, layers=not quiet), report.notes, report.warnings)
-    if direct.score is not None and report.score is not None:
-        click.echo(
-            f"to {report.macs.remaining:.0%} of the MACs without training: {direct.score.after.value:.2f}%; "
-            f"with training: {report.score.after.value:.2f}%"
-        )
-    click.echo(f"the files are in {folder}; look at one: trp-onnx inspect {folder / 'digits.onnx'}")
+    click.echo(f"report    {result.page}\nfor apps  {result.ort}\nnext:")
+    for command in result.next_commands():
+        click.echo(f"  {command}")
