@@ -114,7 +114,7 @@ def _remove(unit: int, problems: Sequence[_Surgery], costs: Array) -> float:
 def refit(reader: Reader, kept: Units) -> Array:
     """The weight with zeros for the units that went, and all others refitted: `W_K + W_R S_RK (S_KK)^-1`, (G, N, D)."""
     if isinstance(reader.moment, Separable):
-        return _unfolded(refit(_folded(reader), kept), reader.weight.shape)
+        return unfolded(refit(folded(reader), kept), reader.weight.shape)
     found = np.zeros_like(reader.weight)
     for new, weight, moment, unit in zip(found, reader.weight, reader.moment, reader.unit, strict=True):
         stays = (unit == NO_UNIT) | np.isin(unit, kept)
@@ -139,7 +139,7 @@ def _energy(weight: Array, moment: Moment) -> float:
     return float(((weight @ moment) * weight).sum(dtype=np.float64))
 
 
-def _folded(reader: Reader, *, whitened: bool = False) -> Reader:
+def folded(reader: Reader, *, whitened: bool = False) -> Reader:
     """Under a product `S_c (x) K` a reader of C columns, for K stands aside: (G, N taps, C); see `separable`."""
     moment = reader.moment
     assert isinstance(moment, Separable)
@@ -153,7 +153,7 @@ def _folded(reader: Reader, *, whitened: bool = False) -> Reader:
     return Reader(np.swapaxes(taps, 2, 3).reshape(groups, -1, channels), moment.channels, unit)
 
 
-def _unfolded(weight: Array, shape: tuple[int, ...]) -> Array:
+def unfolded(weight: Array, shape: tuple[int, ...]) -> Array:
     """(G, N taps, C) -> (G, N, C taps)."""
     groups, n, _ = shape
     return np.swapaxes(weight.reshape(groups, n, -1, weight.shape[-1]), 2, 3).reshape(shape)
@@ -161,7 +161,7 @@ def _unfolded(weight: Array, shape: tuple[int, ...]) -> Array:
 
 def _surgeries(reader: Reader, readers: int) -> list[_Surgery]:
     """One for each group of a reader, so scaled that costs are parts of the error."""
-    plain = _folded(reader, whitened=True) if isinstance(reader.moment, Separable) else reader
+    plain = folded(reader, whitened=True) if isinstance(reader.moment, Separable) else reader
     assert isinstance(plain.moment, np.ndarray)
     weight, moment = scaled(plain.weight)[0], scaled(plain.moment)[0]
     whole = readers * _energy(weight, moment)
