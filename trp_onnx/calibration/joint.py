@@ -75,12 +75,17 @@ class Joint:
         """D."""
         return int(self.moments.mean.shape[1]) // 2
 
+    def before(self) -> Moments:
+        """Of x alone."""
+        return self._part(slice(None, self.size))
+
     def now(self) -> Array:
         """The moment S of x', with the ridge of all moments: (G, D, D)."""
-        here = slice(self.size, None)
+        return self._part(slice(self.size, None)).matrix(centred=corrects_bias(self.layer))
+
+    def _part(self, here: slice) -> Moments:
         spread = self.moments.spread[:, here, here]
-        moments = Moments(self.moments.mean[:, here], spread, self.moments.patches, self.moments.scale)
-        return moments.matrix(centred=corrects_bias(self.layer))
+        return Moments(self.moments.mean[:, here], spread, self.moments.patches, self.moments.scale)
 
     def best(self, towards: Array, ridge: float = 0.0, stays: NDArray[np.bool_] | None = None) -> Array:
         """W*, (G, N, C, *k).

@@ -118,6 +118,16 @@ class Moments:
         return np.asarray(found)
 
 
+def pooled(one: Moments, other: Moments) -> Moments:
+    """The moments of both sets of patches together; not of products."""
+    part = one.patches / (one.patches + other.patches)
+    mean = part * one.mean + (1 - part) * other.mean
+    apart = (one.mean - other.mean) / one.scale
+    spread = part * one.spread + (1 - part) * (other.scale / one.scale) ** 2 * other.spread
+    spread = spread + part * (1 - part) * apart[:, :, None] * apart[:, None, :]
+    return Moments(mean, spread.astype(np.float32), one.patches + other.patches, one.scale)
+
+
 def mean_error(error: Array, moments: Moments) -> Array:
     """What an error of the weight takes from the mean of the outputs: (G, N, C, *k) -> (G N,)."""
     groups, n = error.shape[:2]

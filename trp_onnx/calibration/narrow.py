@@ -2,9 +2,9 @@
 
 First every layer that lost columns is refitted by itself, as the plan has it (`lowrank.surgeon`). Then the layers are
 taken in running order, and each is fitted to give, on what flows into it now, what it gave in the original (`joint`),
-by its columns that stay. That is judged on samples held out of it: a layer keeps what errs least there, the new
-weight, or a new bias alone, or what it had. So a classifier that a few samples of pooled features would overfit keeps
-its weight.
+by its columns that stay. Samples held out say whether that pays: of the plain refit, the same with a new bias, and the
+new weight, each fitted to the other samples, the layer gets the one that errs least there, fitted to all. So a
+classifier that a few samples of pooled features would overfit keeps its weight.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trp_onnx.calibration.joint import Joint, SideBySide
-from trp_onnx.calibration.moments import LAYER_BYTES, Moments, Sums, mean_error, moment_bytes, observable
+from trp_onnx.calibration.moments import LAYER_BYTES, Moments, Sums, mean_error, moment_bytes, observable, pooled
 from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer, LayerKey
@@ -114,9 +114,9 @@ def refit_in_turn(
             sums[run % HELD_OUT == 0].add(patches)
         if not all(part.finite and part.count for part in sums):
             continue
-        fitted, held_out = (Joint(layer, part.moments()) for part in sums)
         before = plain[layer.name]
-        after = _fitted(fitted, held_out, before, ~gone[layer.name])
+        fitted, held_out = (part.moments() for part in sums)
+        after = _fitted(layer, gone[layer.name], fitted, held_out, before)
         if after is not before:
             weight, shift = after
             more = shift if shift is None or before[1] is None else shift - before[1]
@@ -136,8 +136,16 @@ def _alone(layer: Layer, gone: Columns, moments: Moments | None) -> _Change:
     return found, mean_error(weight - found, moments) if centred else None
 
 
-def _fitted(fitted: Joint, held_out: Joint, before: _Change, stays: Columns) -> _Change:
-    """Of what the layer has, with a new bias, and with a new weight, what errs least on samples held out."""
-    weight = fitted.best(before[0], stays=stays)
-    choices = [before, (before[0], fitted.shift(before[0])), (weight, fitted.shift(weight))]
-    return min(choices, key=lambda change: held_out.error(*change))
+def _fitted(layer: Layer, gone: Columns, fitted: Moments, held_out: Moments, before: _Change) -> _Change:
+    """What a layer becomes: of three ways to fit it the one that errs least on samples held out, then on all."""
+    judge = Joint(layer, held_out)
+    errors = [judge.error(*change) for change in _choices(Joint(layer, fitted), gone)]
+    best = int(np.argmin(errors))
+    return _choices(Joint(layer, pooled(fitted, held_out)), gone, before)[best]
+
+
+def _choices(joint: Joint, gone: Columns, plain: _Change | None = None) -> list[_Change]:
+    """The plain refit, the same with a new bias, and the weight that does best on what flows in now."""
+    plain = plain or _alone(joint.layer, gone, joint.before())
+    weight = joint.best(plain[0], stays=~gone)
+    return [plain, (plain[0], joint.shift(plain[0])), (weight, joint.shift(weight))]

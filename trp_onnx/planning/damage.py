@@ -127,7 +127,7 @@ def measure_space_damage(
     Args:
         model: Normalised; not changed.
         levels: By the space's name, by rising error.
-        samples: As the model takes them.
+        samples: As the model takes them; others than those that the levels are fitted to, which flatter them.
         told: What is known of the outputs, see `output_kinds`.
         progress: Wraps the list of names.
 
