@@ -1,12 +1,15 @@
 """Weights that stay in their file while samples are run."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import trp_onnx
 from tests.easy import compress
 from tests.graphs import drawn, info, initializers, model, rng, save, tensor, weights
 from trp_onnx.calibration.moments import Moments, collect_moments
@@ -14,6 +17,7 @@ from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.model import open_model
 from trp_onnx.planning import Evidence, measure_damage
 from trp_onnx.planning.curve import DamageCurve
+from trp_onnx.runners import Runner
 
 
 @pytest.fixture
@@ -92,6 +96,46 @@ def test_a_curve_is_not_taken_for_that_of_other_weights(net: Path, monkeypatch: 
     data.write_bytes((array * np.linspace(1, 2, array.size, dtype=np.float32)).tobytes())
     _, after = known(net, x=x)
     assert any(not np.array_equal(before[name].damages, after[name].damages) for name in before)
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every limit of a model that is taken in one piece at a few bytes."""
+    for name in ("model.APART_FROM", "model.ONE_FILE", "lent.MOST"):
+        monkeypatch.setattr(f"trp_onnx.graph.{name}", 0)
+
+
+def test_no_protobuf_holds_the_weights_that_are_timed(net: Path, monkeypatch: pytest.MonkeyPatch, tight: None) -> None:
+    """The network runs from a file; probes of single layers are as large as these."""
+    data, sizes = net.with_name("net.bin"), []
+    data.write_bytes(
+        (np.fromfile(data, np.float32) * np.random.default_rng().uniform(1, 2)).astype(np.float32).tobytes()
+    )
+    prepare = Runner.prepare
+
+    def noted(self: Runner, models: Sequence[Path | bytes], *rest: Any) -> None:
+        sizes.extend(model.stat().st_size for model in models if isinstance(model, Path))
+        prepare(self, models, *rest)
+
+    monkeypatch.setattr(Runner, "prepare", noted)
+    table = trp_onnx.profile(net, simplify=False)
+    assert table.shares.keys() == {"a", "b", "c", "d"} and sum(table.shares.values()) > 0
+    assert len(sizes) == 1 and sizes[0] < data.stat().st_size
+
+
+def test_int8_of_weights_in_no_protobuf(net: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Ranges, layers in float and weights are those of a model in one piece."""
+    np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 3, 8, 8)).astype(np.float32))
+    found = []
+    for name in ("whole", "apart"):
+        if name == "apart":
+            request.getfixturevalue("tight")
+        quantized = trp_onnx.quantize(net, tmp_path / f"{name}.onnx", tmp_path / "x.npz", max_drop=0.0)
+        found.append((quantized.layers, quantized.in_float, initializers(tmp_path / f"{name}.onnx")))
+    (layers, in_float, whole), (same_layers, same_in_float, apart) = found
+    assert layers == same_layers and in_float == same_in_float and whole.keys() == apart.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(apart[name], array, err_msg=name)
 
 
 @pytest.mark.slow

@@ -29,10 +29,10 @@ from trp_onnx.edge.ort_format import STYLES, TARGETS, convert_to_ort, is_plain, 
 from trp_onnx.edge.usability import Usability, check_usability
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
 from trp_onnx.files.paths import cannot_write, guard
-from trp_onnx.files.staging import EXTERNAL_FROM, hidden_beside, remove_dead
+from trp_onnx.files.staging import hidden_beside, remove_dead
 from trp_onnx.graph.in_memory import ModelLike, model_file
 from trp_onnx.graph.layers import find_layers
-from trp_onnx.graph.model import open_model, to_proto, weight_bytes
+from trp_onnx.graph.model import open_model, write_model
 from trp_onnx.graph.session import Arrays, feeds_for, relative_error
 from trp_onnx.graph.sizes import real_inputs, sizes_from
 from trp_onnx.job.network import Shapes
@@ -215,13 +215,8 @@ def _fix_inputs(source: Path, model: ir.Model, input_shapes: Mapping[str, Sequen
     if not input_shapes and is_plain(source):
         return source
     path = staging / f"{source.stem}.onnx"
-    large = weight_bytes(model) > EXTERNAL_FROM
-    if large and input_shapes:
+    if write_model(model, path) and input_shapes:
         raise ModelError(f"'{source}' keeps its weights in another file: fix its sizes when it is exported to ONNX")
-    if large:
-        ir.save(model, path, external_data=f"{path.name}.data")
-    else:
-        path.write_bytes(to_proto(model).SerializeToString())
     if not input_shapes:
         return path
     import onnx

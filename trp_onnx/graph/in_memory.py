@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import onnx_ir as ir
 
 from trp_onnx.errors import ModelError, TrpOnnxError
-from trp_onnx.graph.model import check_weights, first_cause, tensors, weight_bytes
+from trp_onnx.graph.model import check_weights, first_cause, write_model
 from trp_onnx.schema import path_of
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 ModelLike: TypeAlias = Union[str, PathLike[str], bytes, "onnx.ModelProto", ir.Model]
 """A file, the contents of one, or an open model."""
-
-_ONE_FILE = 1 << 30
-"""Bytes of weights up to which a model goes into one file; protobuf ends at 2 GiB."""
 
 IN_MEMORY = "in memory"
 """What a report calls the place of a result without a file."""
@@ -68,8 +65,7 @@ def _write(model: ModelLike, path: Path) -> Path:
             onnx.save(model, path)
         elif isinstance(model, ir.Model):
             check_weights(model)
-            beside = weight_bytes(model) > _ONE_FILE or any(isinstance(t, ir.ExternalTensor) for t in tensors(model))
-            ir.save(model, path, format="protobuf", external_data=f"{path.name}.data" if beside else None)
+            write_model(model, path)
         else:
             raise ModelError(
                 f"a model is a path, bytes, an onnx.ModelProto or an onnx_ir.Model, not {type(model).__name__}"

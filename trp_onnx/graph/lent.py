@@ -1,11 +1,13 @@
-"""Weights that stay in their files while a model runs: inputs of the session, mapped, and lent to it for each run.
+"""Weights that stay where they are while a model runs: inputs of the session, and lent to it for each run.
 
 A protobuf ends at 2 GB, and a session copies what it gets as initializers, `add_external_initializers` included; an
-input it reads where it is. So a model whose weights are apart (see `model.to_proto`) is a protobuf of kilobytes.
+input it reads where it is. So a model whose weights are apart in files (see `model.to_proto`) is a protobuf of
+kilobytes, and one in memory gives up its largest weights until the rest can be serialised.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     import onnx
 
 _EXTERNAL = 1  # TensorProto.EXTERNAL
+
+MOST = 2**31 - 2**26
+"""Bytes of weights that a protobuf holds, with room for its graph."""
 
 
 class LendingSession:
@@ -39,21 +44,41 @@ class LendingSession:
 
 
 def take_out(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """A copy of a model with the weights that are apart among its inputs, and these, mapped; one without as it is."""
+    """A copy of a model with weights among its inputs, and these; a model that has no such weights as it is.
+
+    They are those that are apart, mapped, and the largest others where all of them are more than a protobuf holds.
+    """
     import onnx
 
-    if not any(map(_apart, model.graph.initializer)):
+    graph = model.graph
+    weights = dict(_mapped(model)) | {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in _too_many(model)}
+    if not weights:
         return model, {}
-    taken = onnx.ModelProto()
-    taken.CopyFrom(model)
-    kept = [tensor for tensor in model.graph.initializer if not _apart(tensor)]
-    del taken.graph.initializer[:]
-    taken.graph.initializer.extend(kept)
-    weights = dict(_mapped(model))
-    for tensor in model.graph.initializer:
-        if tensor.name in weights:
-            taken.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    taken = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    taken.graph.name = graph.name
+    for kind in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(taken.graph, kind).extend(getattr(graph, kind))
+    taken.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name not in weights)
+    given = {value.name for value in graph.input}
+    taken.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in graph.initializer
+        if tensor.name in weights and tensor.name not in given
+    )
     return taken, weights
+
+
+def _too_many(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The largest weights in memory, as many as are more than a protobuf holds."""
+    held = [tensor for tensor in model.graph.initializer if not _apart(tensor)]
+    sizes = {tensor.name: _bytes(tensor) for tensor in held}
+    excess, found = sum(sizes.values()) - MOST, []
+    for tensor in sorted(held, key=lambda tensor: -sizes[tensor.name]):
+        if excess <= 0:
+            break
+        found.append(tensor)
+        excess -= sizes[tensor.name]
+    return found
 
 
 def _mapped(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
@@ -67,8 +92,15 @@ def _mapped(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
         if path not in files:
             files[path] = np.memmap(Path(path), np.uint8, "r")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        size = int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
-        yield tensor.name, files[path][start : start + size].view(dtype).reshape(tensor.dims)
+        yield tensor.name, files[path][start : start + _bytes(tensor)].view(dtype).reshape(tensor.dims)
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    """What its elements take as an array."""
+    import onnx
+
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(math.prod(tensor.dims)) * int(dtype.itemsize)
 
 
 def _apart(tensor: onnx.TensorProto) -> bool:

@@ -207,6 +207,27 @@ def to_proto(model: ir.Model, *, apart: bool = False) -> onnx.ModelProto:
     return ir.to_proto(copy)
 
 
+ONE_FILE = 1 << 30
+"""Bytes of weights up to which `write_model` puts a model into one file; protobuf ends at 2 GiB."""
+
+
+def write_model(model: ir.Model, path: Path) -> bool:
+    """Write a copy of a model that needs no other file but its weights, which are beside it where they are many.
+
+    Returns:
+        Whether they are beside it.
+
+    Raises:
+        OSError: The disk is full, or any other failure to write.
+    """
+    beside = weight_bytes(model) > ONE_FILE
+    if beside:
+        ir.save(model, path, format="protobuf", external_data=f"{path.name}.data")
+    else:
+        path.write_bytes(to_proto(model).SerializeToString())
+    return beside
+
+
 def has_external_data(model: ir.Model) -> bool:
     """Whether any tensor lives outside the ONNX file."""
     return any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors(model))

@@ -64,7 +64,7 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
             model, weights = take_out(model)
             source = model.SerializeToString()
     except Exception as error:  # protobuf's, whose kind depends on its implementation
-        raise ModelError("the model is larger than 2 GB, and what was asked for takes it in one piece") from error
+        raise ModelError("the graph of the model is larger than 2 GB without its weights") from error
     try:
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base

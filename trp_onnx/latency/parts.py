@@ -21,6 +21,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -68,7 +69,7 @@ class Place:
     provider: str
     threads: int
 
-    def prepare(self, models: Sequence[bytes], feeds: Arrays) -> None:
+    def prepare(self, models: Sequence[Path | bytes], feeds: Arrays) -> None:
         """See `Runner.prepare`."""
         self.runner.prepare(models, feeds, self.provider, self.threads)
 
@@ -113,7 +114,7 @@ class Dissected:
     doubt: float
 
 
-def dissect(place: Place, proto: bytes, feeds: Arrays) -> Dissected:
+def dissect(place: Place, model: Path | bytes, feeds: Arrays) -> Dissected:
     """Run it plainly and profiled in turns; again and longer while its parts are in doubt.
 
     On a busy machine a run is interrupted at some node, and the longer it is, the more often: what counts of a node is
@@ -124,7 +125,7 @@ def dissect(place: Place, proto: bytes, feeds: Arrays) -> Dissected:
         ModelError: It runs so many nodes that the runtime's profile, which ends after a million, does not hold them.
     """
     clock = place.clock
-    place.prepare([proto], feeds)
+    place.prepare([model], feeds)
     first = place.runner.profile([0], 1)
     count = len(first.nodes[0])
     if count > _MOST_NODES:

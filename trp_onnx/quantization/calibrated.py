@@ -17,9 +17,11 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx.version_converter
+import onnx_ir as ir
 
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.inputs import Run
+from trp_onnx.graph.model import to_proto, write_model
 from trp_onnx.graph.session import Arrays
 from trp_onnx.process.silence import quietly
 
@@ -56,7 +58,7 @@ class Calibrated:
     """A model with the ranges of its activations."""
 
     def __init__(
-        self, model: onnx.ModelProto, runs: Iterable[Run], *, signed: bool = False
+        self, model: ir.Model, runs: Iterable[Run], *, signed: bool = False
     ) -> None:  # fmt: skip
         """Run it on calibration data.
 
@@ -76,11 +78,11 @@ class Calibrated:
         self._operators = sorted({*QLinearOpsRegistry, *QDQRegistry})
         with tempfile.TemporaryDirectory() as folder, quietly():
             path = Path(folder) / "model.onnx"
-            onnx.save(_at_least(_OPSET, model), path)
+            beside = write_model(_at_least(_OPSET, model), path)
             try:
                 calibrator = create_calibrator(
                     path, self._operators, augmented_model_path=str(Path(folder) / "augmented.onnx"),
-                    calibrate_method=CalibrationMethod.MinMax,
+                    calibrate_method=CalibrationMethod.MinMax, use_external_data_format=beside,
                 )  # fmt: skip
                 calibrator.collect_data(_Reader(runs))
                 self._ranges = calibrator.compute_data()
@@ -149,18 +151,18 @@ class Calibrated:
         return found
 
 
-def _at_least(opset: int, model: onnx.ModelProto) -> onnx.ModelProto:
+def _at_least(opset: int, model: ir.Model) -> ir.Model:
     """The model, brought to an opset by onnx's own converter where it is older.
 
     Raises:
         ModelError: The converter does not know an operator.
     """
-    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), opset)
+    version = model.opset_imports.get("", opset)
     if version >= opset:
         return model
     try:
         with quietly():
-            return onnx.version_converter.convert_version(model, opset)
+            return ir.from_proto(onnx.version_converter.convert_version(to_proto(model), opset))
     except Exception as error:
         raise ModelError(
             f"int8 with a scale for each channel needs opset {opset}, and onnx cannot bring the model there from "

@@ -30,7 +30,7 @@ from trp_onnx.graph.batching import find_batching, run_samples
 from trp_onnx.graph.in_memory import IN_MEMORY, ModelLike, model_file, shown
 from trp_onnx.graph.inputs import Run, inputs_of
 from trp_onnx.graph.layers import Layer, find_layers
-from trp_onnx.graph.model import file_bytes, open_model, to_proto
+from trp_onnx.graph.model import file_bytes, open_model, to_proto, write_model
 from trp_onnx.graph.session import open_session, run_session
 from trp_onnx.graph.sizes import sizes_from
 from trp_onnx.job import Device, NetworkOptions
@@ -199,14 +199,14 @@ def quantize(
         stack.enter_context(_space_for(place))
         staging = stack.enter_context(Staging(place, opened_float))
         made = _quantise(source, wish, judging)
-        onnx.save(made.proto, staging.path)
+        staging.save(ir.from_proto(made.proto))
         _verify(staging.path, source, dataset)
         files = {"float": source, "int8": staging.path}
         notes = [*heard, *made.notes]
         if dense is not None:
             path = staging.folder / f"original-of-{place.name}"
             other = _quantise(dense, wish, wish.judged_by(dense))
-            onnx.save(other.proto, path)
+            write_model(ir.from_proto(other.proto), path)
             notes += [f"original: {note}" for note in other.notes]
             files = {"original": dense, "original, int8": path} | files
         variants, timed = _side_by_side(files, evaluation, shapes, device.threads)
@@ -276,13 +276,12 @@ def _quantise(source: Path, wish: _Wish, evaluation: Evaluation | None) -> _Made
     for i, node in enumerate(normal.graph):
         node.name = node.name or f"{node.op_type}_{i}"
     halves = _halves(len(dataset))
-    batching = find_batching(open_session(to_proto(normal)), dataset.take(halves[0][:2])[0], dataset.inputs)
+    batching = find_batching(open_session(to_proto(normal, apart=True)), dataset.take(halves[0][:2])[0], dataset.inputs)
     calibration, judging = ([run for run, _ in dataset.subset(indices).runs(batching)] for indices in halves)
     pairs = pairs_of(layers)
     if pairs:
         BalanceFactorsPass(_largest(normal, pairs, calibration))(normal)
-    proto = to_proto(normal)
-    calibrated = Calibrated(proto, calibration, signed=wish.signed)
+    calibrated, proto = Calibrated(normal, calibration, signed=wish.signed), to_proto(normal, apart=True)
     ends = [layer.name for layer in layers if wish.keep_ends and layer.role and layer.name in calibrated.layers]
     told = Told(wish.said, ClassLabels.of(dataset.labels, dataset.preprocessing.label_offset))
     judged = keep_what_is_hurt(calibrated, proto, judging, wish.max_drop, ends, told, evaluation)
@@ -340,7 +339,7 @@ def _largest(
 ) -> dict[str, Array]:  # fmt: skip
     """Largest absolute activation of each channel between two layers, (C,), by the name of the value."""
     names = {between(first): first for first, _ in pairs}
-    session = open_session(with_outputs(to_proto(model), list(names)))
+    session = open_session(with_outputs(to_proto(model, apart=True), list(names)))
     found: dict[str, Array] = {}
     for run in runs:
         values = run_session(session, run.feeds)
