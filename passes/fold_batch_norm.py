@@ -52,7 +52,31 @@ def _obstacle(norm: ir.Node) -> str | None:
     weight = layer.inputs[1]
     if weight is None or len(weight.uses()) > 1:
         return f"the weight of '{layer.name}' is shared"
+    return _misfit(norm, layer)
+
+
+def _misfit(norm: ir.Node, layer: ir.Node) -> str | None:
+    """What of a damaged model does not fit together, or None."""
+    channels = _channels(layer)
+    if [_shape(value) for value in norm.inputs[1:5]] != [(channels,)] * 4:
+        return f"its statistics are not those of the {channels} channels of '{layer.name}'"
+    bias = _shape(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    if bias not in (None, (channels,)) and (layer.op_type != "Gemm" or bias not in ((), (1,), (1, 1), (1, channels))):
+        return f"the bias of '{layer.name}' is not one number a channel"
     return None
+
+
+def _channels(layer: ir.Node) -> int:
+    """How many channels come out of a layer with a constant weight."""
+    weight = _shape(layer.inputs[1]) or (0,)
+    if layer.op_type == "ConvTranspose":
+        return weight[1] * layer.attributes.get_int("group", 1)
+    return weight[-1 if layer.op_type == "Gemm" and not layer.attributes.get_int("transB", 0) else 0]
+
+
+def _shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape of a constant."""
+    return None if value is None or value.const_value is None else tuple(value.const_value.shape.numpy())
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

@@ -21,5 +21,7 @@ class FoldWeightsPass(ir.passes.InPlacePass):
         tape = ir.tape.Tape(model.graph)
         for value, constant in computed.items():
             array = np.ascontiguousarray(constant.array())
-            value.replace_all_uses_with(tape.initializer(ir.tensor(array, name=f"{value.name}/folded")))
+            folded = tape.initializer(ir.tensor(array, name=f"{value.name}/folded"))
+            for node, index in tuple(value.uses()):  # not the graph: where it is an output too, it stays that
+                node.replace_input_with(index, folded)
         return ir.passes.PassResult(model, modified=bool(computed))

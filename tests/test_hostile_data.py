@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 import trp_onnx
@@ -302,3 +303,80 @@ def test_hostile_cifar_files(tmp_path: Path) -> None:
         (tmp_path / "test_batch").write_bytes(content)
         with pytest.raises(trp_onnx.DataError, match="CIFAR-10"):
             trp_onnx.open_data(tmp_path / "test_batch")
+
+
+def test_samples_of_very_different_sizes(tmp_path: Path, net: Path) -> None:
+    """Whose squares no sum holds: the layers are judged by their weights, and that is said."""
+    x = np.ones((40, 3, 12, 12), np.float32)
+    x[-1] = 1e25
+    code, message = cli(
+        "compress",
+        net,
+        "-o",
+        tmp_path / "o.onnx",
+        "--macs",
+        0.6,
+        "--align",
+        1,
+        "--data",
+        archive(tmp_path / "d.npz", x=npy(x)),
+    )
+    assert code == 0 and "far larger in some samples than in others" in message
+
+
+def test_outputs_that_are_no_numbers_any_more(tmp_path: Path, net: Path) -> None:
+    """Perturbed layers overflow; a plan is found all the same, or a sentence says why not."""
+    x = np.full((40, 3, 12, 12), 1e38, np.float32)
+    code, message = cli(
+        "compress",
+        net,
+        "-o",
+        tmp_path / "o.onnx",
+        "--macs",
+        0.6,
+        "--align",
+        1,
+        "--data",
+        archive(tmp_path / "d.npz", x=npy(x)),
+    )
+    assert code in (0, 1), message
+    assert code == 0 or message.count("error:") == 1
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.longdouble])
+def test_whole_numbers_in_floats_of_any_size(tmp_path: Path, kind: type) -> None:
+    """NumPy would compare them with the limits of int64 in their own type, which does not hold those."""
+    w = {"table": graphs.weights(30, 16), "w": graphs.weights(16, 12)}
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("MatMul", ["e", "w"], ["y"], name="layer"),
+    ]
+    ids = graphs.info("ids", ["N", 4], TensorProto.INT64)
+    model = graphs.save(graphs.model(nodes, [ids], [graphs.info("y", ["N", 4, 12])], w), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", ids=(np.arange(160) % 30).reshape(40, 4).astype(kind))
+    code, message = cli("evaluate", model, "--data", tmp_path / "d.npz", "--against", model)
+    assert code == 0, message
+
+
+def test_labels_of_several_types(tmp_path: Path, net: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    for i, label in enumerate((np.int64(3), np.datetime64("2026-01-01"), np.int64(2))):
+        np.savez(tmp_path / "samples" / f"{i}.npz", x=X[0], y=label)
+    code, message = cli("evaluate", net, "--data", tmp_path / "samples")
+    assert code == 1 and "types that do not go together" in message and message.count("error:") == 1
+
+
+def test_data_of_nothing(net: Path) -> None:
+    with pytest.raises(trp_onnx.DataError, match="not as None"):
+        trp_onnx.evaluate(net, data=None)
+
+
+def test_a_product_that_sums_over_its_samples(tmp_path: Path) -> None:
+    """Gemm of a transposed input: what fills up a batch of a fixed size is summed over like the rest."""
+    w = {"w": graphs.weights(48, 40), "b": np.ones(40, np.float32)}
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="layer", transA=1)
+    model = graphs.model([node], [graphs.info("x", [48, 3])], [graphs.info("y", [3, 40])], w)
+    data = archive(tmp_path / "d.npz", x=npy(rng().standard_normal((40, 3)).astype(np.float32)))
+    path = graphs.save(model, tmp_path / "m.onnx")
+    code, message = cli("compress", path, "-o", tmp_path / "o.onnx", "--macs", 0.6, "--align", 1, "--data", data)
+    assert code == 0, message

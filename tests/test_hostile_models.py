@@ -117,6 +117,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "a huge offset": (lambda m: external(m, location="d", offset="9" * 40), "which is no number"),
     "an offset in words": (lambda m: external(m, location="d", offset="four"), "an offset of 'four'"),
     "a wrong length": (lambda m: external(m, location="d", length="12"), "takes 9216 bytes, but 12"),
+    "an unknown key": (lambda m: external(m, location="d", cheksum=""), "says 'cheksum' of its external data"),
     "an initializer twice": (lambda m: m.graph.initializer.append(weight(m)), "'w2' is there twice"),
     "an initializer without a name": (lambda m: setattr(weight(m), "name", ""), "an initializer has no name"),
     "a value made twice": (lambda m: node(m).output.__setitem__(0, "c1"), "'c1' is made twice"),
@@ -361,3 +362,76 @@ def test_functions_that_are_many_but_not_too_many(tmp_path: Path) -> None:
     calling(model, *(function(f"F{i}", [f"F{i + 1}"], 2) for i in range(6)), function("F6", ["Relu"]))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     assert len(trp_onnx.inspect(tmp_path / "m.onnx").layers) == 3
+
+
+def after_norm(**statistics: np.ndarray) -> onnx.ModelProto:
+    """conv -> BatchNormalization, some of its statistics other ones."""
+    w = {"w": graphs.weights(8, 3, 3, 3), "b": np.ones(8, np.float32)}
+    w |= dict.fromkeys(("scale", "shift", "mean", "var"), np.ones(8, np.float32)) | statistics
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], name="conv"),
+        helper.make_node("BatchNormalization", ["c", "scale", "shift", "mean", "var"], ["y"], name="norm"),
+    ]
+    return graphs.model(nodes, [graphs.info("x", [1, 3, 8, 8])], [graphs.info("y", [1, 8, 6, 6])], w)
+
+
+@pytest.mark.parametrize("name", ["scale", "shift", "mean", "var", "b"])
+@pytest.mark.parametrize("shape", [(9,), (2, 8), ()])
+def test_statistics_of_other_channels_stay_where_they_are(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    path = graphs.save(after_norm(**{name: np.ones(shape, np.float32)}), tmp_path / "m.onnx")
+    assert cli("inspect", path, "--no-simplify")[0] == 0  # it need not run for that
+    code, message = cli("compress", path, "-o", tmp_path / "o.onnx", "--macs", 0.6)
+    assert code == 1 and len(message.strip().splitlines()) == 1, message
+
+
+def test_statistics_that_are_left_out(tmp_path: Path) -> None:
+    model = after_norm()
+    node(model, "norm").input[3] = ""
+    assert cli("inspect", graphs.save(model, tmp_path / "m.onnx"), "--no-simplify")[0] == 0
+
+
+@pytest.mark.parametrize("value", ["input", "output"])
+def test_a_declared_shape_of_other_axes_than_the_kernel(tmp_path: Path, value: str) -> None:
+    model = small()
+    info = model.graph.input[0] if value == "input" else model.graph.value_info.add()
+    info.CopyFrom(graphs.info("x" if value == "input" else "c1", [1, 3, 8] if value == "input" else [1, 16, 8]))
+    found = trp_onnx.inspect(model, simplify=False)
+    first = next(layer for layer in found.layers if layer.name == "conv1")
+    assert first.macs is None and "2 axes of a kernel" in str(first.reason)
+
+
+def test_an_attribute_that_no_operator_has(tmp_path: Path) -> None:
+    model = small()
+    attribute(model, "axis", "1")
+    code, message = cli("compress", graphs.save(model, tmp_path / "m.onnx"), "--vbmf", "--no-simplify")
+    assert code == 1 and "Unrecognized attribute: axis" in message
+
+
+def test_a_weight_that_is_an_output_too(tmp_path: Path) -> None:
+    """Behind a node, so that it is computed; `quantize` stores the layer's own copy and leaves the output."""
+    w = {"w": graphs.weights(20, 16)}
+    nodes = [helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("MatMul", ["x", "t"], ["y"], name="layer")]
+    shown = [graphs.info("y", ["N", 20]), graphs.info("t", [16, 20])]
+    path = graphs.save(graphs.model(nodes, [graphs.info("x", ["N", 16])], shown, w), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=graphs.rng().standard_normal((40, 16)).astype(np.float32))
+    code, message = cli("quantize", path, "-o", tmp_path / "q.onnx", "--data", tmp_path / "d.npz", "--max-drop", 50)
+    assert code == 0, message
+    feeds = {"x": np.ones((2, 16), np.float32)}
+    assert np.array_equal(graphs.run(tmp_path / "q.onnx", feeds)[1], graphs.run(path, feeds)[1])
+
+
+def test_bodies_that_read_what_is_quantised(tmp_path: Path) -> None:
+    """Nodes are put in order by what bodies read, too."""
+    branch = helper.make_graph([helper.make_node("Neg", ["h"], ["n"])], "b", [], [graphs.info("n", None)])
+    w = {"w": graphs.weights(16, 16), "v": graphs.weights(16, 10), "always": np.array(True)}
+    nodes = [
+        helper.make_node("If", ["always"], ["i"], name="if", then_branch=branch, else_branch=branch),
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("MatMul", ["i", "v"], ["y"], name="last"),
+    ]
+    model = graphs.model(nodes, [graphs.info("x", ["N", 16])], [graphs.info("y", ["N", 10])], w)
+    path = graphs.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=graphs.rng().standard_normal((40, 16)).astype(np.float32))
+    code, message = cli("quantize", path, "-o", tmp_path / "q.onnx", "--data", tmp_path / "d.npz", "--max-drop", 50)
+    assert code == 0, message
+    onnx.checker.check_model(str(tmp_path / "q.onnx"))

@@ -173,7 +173,7 @@ def test_own_metrics_are_functions_and_objects() -> None:
     ("own", "message"),
     [
         (lambda outputs, labels: "high", "returned str, not a number"),
-        (lambda outputs, labels: None, "returned NoneType, not a number"),
+        (lambda outputs, labels: None, "returned None, not a number"),
         (lambda outputs, labels: outputs["y"], "returned ndarray, not a number"),
         (lambda outputs, labels: outputs["z"], "failed: KeyError: 'z'"),
         (lambda outputs: 1, "failed: TypeError"),
@@ -232,3 +232,10 @@ def test_the_difference_of_two_files_is_paired() -> None:
     document = scores.to_dict()
     assert document["lost"] == scores.lost and document["metric"] == "top-1" and "allowed" not in document
     assert Scores(Score(BUILT_IN["snr"], np.inf, 4), Score(BUILT_IN["snr"], 20.0, 4)).to_dict()["before"] is None
+
+
+def test_a_unit_is_shown_as_escapes() -> None:
+    """It is a user's text, as names are."""
+    own = as_metric(metric(unit="\x1b[31m")(lambda outputs, labels: 1.0), BUILT_IN)
+    assert r"\x1b[31m" in own.counted and r"\x1b[31m" in own.text(1.0)
+    assert (own.counted + own.text(1.0)).isprintable()

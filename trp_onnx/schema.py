@@ -105,7 +105,7 @@ def check_type(value: object, kind: type | tuple[type, ...], what: str) -> None:
     """
     if not isinstance(value, kind):
         kinds = " or a ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
-        raise UsageError(f"{what} is a {kinds}, not {_type_of(value)}")
+        raise UsageError(f"{what} is a {kinds}, not {type_of(value)}")
 
 
 def path_of(given: object, what: str) -> Path:
@@ -117,10 +117,13 @@ def path_of(given: object, what: str) -> Path:
     try:
         return Path(given)  # type: ignore[arg-type]
     except TypeError as error:
-        raise UsageError(f"{what} is a path, not {_type_of(given)}") from error
+        raise UsageError(f"{what} is a path, not {type_of(given)}") from error
 
 
-def _type_of(value: object) -> str:
+def type_of(value: object) -> str:
+    """What a value is, for a sentence."""
+    if value is None:
+        return "None"
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 

@@ -23,7 +23,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_onnx.calibration.separable import TRUSTED, Marginals, MarginalSums
+from trp_onnx.calibration.separable import TRUSTED, Marginals, MarginalSums, countable
 from trp_onnx.graph.batching import Batching, find_batching
 from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.branch_values import Asked, give_out
@@ -208,20 +208,23 @@ def collect_moments(
         sharing[layer.key].append(layer)
     positions = {key: np.random.default_rng([*sharing[key][0].name.encode()]) for key in sums}
     for run in progress(_runs(session, samples, batching)):
-        values = run.counted(run_session(session, run.feeds) | run.feeds)
+        whole = run_session(session, run.feeds) | run.feeds
+        counted = run.counted(whole)
 
-        def gather(key: LayerKey, values: Arrays = values) -> None:
+        def gather(key: LayerKey, whole: Arrays = whole, counted: Arrays = counted) -> None:
             for layer in sharing[key]:
-                if values[flows[layer.name]].size:  # of a branch that was not taken it is empty
-                    sums[key].add(patches_of(layer, values[flows[layer.name]], len(samples), positions[key]))
+                name = flows[layer.name]
+                value = whole[name] if _sums_over_samples(layer, whole[name]) else counted[name]
+                if value.size:  # of a branch that was not taken it is empty
+                    sums[key].add(patches_of(layer, value, len(samples), positions[key]))
 
         for _ in each(gather, list(sums)):
             pass
     strange = [layer.name for layer in seen if not sums[layer.key].finite]
     if strange:
         note(
-            f"what flows into '{strange[0]}'{' and others' if len(strange) > 1 else ''} is not finite on the data: "
-            "such a layer is judged by its weights"
+            f"what flows into '{strange[0]}'{' and others' if len(strange) > 1 else ''} is not finite on the data, or "
+            "far larger in some samples than in others: such a layer is judged by its weights"
         )
     idle = [layer.name for layer in seen if not sums[layer.key].count and sums[layer.key].finite]
     if idle:
@@ -303,7 +306,7 @@ def patches_of(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Gen
     per_sample = max(1, min(fits, -(-wanted // samples)))
     if layer.op in ("Conv", "ConvTranspose"):
         return _windows(layer, value, per_sample, rng)
-    if value.ndim > 1 and layer.layout.on_left != bool(layer.node.attributes.get_int(_other_trans(layer), 0)):
+    if _summed_axis(layer, value) != value.ndim - 1:
         value = np.swapaxes(value, -1, -2)
     rows = _rows(value, layer.layout.batch)
     count = min(rows.shape[1], per_sample * max(1, len(value)))
@@ -323,9 +326,17 @@ def _rows(value: np.ndarray, batch: tuple[int, ...]) -> np.ndarray:
     return value.transpose(*groups, *others, value.ndim - 1).reshape(int(np.prod(batch)), -1, value.shape[-1])
 
 
-def _other_trans(layer: Layer) -> str:
+def _summed_axis(layer: Layer, value: np.ndarray) -> int:
+    """The axis of what flows into a product that it sums over."""
     assert layer.layout is not None
-    return "transB" if layer.layout.on_left else "transA"
+    other = "transB" if layer.layout.on_left else "transA"
+    turned = value.ndim > 1 and layer.layout.on_left != bool(layer.node.attributes.get_int(other, 0))
+    return value.ndim - 1 - turned
+
+
+def _sums_over_samples(layer: Layer, value: np.ndarray) -> bool:
+    """Whether a layer mixes the samples of a batch, so that the batch counts as a whole, what pads it too."""
+    return layer.op not in ("Conv", "ConvTranspose") and _summed_axis(layer, value) == 0
 
 
 def _windows(layer: Layer, value: np.ndarray, per_sample: int, rng: np.random.Generator) -> np.ndarray:
@@ -411,16 +422,19 @@ class Sums:
         self._few: list[np.ndarray] = []
 
     def add(self, patches: np.ndarray) -> None:
-        """`patches`: (G, p, D); where one of them holds NaN or infinity, the sums say nothing any more."""
-        self.finite = self.finite and bool(np.isfinite(patches).all())
+        """`patches`: (G, p, D); where one holds NaN, or what is far beyond the first, the sums say nothing any more."""
         if not self.finite:
             return
-        if not self.count:
-            groups, _, size = patches.shape
-            self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
-            self._shift = patches.mean(axis=1, keepdims=True)
-            self._first = np.zeros((groups, size))
-        patches = (patches - self._shift) / self._scale
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not self.count:
+                groups, _, size = patches.shape
+                self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
+                self._shift = patches.mean(axis=1, keepdims=True)
+                self._first = np.zeros((groups, size))
+            patches = (patches - self._shift) / self._scale
+        self.finite = countable(patches)
+        if not self.finite:
+            return
         self.count += patches.shape[1]
         self._first += patches.sum(axis=1, dtype=np.float64)
         self._few.append(patches)

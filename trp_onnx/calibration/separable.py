@@ -18,6 +18,8 @@ from trp_onnx.lowrank.separable import Separable
 TRUSTED = 0.5
 """Part of the true error by which the predicted one may be off."""
 
+_FAR = 1e15  # from here on squares near the end of float32
+
 HELD_OUT, HELD_OUT_OF_EACH = 256, 8
 """Patches that judge the product, about, and of each run at most."""
 
@@ -79,6 +81,11 @@ class Marginals:
         return predicted / max(expected, tiny), felt(step) / whole, felt(blind) / whole
 
 
+def countable(patches: np.ndarray) -> bool:
+    """Whether sums of squares of patches on the scale of the first ones stay within float32."""
+    return bool(np.abs(patches).max(initial=0.0) < _FAR)
+
+
 class MarginalSums:
     """Running sums of one layer's shifted patches."""
 
@@ -95,13 +102,16 @@ class MarginalSums:
 
     def add(self, patches: np.ndarray) -> None:
         """`patches`: (G, p, D); some of them are held out."""
-        self.finite = self.finite and bool(np.isfinite(patches).all())
         if not self.finite:
             return
-        if not self.count:
-            self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
-            self._shift = patches.mean(axis=1, keepdims=True)
-        patches = (patches - self._shift) / self._scale
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not self.count:
+                self._scale = np.float32(np.abs(patches).max(initial=0.0) or 1.0)
+                self._shift = patches.mean(axis=1, keepdims=True)
+            patches = (patches - self._shift) / self._scale
+        self.finite = countable(patches)
+        if not self.finite:
+            return
         if patches.shape[1] > 1:
             held_out = slice(0, None, max(2, patches.shape[1] // HELD_OUT_OF_EACH))
         else:  # one patch a run: every eighth

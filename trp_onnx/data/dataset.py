@@ -211,6 +211,6 @@ def as_type(array: np.ndarray, spec: InputSpec, what: str) -> np.ndarray:
     if array.dtype.kind == "f" and not np.array_equal(array, np.trunc(array)):
         raise DataError(f"{what} has fractions (type {array.dtype}), the model takes whole numbers ({dtype})")
     low, high = (0, 1) if kind == ir.DataType.BOOL else (kind.min, kind.max)
-    if array.size and (array.min() < low or array.max() > high):
+    if array.size and (array.min().item() < low or array.max().item() > high):  # NumPy would round the limits
         raise DataError(f"{what} has values from {array.min()} to {array.max()}, the model takes {dtype}")
     return array.astype(dtype)

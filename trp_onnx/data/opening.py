@@ -35,7 +35,7 @@ from trp_onnx.data.stores import ArrayStore, ImageFiles, ItemStore, NpzFiles, Sp
 from trp_onnx.errors import DataError
 from trp_onnx.graph.session import Arrays
 from trp_onnx.progress import note
-from trp_onnx.schema import check_type
+from trp_onnx.schema import check_type, type_of
 
 
 class Reader(Protocol):
@@ -141,7 +141,7 @@ def _items(data: Any, source: str) -> Iterator[Any]:
         elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, bytearray)):
             yield from data
         else:
-            raise DataError(f"samples come as a path, arrays or an iterable of them, not as {type(data).__name__}")
+            raise DataError(f"samples come as a path, arrays or an iterable of them, not as {type_of(data)}")
 
 
 def _spooled(items: Iterable[Any], source: str) -> Store:

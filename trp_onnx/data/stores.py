@@ -243,7 +243,13 @@ class ItemStore:
                 raise DataError(f"'{self._source}' gives {count} samples with labels of shape {label.shape}")
             found += list(label) if count > 1 else [label[0] if label.ndim and len(label) == 1 else label]
         if len({np.shape(label) for label in found}) == 1:
-            return plain_labels(np.stack(found))
+            try:
+                return plain_labels(np.stack(found))
+            except TypeError as error:  # numbers and dates
+                kinds = " and ".join(sorted({str(np.asarray(label).dtype) for label in found}))
+                raise DataError(
+                    f"the labels of '{self._source}' are of types that do not go together: {kinds}"
+                ) from error
         ragged = np.empty(len(found), object)
         ragged[:] = found
         return ragged

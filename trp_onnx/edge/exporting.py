@@ -32,7 +32,7 @@ from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import hidden_beside, remove_dead
 from trp_onnx.graph.in_memory import ModelLike, model_file
 from trp_onnx.graph.layers import find_layers
-from trp_onnx.graph.model import open_model, write_model
+from trp_onnx.graph.model import first_cause, open_model, write_model
 from trp_onnx.graph.session import Arrays, feeds_for, relative_error
 from trp_onnx.graph.sizes import real_inputs, sizes_from
 from trp_onnx.job.network import Shapes
@@ -232,7 +232,10 @@ def _fix_inputs(source: Path, model: ir.Model, input_shapes: Mapping[str, Sequen
         except ValueError as error:
             text = ",".join(map(str, shape))
             raise ModelError(f"--input-shape {name}:{text} does not fit: {str(error).splitlines()[0]}") from error
-    fix_output_shapes(proto)
+    try:
+        fix_output_shapes(proto)
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"the sizes of '{source}' cannot be fixed: {first_cause(error)}") from error
     path.write_bytes(proto.SerializeToString())
     return path
 

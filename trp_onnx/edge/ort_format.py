@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trp_onnx.errors import ModelError
+from trp_onnx.graph.session import runtimes_reason
 from trp_onnx.process.silence import quietly
 
 TARGETS = ("any", "arm", "amd64")
@@ -44,8 +45,7 @@ def convert_to_ort(model: Path, folder: Path, target: str = "any", style: str = 
                 model, folder, [OptimizationStyle[style.title()]], target_platform=platform, enable_type_reduction=True
             )
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ModelError(f"onnxruntime cannot convert '{model}' to an .ort file: {reason}") from error
+        raise ModelError(f"onnxruntime cannot convert '{model}' to an .ort file: {runtimes_reason(error)}") from error
     made, config = (folder / name for name in names_of(model.stem, style))
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace(f"{folder.resolve()}/", ""), encoding="utf-8")  # it names where it was made

@@ -32,6 +32,7 @@ from trp_onnx.graph.session import Arrays
 from trp_onnx.printable import printable
 from trp_onnx.process.memory import check_room
 from trp_onnx.rows import Headlined
+from trp_onnx.schema import type_of
 
 T = TypeVar("T")
 
@@ -115,7 +116,7 @@ class Metric:
     @property
     def counted(self) -> str:
         """What a loss is counted in, for people: "points of top-1"."""
-        return f"points of {self.name}" if self.unit == PER_CENT else f"{self.unit} of {self.name}".strip()
+        return f"points of {self.name}" if self.unit == PER_CENT else printable(f"{self.unit} of {self.name}".strip())
 
     def text(self, value: float) -> str:
         """A value with its unit."""
@@ -238,7 +239,7 @@ def _value(name: str, found: Any) -> float:
             return float(array.reshape(()))
     except (TypeError, ValueError):
         pass
-    raise UsageError(f"the metric '{name}' returned {type(found).__name__}, not a number")
+    raise UsageError(f"the metric '{name}' returned {type_of(found)}, not a number")
 
 
 class _Streamed(Running):
@@ -406,7 +407,7 @@ class Scores(Headlined):
         """From the original to the other file, with its standard error: "-0.41 ± 0.12 points"."""
         change = self.after.value - self.before.value if self.lost else 0.0
         error = self.standard_error
-        unit = "points" if self.metric.unit == PER_CENT else self.metric.unit
+        unit = "points" if self.metric.unit == PER_CENT else printable(self.metric.unit)
         return f"{_signed(change)}{f' ± {error:.2g}' if error else ''} {unit}".rstrip()
 
     def __str__(self) -> str:

@@ -55,9 +55,9 @@ def verify(
             NaN, infinity or another shape where the original does not; sizes that values decide on may differ.
     """
     reopened = open_model(written)
-    complaint = _complaint(written)
-    if complaint and not _complaint(source):
-        raise VerificationError(f"the written file does not pass onnx's checker: {complaint}")
+    complained = complaint(written)
+    if complained and not complaint(source):
+        raise VerificationError(f"the written file does not pass onnx's checker: {complained}")
     for kind, before, after in (
         ("inputs", real_inputs(original), real_inputs(reopened)),
         ("outputs", original.graph.outputs, reopened.graph.outputs),
@@ -68,7 +68,7 @@ def verify(
     return reopened, compare(original, expected, actual, told)
 
 
-def _complaint(path: Path) -> str | None:
+def complaint(path: Path) -> str | None:
     """What onnx's checker says against a file, in a line."""
     import onnx
 
@@ -76,5 +76,5 @@ def _complaint(path: Path) -> str | None:
         with silence():
             onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        return str(error).strip().splitlines()[0]
+        return str(error).strip().splitlines()[0].rstrip(": ")
     return None

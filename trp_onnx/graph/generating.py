@@ -273,9 +273,9 @@ def _uses_of(model: ir.Model, value: ir.Value, shapes: Mapping[str, tuple[int, .
 
 def _indexed(graph: _Graph, node: ir.Node, index: int) -> int | None:
     """Size of the table that a node looks up by this input."""
-    op, axis = node.op_type, node.attributes.get_int("axis", 0)
+    op = node.op_type
     if op in ("Gather", "GatherElements", "ScatterElements") and index == 1:
-        return graph.size(node.inputs[0], axis)
+        return graph.size(node.inputs[0], node.attributes.get_int("axis", 0))
     if op == "GatherBlockQuantized" and index == 1:
         return graph.size(node.inputs[0], node.attributes.get_int("gather_axis", 0))
     if op == "GatherND" and index == 1:

@@ -416,8 +416,11 @@ def _read_conv(node: ir.Node, weight_shape: tuple[int, ...], shapes: Mapping[ir.
     else:
         c, n = weight_shape[1], weight_shape[0] // groups
     in_shape, out_shape = _known(shapes, node.inputs[0], skip=2), _known(shapes, node.outputs[0])
-    sized = in_shape is not None and out_shape is not None
     reason = None
+    if {len(in_shape or kernel), len((out_shape or (1, 1, *kernel))[2:])} != {len(kernel)}:
+        reason = f"its weight has {len(kernel)} axes of a kernel, what flows through it another number of them"
+        in_shape = None
+    sized = in_shape is not None and out_shape is not None
     if "output_shape" in node.attributes and not sized:
         reason = "it has an output_shape but its input size is dynamic: give --input-shape"
     geometry = Geometry(

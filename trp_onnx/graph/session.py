@@ -68,7 +68,7 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
     try:
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
-        raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name}: {_reason(error)}") from error
+        raise ModelError(f"ONNX Runtime {ort.__version__} cannot load {name}: {runtimes_reason(error)}") from error
     return LendingSession(session, weights) if weights else session
 
 
@@ -97,7 +97,7 @@ def run_session(session: Any, feeds: Mapping[str, np.ndarray]) -> Arrays:
         results = session.run(names, {name: array for name, array in feeds.items() if name in wanted})
     except Exception as error:
         shapes = ", ".join(f"{n}: {list(a.shape)}" for n, a in feeds.items() if n in wanted)
-        raise ModelError(f"the model does not run on inputs of shape {shapes}: {_reason(error)}") from error
+        raise ModelError(f"the model does not run on inputs of shape {shapes}: {runtimes_reason(error)}") from error
     return flat(dict(zip(names, results, strict=True)))
 
 
@@ -156,7 +156,8 @@ def _run_reference(model: Path | onnx.ModelProto, why: ModelError, feeds: Mappin
 
     try:
         evaluator = ReferenceEvaluator(str(model) if isinstance(model, Path) else model)
-        results = evaluator.run(None, {n: a for n, a in feeds.items() if n in evaluator.input_names})
+        with np.errstate(all="ignore"):  # what a model computes may overflow
+            results = evaluator.run(None, {n: a for n, a in feeds.items() if n in evaluator.input_names})
     except Exception:
         raise why from None
     return flat(dict(zip(evaluator.output_names, results, strict=True)))
@@ -180,7 +181,7 @@ def relative_error(expected: Any, actual: Any) -> float:
     return difference / norm if norm > 0 else float(difference > 0)
 
 
-def _reason(error: Exception) -> str:
+def runtimes_reason(error: Exception) -> str:
     """What onnxruntime means, without its prefixes, source lines and function signatures."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     opset = re.search(r"Opset (\d+) is under development.*domain (\S+) is till opset (\d+)", text)

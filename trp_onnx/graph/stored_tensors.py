@@ -13,6 +13,7 @@ from onnx import TensorProto
 from trp_onnx.errors import ModelError
 from trp_onnx.process.memory import check_room
 
+_KEYS = {"location", "offset", "length", "checksum", "basepath"}  # the last one was of onnx's own tools
 _LONGEST_NAME = 255  # bytes of a file's name on every common system
 
 # Where the values of a type stand when they are not raw; int32_data holds all others.
@@ -82,6 +83,9 @@ def _check_location(tensor: TensorProto, name: str, wanted: int) -> None:
     parts = location.replace("\\", "/").split("/")
     if not location or "\0" in location or max(len(part.encode()) for part in parts) > _LONGEST_NAME:
         raise ModelError(f"{name} keeps its data in a file named '{location}', which no file can be called")
+    strange = entries.keys() - _KEYS
+    if strange:
+        raise ModelError(f"{name} says '{min(strange)}' of its external data, which ONNX does not know")
     for key in ("offset", "length"):
         value = entries.get(key, "0")
         if not (value.isascii() and value.isdecimal() and len(value) < 19):

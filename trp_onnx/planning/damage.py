@@ -59,6 +59,9 @@ _SLOPE = 0.01
 _VERSION = 6
 """Changes with what the curves mean: older ones in a cache are measured again."""
 
+_RUIN = 1e30
+"""The damage of outputs that are no numbers any more."""
+
 
 def measure_damage(
     model: ir.Model,
@@ -214,7 +217,7 @@ class _Survey:
         for name, key in keys.items():
             errors, damages = np.array(self._cache.get(key)).T
             if len(errors) > 1:
-                rising = np.maximum.accumulate(damages)
+                rising = np.maximum.accumulate(np.nan_to_num(damages, nan=_RUIN, posinf=_RUIN))
                 curves[name] = DamageCurve(errors, rising + _SLOPE * rising[-1] * errors)
         if curves and all(curve.damages[-1] <= 0 for curve in curves.values()):
             note("no output moves when the layers do: there is nothing to plan by but the weights")

@@ -144,11 +144,16 @@ class Calibrated:
                     list(only), sorted(left), self._operators, {},
                 )  # fmt: skip
                 quantizer.quantize_model()
-                quantizer.model.topological_sort()
         except Exception as error:
             raise _refusal(error) from error
-        found: onnx.ModelProto = quantizer.model.model
-        return found
+        return _sorted(quantizer.model.model)
+
+
+def _sorted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """In running order, by what bodies read as well, which the quantiser's own order is not."""
+    found = ir.from_proto(model)
+    found.graph.sort()
+    return ir.to_proto(found)
 
 
 def _at_least(opset: int, model: ir.Model) -> ir.Model:

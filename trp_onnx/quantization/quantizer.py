@@ -23,6 +23,7 @@ from trp_onnx.evaluation.evaluation import Evaluation
 from trp_onnx.evaluation.judging import judge
 from trp_onnx.evaluation.metric import Asked, Score
 from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, read_said
+from trp_onnx.evaluation.verify import complaint
 from trp_onnx.files.made import Made, opened
 from trp_onnx.files.paths import cannot_write, guard
 from trp_onnx.files.staging import Staging
@@ -42,7 +43,6 @@ from trp_onnx.passes import CleanUpPass, FoldWeightsPass
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
 from trp_onnx.passes.network import Network
 from trp_onnx.printable import printable
-from trp_onnx.process.silence import silence
 from trp_onnx.progress import at_work
 from trp_onnx.quantization.calibrated import Calibrated, in_int8
 from trp_onnx.quantization.sensitivity import InFloat, keep_what_is_hurt
@@ -353,11 +353,9 @@ def _largest(
 
 def _verify(path: Path, source: Path, dataset: Dataset) -> None:
     """The written file is sound, runs, and gives numbers where its source does."""
-    try:
-        with silence():
-            onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise VerificationError(f"the int8 file does not pass onnx's checker: {str(error).splitlines()[0]}") from error
+    complained = complaint(path)
+    if complained:
+        raise VerificationError(f"the int8 file does not pass onnx's checker: {complained}")
     samples = dataset.take(np.arange(min(len(dataset), _VERIFIED)))
     sessions = open_session(source), open_session(path)
     batching = find_batching(sessions[0], samples[0], dataset.inputs)
