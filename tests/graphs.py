@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,27 @@ def conv_net(path: Path, channels: int = 16, **attributes: object) -> Path:
         helper.make_node("Gemm", ["f", "wf", "bf"], ["logits"], name="fc", transB=1),
     ]
     return save(model(nodes, [info("x", ["N", 3, 12, 12])], [info("logits", ["N", 10])], w), path)
+
+
+def resized(path: Path, names: Mapping[str, str], size: int) -> None:
+    """Rename inputs of a network, and give its images another fixed size."""
+    proto = onnx.load(path)
+    for value in proto.graph.input:
+        for dim in value.type.tensor_type.shape.dim[2:]:
+            dim.dim_value = size
+        value.name = names.get(value.name, value.name)
+    for node in proto.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    onnx.save(proto, path)
+
+
+def network_of(path: Path) -> bytes:
+    """All of a file but the record of what was measured, whose times differ from run to run."""
+    proto = onnx.load(path)
+    kept = [entry for entry in proto.metadata_props if entry.key != "trp_onnx.record"]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def drawn(**feeds: np.ndarray) -> Samples:

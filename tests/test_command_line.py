@@ -93,7 +93,7 @@ def test_compression_is_deterministic(net: Path, tmp_path: Path) -> None:
     files = [tmp_path / "a.onnx", tmp_path / "b.onnx"]
     for out in files:
         compress(net, out, macs=0.5, align=1)
-    assert files[0].read_bytes() == files[1].read_bytes()
+    assert graphs.network_of(files[0]) == graphs.network_of(files[1])
 
 
 def test_a_compressed_model_can_be_compressed_again(net: Path, tmp_path: Path) -> None:

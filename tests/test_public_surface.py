@@ -18,6 +18,7 @@ import trp_onnx
 PUBLIC = {name: getattr(trp_onnx, name) for name in trp_onnx.__all__}
 COMMANDS = {
     "bench", "compress", "demo", "doctor", "evaluate", "export", "inspect", "profile", "quantize", "setup_training",
+    "verify",
 }  # fmt: skip
 OTHERS = {"metric", "on_progress", "open_data", "read_rules", "read_table", "save_table"}
 

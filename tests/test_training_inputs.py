@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.easy import compress
-from tests.graphs import info, model, rng, run, save, weights
+from tests.graphs import info, model, network_of, rng, run, save, weights
 from trp_onnx import Report, TrainingOptions
 from trp_onnx.errors import DataError, ModelError, UsageError
 from trp_onnx.training.metrics import read_curve
@@ -153,7 +153,7 @@ def test_samples_are_given_one_by_one(tmp_path: Path) -> None:
     for name, data in (("all", samples), ("each", iter(each))):
         report = train(net, tmp_path / f"{name}.onnx", data, train=options(epochs=1, warmup=3))
         assert any("the training has 3 steps, within the warm-up of 3" in note for note in report.notes)
-    assert (tmp_path / "all.onnx").read_bytes() == (tmp_path / "each.onnx").read_bytes()
+    assert network_of(tmp_path / "all.onnx") == network_of(tmp_path / "each.onnx")
     with pytest.raises(DataError, match="differ in size: give the path"):
         train(net, tmp_path / "no.onnx", iter([*each, {name: array[:, :4] for name, array in each[0].items()}]))
 

@@ -10,6 +10,9 @@ from .commands.inspect import Inspection as Inspection
 from .commands.inspect import LayerView as LayerView
 from .commands.inspect import inspect as inspect
 from .commands.result import Compressed as Compressed
+from .commands.verify import Check as Check
+from .commands.verify import Verified as Verified
+from .commands.verify import verify as verify
 from .data import Dataset as Dataset
 from .data import Preprocessing as Preprocessing
 from .data import open_data as open_data
@@ -60,6 +63,9 @@ from .quantization import Variant as Variant
 from .quantization import quantize as quantize
 from .report import Report as Report
 from .report import Size as Size
+from .report.record import Measured as Measured
+from .report.record import Record as Record
+from .report.record import Speed as Speed
 from .report.spectra import Spectrum as Spectrum
 from .training import TrainingOptions as TrainingOptions
 from .training.isolated_runtime import setup_training as setup_training

@@ -191,6 +191,46 @@ def evaluate(
 
 
 @main.command()
+@click.argument("model", type=FILE)
+@option(
+    "--original", group=DATA, type=FILE, metavar="ONNX", help="What MODEL was made of: outputs and time are compared."
+)
+@data_options(required=False)
+@option("--metric", group=JUDGED, metavar="NAME", help="What is counted on --data; by default what the record names.")
+@option(
+    "--card", group=OUTPUT, type=FILE, metavar="MD", help="Write a model card there (Hugging Face's, with model-index)."
+)
+@json_option()
+@quiet_option("Print what does not hold.")
+def verify(
+    model: Path,
+    preprocessing: Callable[[], Preprocessing],
+    card: Path | None,
+    json_to: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Measure a MODEL that compress wrote again, and say what still holds of the record in it.
+
+    Exit code 1 when something no longer holds.
+    """
+    with answering():
+        from trp_onnx.commands.verify import verify as run
+        from trp_onnx.files.staging import write_text
+
+        result = run(model, preprocessing=preprocessing(), **options)
+        if card is not None:
+            write_text(card, result.card())
+        write_json(result.to_dict(), json_to)
+    if json_to != "-":
+        from trp_onnx.report import verified_tables
+
+        show(verified_tables(result, all_=not quiet), result.notes)
+    if not result.holds:
+        sys.exit(1)
+
+
+@main.command()
 @json_option()
 @quiet_option("Print the problems alone.")
 def doctor(json_to: str | None, quiet: bool) -> None:

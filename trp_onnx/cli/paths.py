@@ -13,7 +13,7 @@ def guard_paths() -> None:
 
     context = click.get_current_context()
     given = dict(context.params)
-    writes = [given.pop(name, None) for name in ("json_to", "save_plan", "out")]
+    writes = [given.pop(name, None) for name in ("json_to", "save_plan", "card", "out")]
     report, *others = (given.pop(name, None) for name in ("report_dir", "folder", "run"))
     if context.command.name == "compress":
         out = writes[-1] = writes[-1] or default_output(given["model"])

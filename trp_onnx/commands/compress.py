@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 
 from trp_onnx._version import __version__
@@ -14,12 +15,14 @@ from trp_onnx.data import Data
 from trp_onnx.files.made import opened
 from trp_onnx.files.paths import MADE_BY
 from trp_onnx.graph.in_memory import ModelLike
+from trp_onnx.graph.model import file_bytes
 from trp_onnx.job import Device, Goal, NetworkOptions, SearchSpace, Training
 from trp_onnx.job.job import Job
 from trp_onnx.passes import CleanUpPass, FoldBatchNormPass
 from trp_onnx.planning import Plan
 from trp_onnx.planning.apply import carry_out
-from trp_onnx.report import spectra_of
+from trp_onnx.report import Report, spectra_of
+from trp_onnx.report.record import record_of, write_record
 
 
 def compress(
@@ -80,7 +83,7 @@ def compress(
         choice = choose(work, known)
         spectra = spectra_of(work.network.layers, choice.plan.decisions, known.evidence)
         _write(work, known, choice)
-        report = assess(work, known, choice, spectra)
+        report = _recorded(work, assess(work, known, choice, spectra))
         work.staging.publish()
         if work.session is not None:
             work.session.remove()
@@ -107,3 +110,13 @@ def _write(work: Workspace, known: Known, choice: Choice) -> None:
             f"the weights are in '{work.staging.data.name}': it belongs beside '{work.staging.out.name}'"
         )  # fmt: skip
     work.clock.lap("save")
+
+
+def _recorded(work: Workspace, report: Report) -> Report:
+    """Write what was measured into the file's metadata; its size in the report is with that."""
+    path, source = work.staging.path, work.network.source
+    shapes = {name: tuple(shape) for name, shape in (work.network.input_shapes or {}).items()}
+    write_record(path, record_of(report, source, path, work.job.device.threads, shapes))
+    sizes = replace(report.file_bytes, after=file_bytes(path))
+    files = report.files | ({path.name: path.stat().st_size} if report.files else {})
+    return replace(report, file_bytes=sizes, files=files)

@@ -1,14 +1,20 @@
-"""Tables for the terminal: what was exported, and int8 beside float."""
+"""Tables for the terminal: what was exported, int8 beside float, what a file says of itself."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from trp_onnx.edge import Export
+from trp_onnx.printable import printable
 from trp_onnx.quantization import Quantized
 from trp_onnx.report.tables import plain
 from trp_onnx.rows import si
+
+if TYPE_CHECKING:
+    from trp_onnx.commands.verify import Verified
 
 
 def export_tables(export: Export) -> list[Table | Text]:
@@ -61,6 +67,18 @@ def quantized_tables(quantized: Quantized, *, layers: bool = True) -> list[Table
             kept.add_row(plain(layer.layer), layer.reason)
         tables.append(kept)
     return tables
+
+
+def verified_tables(verified: Verified, *, all_: bool = True) -> list[Table | Text]:
+    """Claim by claim, or those that do not hold."""
+    table = _table("", "recorded", "now", "")
+    for check in verified.checks:
+        words = {True: "holds", False: "[bold red]does not hold[/]", None: "[dim]not checked[/]"}
+        if all_ or check.holds is False:
+            table.add_row(plain(check.what), plain(check.recorded), plain(check.now), words[check.holds])
+    record = verified.record
+    about = f"{printable(verified.model)}, made of {printable(record.source)}, {record.date}"
+    return [*([table] if table.row_count else []), *([Text(about, style="dim italic")] if all_ else [])]
 
 
 def _table(*headings: str) -> Table:
