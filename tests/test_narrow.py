@@ -13,6 +13,8 @@ from trp_onnx.calibration.moments import collect_moments
 from trp_onnx.calibration.narrow import refit_in_turn, refit_readers
 from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.model import open_model, to_proto
+from trp_onnx.graph.spaces import find_spaces
+from trp_onnx.passes import CutChannelsPass
 
 WIDTH = 24
 
@@ -126,3 +128,21 @@ def test_layers_that_share_a_weight_go_on_sharing_it(tmp_path: Path) -> None:
     refit_in_turn(opened, layers, gone, samples, collect_moments(opened, layers, samples))
     one, two = (layer for layer in find_layers(opened) if layer.name != "first")
     assert one.key == two.key and (one.weight()[0, :, :3] == 0).all()
+
+
+def test_cutting_what_was_zeroed_changes_nothing_more(net: Path) -> None:
+    opened, samples = open_model(net), drawn(**inputs(128))
+    layers = find_layers(opened)
+    kept = {space.name: range(5, space.size) for space in find_spaces(opened, layers) if space.closed is None}
+    assert len(kept) == 4
+    gone = {
+        consumer.layer.name: np.asarray(consumer.unit).reshape(1, -1) < 5
+        for space in find_spaces(opened, layers)
+        if space.name in kept
+        for consumer in space.consumers
+    }
+    refit_in_turn(opened, layers, gone, samples, collect_moments(opened, layers, samples))
+    whole = outputs(opened, inputs(16, 5))
+    CutChannelsPass(kept)(opened)
+    assert outputs(opened, inputs(16, 5)) == pytest.approx(whole, abs=1e-5)
+    assert {layer.shape[2] for layer in find_layers(opened)[1:] if layer.shape} == {WIDTH - 5}
