@@ -207,6 +207,15 @@ def test_what_does_not_fit_is_one_sentence_that_names_the_inputs(tmp_path: Path)
         with pytest.raises(trp_onnx.DataError) as error:
             trp_onnx.evaluate(net, {"y": np.zeros(40, np.int64)} | arrays)
         assert complaint in str(error.value), str(error.value)
+    texts = folder(
+        tmp_path / "texts", [{"input_ids": ids[i], "attention_mask": mask[i]} for i in range(3)], np.zeros(3)
+    )
+    npz(texts / "0001.npz", input_ids=ids[1], y=np.zeros(()))
+    with pytest.raises(trp_onnx.DataError, match=r"texts, 0001\.npz' has no array for input 'attention_mask'"):
+        trp_onnx.evaluate(net, texts)
+    npz(texts / "0001.npz", input_ids=ids[1], attention_mask=mask[1])
+    with pytest.raises(trp_onnx.DataError, match=r"texts, 0001\.npz' has no labels, 2 others have"):
+        trp_onnx.evaluate(net, texts)
     for data, complaint in (([], "holds no samples"), (7, "not as int"), ([[[1], [1, 2]]], "is no array")):
         with pytest.raises(trp_onnx.DataError, match=complaint):
             trp_onnx.evaluate(net, data)  # type: ignore[arg-type]

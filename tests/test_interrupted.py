@@ -187,6 +187,28 @@ def test_an_interrupt_while_scikit_learn_fits_is_heard(tmp_path: Path) -> None:
     assert not list((tmp_path / "demo").glob("*"))
 
 
+def test_an_interrupt_while_samples_are_spooled(net: Path, tmp_path: Path) -> None:
+    """What went to disk meanwhile has gone, and so has the folder of the result."""
+    (tmp_path / "endless.py").write_text(
+        "import itertools, numpy as np\n"
+        "def samples():\n"
+        "    for i in itertools.count():\n"
+        "        if i == 50: open('reading', 'w').close()\n"
+        "        yield {'x': np.zeros((1, 3, 12, 12), np.float32)}\n"
+    )
+    (tmp_path / "spool").mkdir()
+    spools = (
+        "import os, tempfile, trp_onnx.data.spool as s; s.SPOOL_BYTES = 1; tempfile.tempdir = os.path.abspath('spool')"
+    )
+    process = start(tmp_path, *COMPRESS, "--data", "endless:samples", before=spools)
+    until((tmp_path / "reading").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1] == "trp-onnx: interrupted; nothing was written"
+    assert not list((tmp_path / "spool").iterdir()) and not partials(tmp_path) and not Path("out.onnx").exists()
+
+
 def test_an_interrupt_that_a_library_swallows_is_heard(net: Path, tmp_path: Path) -> None:
     swallows = (
         "import trp_onnx.commands.assessing as c, os, signal; real = c.verify\n"

@@ -134,7 +134,10 @@ def test_everything_composes(net: Path, tmp_path: Path) -> None:
     assert trp_onnx.quantize(again.model, data=X, max_drop=99).layers == quantised.layers
     assert quantised.layers and (tmp_path / "app" / "int8.ort").exists() and shipped.notes is not None
     second.report.save(tmp_path / "report")
+    second.report.save(tmp_path / "report")
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["plan.toml", "report.html", "report.json"]
+    with pytest.raises(UsageError, match="is no part of a report"):
+        second.report.save(tmp_path)  # where plan.toml is
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from tests.graphs import conv_net
 from trp_onnx import DataError, Device, Goal, LayerRule, ModelError, NetworkOptions, OutputError, SearchSpace
 
 from trp_onnx import Training, TrainingOptions, TrpOnnxError, UsageError  # isort: skip
+from trp_onnx.job.search_space import SCHEME_CHOICES
+from trp_onnx.lowrank.schemes import SCHEMES
 
 X = np.random.default_rng(0).standard_normal((8, 3, 12, 12)).astype(np.float32)
 HALF, EVERY_RANK = Goal(macs=0.7), SearchSpace(align=1)
@@ -25,6 +27,10 @@ HALF, EVERY_RANK = Goal(macs=0.7), SearchSpace(align=1)
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return conv_net(tmp_path_factory.mktemp("model") / "net.onnx")
+
+
+def test_every_scheme_can_be_asked_for() -> None:
+    assert ("auto", *SCHEMES) == SCHEME_CHOICES
 
 
 def one_sentence(error: BaseException) -> bool:

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from trp_onnx.data import Preprocessing
     from trp_onnx.job import Training
 
-Shapes = dict[str, tuple[int, ...]]
-
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="trp-onnx")

@@ -21,7 +21,6 @@ SAMPLES, DEVICE, TRAINING, OUTPUT = "How samples become inputs", "Device", "Trai
 """Headings of the help."""
 
 FILE = click.Path(path_type=Path)
-SCHEMES = click.Choice(["auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2", "svd"])
 TARGETS = click.Choice(["any", "arm", "amd64"])
 
 Decorator = Callable[[Any], Any]
@@ -110,7 +109,11 @@ def target_option(what: str) -> Decorator:
 
 def scheme_option(what: str) -> Decorator:
     """`--scheme`."""
-    return option("--scheme", group=LAYERS, type=SCHEMES, default="auto", show_default=True, help=what)
+    from trp_onnx.job.search_space import SCHEME_CHOICES
+
+    return option(
+        "--scheme", group=LAYERS, type=click.Choice(SCHEME_CHOICES), default="auto", show_default=True, help=what
+    )
 
 
 def data_options(required: bool) -> Decorator:

@@ -94,6 +94,9 @@ class Items(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, place: int) -> str:
+        """What messages call one item."""
+
     def label(self, place: int, inputs: Inputs) -> np.ndarray | None:
         """Of one item."""
 
@@ -113,6 +116,10 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def name(self, place: int) -> str:
+        """See `Items`."""
+        return self._paths[place].name
 
     def label(self, place: int, inputs: Inputs) -> np.ndarray | None:
         """See `Items`."""
@@ -137,6 +144,10 @@ class NpzFiles:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def name(self, place: int) -> str:
+        """See `Items`."""
+        return self._paths[place].name
+
     def label(self, place: int, inputs: Inputs) -> np.ndarray | None:
         """See `Items`."""
         return _labels_in(read_npz(self._paths[place], LABELS), inputs)
@@ -159,6 +170,10 @@ class Spooled:
 
     def __len__(self) -> int:
         return len(self._spool)
+
+    def name(self, place: int) -> str:
+        """See `Items`."""
+        return f"item {place}"
 
     def label(self, place: int, inputs: Inputs) -> np.ndarray | None:
         """See `Items`."""
@@ -216,8 +231,12 @@ class ItemStore:
             self._last = place, self._columns(place, self._items.read(place))
         return self._last[1]
 
+    def _called(self, place: int) -> str:
+        """What messages call an item."""
+        return f"{self._source}, {self._items.name(place)}"
+
     def _columns(self, place: int, arrays: Arrays) -> Columns:
-        source = f"{self._source}, item {place}"
+        source = self._called(place)
         taken = named(self._inputs, arrays, source)
         return columns_of(
             self._inputs, {name: arrays[array] for name, array in taken.items()}, source, single=True
@@ -236,11 +255,12 @@ class ItemStore:
         if not there:
             return None
         if len(there) < len(given):
-            raise DataError(f"{len(there)} of {len(given)} items of '{self._source}' have labels: all must, or none")
+            place = next(place for place, label in enumerate(given) if label is None)
+            raise DataError(f"'{self._called(place)}' has no labels, {len(there)} others have: all must, or none")
         found: list[Any] = []
-        for label, count in zip(there, self._counts, strict=True):
+        for place, (label, count) in enumerate(zip(there, self._counts, strict=True)):
             if count > 1 and (label.ndim == 0 or len(label) != count):
-                raise DataError(f"'{self._source}' gives {count} samples with labels of shape {label.shape}")
+                raise DataError(f"'{self._called(place)}' has {count} samples with labels of shape {label.shape}")
             found += list(label) if count > 1 else [label[0] if label.ndim and len(label) == 1 else label]
         if len({np.shape(label) for label in found}) == 1:
             try:

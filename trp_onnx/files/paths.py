@@ -43,7 +43,8 @@ def guard(*, writes: Iterable[object] = (), folders: Iterable[Folder] = (), read
             "pkg.module:function" for the module's own file.
 
     Raises:
-        UsageError: A result would replace something that is read, or two results go to one place.
+        UsageError: A result would replace something that is read, or a plan that is no report's; or two results go to
+            one place.
         OutputError: A place cannot be written to, or what stands there is no regular file.
     """
     alone = _paths(writes)
@@ -56,6 +57,7 @@ def guard(*, writes: Iterable[object] = (), folders: Iterable[Folder] = (), read
             _check_folder(folder)
             for name in names:
                 _check_kind(folder / name)
+            _check_report(folder, names)
         _check_apart(targets)
         _check_inputs(targets, [_module_of(path) for path in _paths(reads)])
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, or holds NUL; a circle of links
@@ -126,6 +128,13 @@ def _check_file(path: Path) -> None:
         raise OutputError(f"cannot write '{path}': the folder '{path.parent}' does not exist")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"cannot write '{path}': Permission denied")
+
+
+def _check_report(folder: Path, names: Sequence[str]) -> None:
+    """That a plan there is a report's: one that stands alone is what somebody plans by."""
+    plan, document = folder / "plan.toml", folder / "report.json"
+    if plan.name in names and document.name in names and plan.exists() and not document.exists():
+        raise UsageError(f"'{plan}' is no part of a report and would be replaced: give the report another folder")
 
 
 def _check_kind(path: Path) -> None:

@@ -9,6 +9,7 @@ from trp_onnx.errors import UsageError
 from trp_onnx.schema import conform
 
 SchemeChoice = Literal["auto", "spatial", "spatial-mirror", "channel", "channel-mirror", "tucker2", "svd"]
+SCHEME_CHOICES: tuple[str, ...] = get_args(SchemeChoice)
 PlanBy = Literal["auto", "weights", "outputs"]
 
 
@@ -35,8 +36,8 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         conform(self, "align", "asymmetric")
-        if self.scheme not in get_args(SchemeChoice):
-            raise UsageError(f"unknown scheme '{self.scheme}'; there are {', '.join(get_args(SchemeChoice))}")
+        if self.scheme not in SCHEME_CHOICES:
+            raise UsageError(f"unknown scheme '{self.scheme}'; there are {', '.join(SCHEME_CHOICES)}")
         if self.plan_by not in get_args(PlanBy):
             raise UsageError(f"--plan-by is auto, weights or outputs, not '{self.plan_by}'")
         if self.align != "auto" and self.align < 1:

@@ -435,9 +435,6 @@ def error_curves(schemes: Sequence[Scheme], weight: Array, moment: Moment | None
     return {scheme.name: found[scheme.name] for scheme in schemes}
 
 
-SCHEME_CHOICES = ("auto", *SCHEMES)
-
-
 def candidates(choice: str, kernel: Sequence[int]) -> list[Scheme]:
     """The schemes to weigh for a layer: all that fit for "auto", else the named one or its fallback."""
     if choice == "auto":

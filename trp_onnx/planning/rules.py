@@ -29,7 +29,7 @@ from msgspec import Meta
 
 from trp_onnx.errors import UsageError
 from trp_onnx.files.documents import read_toml
-from trp_onnx.lowrank.schemes import SCHEME_CHOICES
+from trp_onnx.job.search_space import SCHEME_CHOICES
 from trp_onnx.printable import printable
 from trp_onnx.schema import brief, conform, converted, path_of
 

@@ -40,7 +40,7 @@ def choose_schemes(layers: Sequence[Layer], rules: Sequence[LayerRule], scheme: 
         geometry = group[0].geometry
         assert geometry is not None
         choice = rule.scheme if rule is not None and rule.scheme else scheme
-        fitting = [s for s in candidates(choice, geometry.kernel) if choice != "auto" or s.name != "tucker2"]
+        fitting = [s for s in candidates(choice, geometry.kernel) if choice != "auto" or s.modes == 1]
         if not fitting:
             continue
         best = fitting[0]

@@ -180,7 +180,8 @@ class Report(Headlined, Document):
             command: How to repeat the compression, for the page.
 
         Raises:
-            UsageError: What draws the page is not installed, or a file would replace the network.
+            UsageError: What draws the page is not installed, or a file would replace the network, or
+                a plan that is no report's.
             OutputError: A file cannot be written.
         """
         from trp_onnx.report.page import check_page, render_page

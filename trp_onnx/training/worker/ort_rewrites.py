@@ -22,16 +22,15 @@ from onnx import helper, numpy_helper
 
 _BLOCKED = "com.microsoft.nchwc"
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes of the parameters, by name."""
 
-
-def speed_up(model: onnx.ModelProto, shapes: Shapes, block: int, *, only: tuple[str, ...] | None = None) -> None:
+def speed_up(
+    model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], block: int, *, only: tuple[str, ...] | None = None
+) -> None:
     """Apply every rewrite, in place.
 
     Args:
         model: From `ort_engine.training_graph`, or any model with weights as inputs.
-        shapes: Shapes of the weights.
+        shapes: Shapes of the weights, by name.
         block: Channels of a SIMD block of this CPU; 1 leaves convolutions as they are.
         only: Names of the rewrites to apply: "relu", "input_gradient", "blocked".
     """
