@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
 
 _SAMPLES = 4
+_FOLDED_RATE = 0.002
+_NORMALISING = {"BatchNormalization", "LayerNormalization", "GroupNormalization", "InstanceNormalization"}
 _INPUTS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
 
 
@@ -157,10 +159,21 @@ def check_trainable(model: ir.Model, options: TrainingOptions) -> None:
                 f"input '{spec.name}' has type {spec.dtype}: training takes models whose inputs are whole numbers, "
                 "booleans, float16, float32 or float64"
             )
+    _note_folded(model, options)
     outputs = [value.name or "" for value in model.graph.outputs]
     for name in options.output_weights:
         if name not in outputs:
             raise UsageError(f"training: the model has no output '{name}' to weigh; there are {', '.join(outputs)}")
+
+
+def _note_folded(model: ir.Model, options: TrainingOptions) -> None:
+    """Exporters fold BatchNormalization, and without one the default step size is too large."""
+    ops = {node.op_type for node in model.graph}
+    if "Conv" in ops and not ops & _NORMALISING and options.clip is None and options.rate > _FOLDED_RATE:
+        note(
+            "the network has convolutions and no normalisation: if its BatchNormalization was folded by the exporter, "
+            f"export it again with that kept, or train with --rate {_FOLDED_RATE:g} --clip 5"
+        )
 
 
 def _strategy(options: TrainingOptions, goal: Goal) -> str:
