@@ -150,3 +150,13 @@ def test_a_moment_that_rounding_left_indefinite_does() -> None:
     values[0] = -1e-7 * values.mean()
     found = eliminate([Reader(each.weight, (vectors * values @ vectors.T)[None], each.unit)], 6)
     assert np.isfinite(found.errors).all() and found.errors[-1] == 0
+
+
+def test_errors_are_exact_where_samples_are_few() -> None:
+    patches = np.maximum(rng(0).standard_normal((96, 700)) @ rng(1).standard_normal((700, 700)), 0)
+    patches -= patches.mean(axis=0)
+    moment = patches.T @ patches / 96
+    moment += 1e-4 * np.trace(moment) / 700 * np.eye(700)
+    found = eliminate([one := Reader(rng(2).standard_normal((1, 40, 700)), moment[None], np.arange(700)[None])], 700)
+    for k in (100, 400, 650):
+        assert found.errors[k] == pytest.approx(error_of(one, refit(one, found.kept(k))), rel=1e-4)

@@ -55,6 +55,8 @@ from .planning import Candidate as Candidate
 from .planning import Decision as Decision
 from .planning import LayerRule as LayerRule
 from .planning import Plan as Plan
+from .planning import SpaceDecision as SpaceDecision
+from .planning import SpaceRule as SpaceRule
 from .planning import read_rules as read_rules
 from .progress import on_progress as on_progress
 from .quantization import InFloat as InFloat

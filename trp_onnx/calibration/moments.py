@@ -117,6 +117,23 @@ class Moments:
         np.einsum("gdd->gd", found)[:] += floor[:, None].astype(found.dtype)
         return np.asarray(found)
 
+    def cautious(self, *, centred: bool) -> Moment:
+        """`moment`, drawn towards its diagonal where there are few patches for its entries.
+
+        Columns that make up for others rest on correlations alone, and those of few patches are chance: of fewer than
+        `PER_ENTRY` patches for each entry of one, the part that is missing is taken from the diagonal (shrinkage as by
+        Ledoit and Wolf, "Honey, I Shrunk the Sample Covariance Matrix", 2004, by as much as counts say).
+        """
+        if self.marginals is not None:
+            return self.moment(centred=centred)
+        found = self.matrix(centred=centred)
+        missing = 1.0 - self.patches / (PER_ENTRY * found.shape[1])
+        if missing > 0:
+            diagonal = np.einsum("gdd->gd", found).copy()
+            found *= 1.0 - missing
+            np.einsum("gdd->gd", found)[:] = diagonal
+        return found
+
 
 def pooled(one: Moments, other: Moments) -> Moments:
     """The moments of both sets of patches together; not of products."""

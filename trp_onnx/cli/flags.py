@@ -78,7 +78,7 @@ def flags_of(
         group: The heading of the options.
         common: Fields that `--help` shows; `--help-all` shows the others too.
         without: Fields that have no option of this kind.
-        negatable: Whether yes and no both have a flag, because a file may say either.
+        negatable: Whether yes and no both have a flag, because a file may say either; what may be left open always has.
     """
     fields = [field for field in dataclasses.fields(kind) if field.name not in without]
     hints, texts = _hints(kind, [field.name for field in fields]), field_docs(kind)
@@ -124,7 +124,8 @@ def _names(name: str, hint: Any, *, negatable: bool) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if get_origin(hint) is dict:  # given one at a time
         return [flag.removesuffix("s"), name]
-    return [f"{flag}/--no-{flag[2:]}", name] if hint is bool and negatable else [flag, name]
+    either = hint == bool | None or (hint is bool and negatable)
+    return [f"{flag}/--no-{flag[2:]}", name] if either else [flag, name]
 
 
 def _attributes(hint: Any) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spe
         outputs=tuple(errors),
         verified_on=work.verified_on,
         layers=plan.decisions,
+        spaces=plan.spaces,
         score=score,
         limit=limit,
         align=known.align,

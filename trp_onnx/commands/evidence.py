@@ -10,9 +10,20 @@ from trp_onnx.commands.workspace import Workspace
 from trp_onnx.evaluation.outputs import Told
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.spaces import Space, find_spaces
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.table import LatencyTable
-from trp_onnx.planning import Evidence, left_by_budgets, measure_damage, resolve_alignment
+from trp_onnx.planning import (
+    Evidence,
+    SpaceRule,
+    left_by_budgets,
+    measure_damage,
+    measure_space_damage,
+    resolve_alignment,
+)
+from trp_onnx.planning.rules import check_all_match, space_match
+from trp_onnx.planning.spaces import SpaceSite, cuts_to_measure, survey_spaces
+from trp_onnx.planning.widths import Widths
 from trp_onnx.progress import track
 
 DAMAGE_SAMPLES = 64
@@ -27,11 +38,13 @@ class Known:
         evidence: What options are judged by.
         align: Ranks are multiples of this.
         samples: What factors are fitted to; None without data, and where training takes it.
+        spaces: What may be cut, and what that does.
     """
 
     evidence: Evidence
     align: int
     samples: Samples | None = None
+    spaces: tuple[SpaceSite, ...] = ()
 
 
 def gather(work: Workspace) -> Known:
@@ -42,7 +55,8 @@ def gather(work: Workspace) -> Known:
         DataError: The samples or the latency table do not fit it.
     """
     job = work.job
-    table = work.table or (time_layers(work) if job.timed else None)
+    spaces = _spaces(work)
+    table = work.table or (time_layers(work, spaces) if job.timed else None)
     align = resolve_alignment(job.search.align)
     if table is not None:
         table.check(work.network.layers)
@@ -51,24 +65,61 @@ def gather(work: Workspace) -> Known:
         work.clock.lap("time")
     left = _left(work, table, align)
     evidence, samples = Evidence(table=table, left=left), None
+    reading = {consumer.layer.name for space in spaces for consumer in space.consumers}
     judged = [layer for layer in work.network.layers if layer.name not in left]
     if work.samples is not None:
         samples = work.samples.fitting()
-        moments = collect_moments(work.network.normal, judged, samples, progress=lambda runs: track(runs, "moments"))
+        seen = [layer for layer in work.network.layers if layer.name not in left or layer.name in reading]
+        # What cutting does is told by samples that no refit has seen: a few hundred can be fitted by heart.
+        apart = min(DAMAGE_SAMPLES, len(samples) // 4) if any(space.closed is None for space in spaces) else 0
+        fitted = samples.after(apart)
+        moments = collect_moments(work.network.normal, seen, fitted, progress=lambda runs: track(runs, "moments"))
         evidence = replace(evidence, moments=moments)
         work.clock.lap("moments")
+    sites = survey_spaces(spaces, evidence.moments, align, job.goal.rules)
     if _by_damage(work):
         evidence = _with_damage(work, evidence, judged, samples)
+        sites = _with_space_damage(work, evidence, sites, samples)
         work.clock.lap("damage")
-    return Known(evidence, align, samples)
+    return Known(evidence, align, samples, tuple(sites))
 
 
-def time_layers(work: Workspace) -> LatencyTable:
-    """A latency table of this network on this machine."""
+def _spaces(work: Workspace) -> list[Space]:
+    """The spaces that may be cut: within a budget those of a network with data, else what the map speaks of."""
+    job, network = work.job, work.network
+    asked = [rule for rule in job.goal.rules if isinstance(rule, SpaceRule)]
+    free = job.search.cuts and job.data is not None and job.training is None and job.goal.budgeted
+    if not asked and not free:
+        return []
+    found = find_spaces(network.normal, network.layers, network.input_shapes)
+    check_all_match(asked, (), [space.name for space in found])
+    return [space for space in found if space_match(asked, space.name) or (free and space.closed is None)]
+
+
+def _with_space_damage(
+    work: Workspace, evidence: Evidence, sites: Sequence[SpaceSite], samples: Samples | None
+) -> list[SpaceSite]:
+    """The spaces with what their cuts do to the outputs."""
+    choice = [site for site in sites if len(site.levels) > 1]
+    if not choice or samples is None:
+        return list(sites)
+    damage = measure_space_damage(
+        work.network.normal,
+        {site.space.name: cuts_to_measure(site, evidence.moments) for site in choice},
+        samples.first(min(DAMAGE_SAMPLES, len(samples) // 4)),
+        told=_told(work),
+        progress=lambda names: track(names, "damage of spaces"),
+    )
+    return [replace(site, damage=damage.get(site.space.name)) for site in sites]
+
+
+def time_layers(work: Workspace, spaces: Sequence[Space] = ()) -> LatencyTable:
+    """A latency table of this network on this machine, with the widths of what stands at some spaces."""
     search, rules = work.job.search, work.job.goal.rules
-    named = search.scheme if all(rule.scheme is None for rule in rules) else "auto"
+    named = search.scheme if all(getattr(rule, "scheme", None) is None for rule in rules) else "auto"
     return measure_table(
-        work.network.normal, work.network.layers, work.network.feeds(), scheme=named, threads=work.job.device.threads
+        work.network.normal, work.network.layers, work.network.feeds(), scheme=named, threads=work.job.device.threads,
+        widths=Widths(spaces).layers,
     )  # fmt: skip
 
 
@@ -95,7 +146,11 @@ def _with_damage(work: Workspace, evidence: Evidence, layers: Sequence[Layer], s
         seen.first(DAMAGE_SAMPLES),
         work.job.search.scheme,
         evidence,
-        told=Told(work.said, work.samples.labels if work.samples is not None else None),
+        told=_told(work),
         progress=lambda groups: track(groups, "damage"),
     )
     return replace(evidence, damage=damage)
+
+
+def _told(work: Workspace) -> Told:
+    return Told(work.said, work.samples.labels if work.samples is not None else None)

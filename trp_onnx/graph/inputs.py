@@ -178,6 +178,15 @@ class Samples:
                 count -= run.count
         return Samples(self.inputs, found)
 
+    def after(self, count: int) -> Samples:
+        """All but the first so many."""
+        found: list[Run] = []
+        for run in self.runs:
+            if run.count > count:
+                found.append(part_of(self.inputs, run, slice(max(0, count), run.count)))
+            count -= run.count
+        return Samples(self.inputs, found)
+
     @property
     def longest(self) -> Run:
         """The run of most samples."""

@@ -96,6 +96,13 @@ class Layout:
         return self.weight_index == 0
 
     @property
+    def output_axis(self) -> int:
+        """The axis of the stored weight that counts outputs; in a grouped layer those of all groups, or of one."""
+        if self.op in ("Conv", "ConvTranspose"):
+            return int(self.op == "ConvTranspose")
+        return len(self.batch) + int(self.columns_first)
+
+    @property
     def columns_first(self) -> bool:
         """Whether a product's weight is stored (C, N)."""
         # A right operand is stored (C, N), a left one (N, C); transA and transB turn that around.

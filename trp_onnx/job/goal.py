@@ -12,7 +12,7 @@ from trp_onnx.schema import conform
 
 if TYPE_CHECKING:
     from trp_onnx.evaluation.metric import Asked
-    from trp_onnx.planning.rules import LayerRule
+    from trp_onnx.planning.rules import Rule
 
 _TARGETS = ("macs", "speedup", "energy", "vbmf")
 
@@ -30,7 +30,7 @@ class Goal:
         vbmf: Take ranks from variational Bayesian matrix factorisation.
         metric: What is counted there, and on the test samples, see `evaluate`: top-1 where labels name classes,
             agreement with the original where there are none.
-        rules: The per-layer map; its first entry that matches a layer goes before the rest.
+        rules: The map of layers and spaces; its first entry that matches one goes before the rest.
 
     Training that finds ranks itself takes `energy` and `macs` together.
 
@@ -44,13 +44,13 @@ class Goal:
     energy: float | None = None
     vbmf: bool = False
     metric: Asked | None = None
-    rules: Sequence[LayerRule] = ()
+    rules: Sequence[Rule] = ()
 
     def __post_init__(self) -> None:
         conform(self, *_TARGETS, "max_drop")
         rules = tuple(self.rules) if isinstance(self.rules, Sequence) else (self.rules,)
         if not all(hasattr(rule, "matches") for rule in rules):
-            raise UsageError("rules takes a list of LayerRule; read_rules reads them from a file")
+            raise UsageError("rules takes a list of LayerRule and SpaceRule; read_rules reads them from a file")
         object.__setattr__(self, "rules", rules)
         if len(self.targets) > 1 and self.targets != ("macs", "energy"):
             raise UsageError("give only one of --macs, --speedup, --energy and --vbmf")

@@ -24,6 +24,8 @@ class SearchSpace:
         plan_by: What a budget makes least: layer errors (weights), or what they do to the outputs, on the data; auto
             is outputs where there is data that nothing is trained on.
         asymmetric: Fit each layer, those that stay dense too, to make up for those compressed before it; needs data.
+        widths: Whether channels may be removed as well as ranks reduced, where there is data and a budget; where not
+            said, they may if the scheme is auto.
 
     Raises:
         UsageError: A value that is none of these.
@@ -33,9 +35,15 @@ class SearchSpace:
     align: int | Literal["auto"] = "auto"
     plan_by: PlanBy = "auto"
     asymmetric: bool = False
+    widths: bool | None = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether channels may be removed."""
+        return self.scheme == "auto" if self.widths is None else self.widths
 
     def __post_init__(self) -> None:
-        conform(self, "align", "asymmetric")
+        conform(self, "align", "asymmetric", "widths")
         if self.scheme not in SCHEME_CHOICES:
             raise UsageError(f"unknown scheme '{self.scheme}'; there are {', '.join(SCHEME_CHOICES)}")
         if self.plan_by not in get_args(PlanBy):

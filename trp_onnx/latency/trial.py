@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.layers import Layer, layers_named
 from trp_onnx.graph.session import Arrays
 from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.profiling import measure_points
@@ -22,7 +22,7 @@ from trp_onnx.latency.table import LatencyTable, Target, target_of
 from trp_onnx.latency.timing import Ratio, Timing
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.schemes import Rank, Scheme
-from trp_onnx.passes import CleanUpPass, FactorisePass, FoldBatchNormPass
+from trp_onnx.passes import CleanUpPass, CutChannelsPass, FactorisePass, FoldBatchNormPass
 from trp_onnx.progress import watch
 from trp_onnx.runners import Runner, open_runner
 
@@ -37,6 +37,9 @@ STEADY, LONGER = 0.03, (1, 4, 10)
 
 Chosen = Mapping[str, tuple[str, Rank]]
 """Scheme and rank by layer name."""
+
+Kept = Mapping[str, Sequence[int]]
+"""The units that stay, by the name of their space; other spaces stay whole."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,42 @@ class Trials:
         """Whether a table was measured here, so that plans by it can be timed."""
         return table.target == target_of(self._runner, table.target.provider, table.target.threads)
 
-    def refined(self, table: LatencyTable, layers: Sequence[Layer], chosen: Chosen) -> LatencyTable:
-        """The table with the points that were chosen timed; the same one where they all are."""
-        return measure_points(table, layers, chosen, self._runner)
+    def refined(
+        self, table: LatencyTable, layers: Sequence[Layer], chosen: Chosen, kept: Kept | None = None
+    ) -> LatencyTable:
+        """The table with the ranks and the widths that were chosen timed; the same one where they all are."""
+        return measure_points(table, layers, chosen, self._runner, self._widths(kept) if kept else None)
+
+    def _widths(self, kept: Kept) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs that are left of every layer."""
+        found = {}
+        for name, layer in layers_named(self._cut(kept), input_shapes=self._input_shapes).items():
+            geometry = layer.geometry
+            if geometry is not None:
+                found[name] = geometry.groups * geometry.in_channels, geometry.groups * geometry.out_channels
+        return found
+
+    def _cut(self, kept: Kept | None) -> ir.Model:
+        """A copy of the network with what stays of its spaces."""
+        model = self._normal.clone()
+        if kept:
+            CutChannelsPass(kept, input_shapes=self._input_shapes)(model)
+        return model
 
     def stale(self, trial: Trial) -> bool:
         """Whether a trial fell into a slow spell of the machine, as is known by now."""
         return self._pace is not None and trial.pace > SPELL * self._pace.seconds
 
-    def time(self, table: LatencyTable, predicted: float, chosen: Chosen) -> Trial:
-        """A network with these ranks against the original, on the table's provider and threads.
+    def time(self, table: LatencyTable, predicted: float, chosen: Chosen, kept: Kept | None = None) -> Trial:
+        """A network with these ranks and widths against the original, on the table's provider and threads.
 
         A slow spell of the machine is waited out, for a while.
+
+        Args:
+            table: Says the provider and the threads.
+            predicted: Speed-up by that table.
+            chosen: Scheme and rank by layer name; of layers that are cut as well, the rank is of what is left.
+            kept: The units that stay, by space.
 
         Raises:
             ModelError: The candidate does not run.
@@ -103,7 +130,7 @@ class Trials:
         """
         path = self._folder / "candidate.onnx"
         try:
-            self._write(path, chosen)
+            self._write(path, chosen, kept)
             pace = self._pace = self._pace or Pace(self._source, self._feeds, table.target)
             for longer in LONGER:
                 found = self._time(path, table.target, pace, longer)
@@ -123,8 +150,8 @@ class Trials:
                 on_round=lambda done: show(done, rounds, "timing a candidate"),
             )  # fmt: skip
 
-    def _write(self, path: Path, chosen: Chosen) -> None:
-        model = self._normal.clone()
+    def _write(self, path: Path, chosen: Chosen, kept: Kept | None) -> None:
+        model = self._cut(kept)
         FactorisePass(chosen, _random, input_shapes=self._input_shapes)(model)
         FoldBatchNormPass()(model)
         CleanUpPass()(model)

@@ -34,9 +34,6 @@ Units = NDArray[np.int64]
 NO_UNIT = -1
 """Of an entry that belongs to no unit of the space: it always stays, and is refitted."""
 
-_BY_HALVES = 512
-"""Larger matrices are inverted in two steps."""
-
 _LEAST = 1e-5
 """Part of the mean variance that the diagonal of an indefinite moment is raised by at first."""
 
@@ -277,17 +274,10 @@ def _positive(moment: NDArray[Any]) -> NDArray[Any]:
 
 
 def _inverse(moment: NDArray[Any]) -> Array:
-    """Of a positive definite matrix, by halves: products are several times as fast as `numpy.linalg.inv`."""
-    size = len(moment)
-    if size <= _BY_HALVES:
-        return np.asarray(np.linalg.inv(moment.astype(np.float64)))
-    half = size // 2
-    first, across, last = moment[:half, :half], moment[:half, half:].astype(np.float64), moment[half:, half:]
-    found = np.empty((size, size))
-    inverse = _inverse(first)
-    solved = inverse @ across
-    found[half:, half:] = _inverse(last - across.T @ solved)  # Schur's complement
-    found[:half, half:] = -solved @ found[half:, half:]
-    found[half:, :half] = found[:half, half:].T
-    found[:half, :half] = inverse - found[:half, half:] @ solved.T
-    return found
+    """Of a positive definite matrix, from its Cholesky factor: half the work of `numpy.linalg.inv`, and as exact."""
+    from scipy.linalg.lapack import dpotrf, dpotri
+
+    factor, _ = dpotrf(moment.astype(np.float64), lower=True)
+    lower, _ = dpotri(factor, lower=True)
+    lower = np.tril(lower)
+    return np.asarray(lower + np.tril(lower, -1).T)

@@ -11,9 +11,9 @@ from trp_onnx.planning.damage import Level, measure_damage, measure_space_damage
 from trp_onnx.planning.left import left_by_budgets
 from trp_onnx.planning.moved import Move
 from trp_onnx.planning.options import Evidence
-from trp_onnx.planning.plan import Decision, Plan
+from trp_onnx.planning.plan import Decision, Plan, SpaceDecision
 from trp_onnx.planning.planner import Planner
-from trp_onnx.planning.rules import LayerRule, plan_to_toml, read_rules
+from trp_onnx.planning.rules import LayerRule, SpaceRule, plan_to_toml, read_rules
 from trp_onnx.planning.search import Candidate, fastest_within
 from trp_onnx.planning.trained import choose_schemes, plan_at_ranks
 
@@ -26,6 +26,8 @@ __all__ = [
     "Move",
     "Plan",
     "Planner",
+    "SpaceDecision",
+    "SpaceRule",
     "choose_schemes",
     "fastest_within",
     "left_by_budgets",

@@ -7,14 +7,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import onnx_ir as ir
 
 from trp_onnx.calibration.batch_norm import reestimate_statistics, unfolded
+from trp_onnx.calibration.moments import Moments, collect_moments
+from trp_onnx.calibration.narrow import refit_in_turn, refit_readers
 from trp_onnx.calibration.output_factors import by_outputs
 from trp_onnx.calibration.sequential import factorise_in_turn
 from trp_onnx.graph.inputs import Samples
-from trp_onnx.graph.layers import Layer
+from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import to_proto
-from trp_onnx.passes import FactorisePass
+from trp_onnx.graph.spaces import find_spaces
+from trp_onnx.passes import CutChannelsPass, FactorisePass
 from trp_onnx.passes.factorise import Keep, in_memory
 from trp_onnx.planning import Evidence, Plan
+from trp_onnx.planning.spaces import columns_gone
 from trp_onnx.progress import track
 
 ASYMMETRIC_SAMPLES = 256
@@ -61,10 +65,13 @@ def carry_out(
         return track(layers, "factorising")
 
     original = to_proto(model, apart=True) if samples is not None and unfolded(model) else None
+    moments = evidence.moments
+    if plan.kept:
+        layers, moments = _cut(plan, model, layers, moments, samples, keep, input_shapes)
     if asymmetric and samples is not None:
         walking = samples.first(ASYMMETRIC_SAMPLES)
         refitted = factorise_in_turn(
-            model, layers, plan.chosen, walking, evidence.moments, keep,
+            model, layers, plan.chosen, walking, moments, keep,
             input_shapes=input_shapes, untouched=untouched, progress=progress,
         )  # fmt: skip
         if refitted:
@@ -73,7 +80,7 @@ def carry_out(
                 "factorised layers before them; keep = true in --config leaves one as it is"
             )
     else:
-        fitted = by_outputs(evidence.moments)
+        fitted = by_outputs(moments)
         FactorisePass(plan, fitted, keep=keep, input_shapes=input_shapes, progress=progress)(model)
     if original is not None and samples is not None:
         count = reestimate_statistics(
@@ -82,3 +89,27 @@ def carry_out(
         if count:
             notes.append(f"{count} BatchNormalizations that cannot be folded got their statistics anew")
     return notes
+
+
+def _cut(
+    plan: Plan,
+    model: ir.Model,
+    layers: Sequence[Layer],
+    moments: Mapping[str, Moments],
+    samples: Samples | None,
+    keep: Keep,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+) -> tuple[list[Layer], Mapping[str, Moments]]:
+    """Cut the spaces of a plan; the layers of the thinner network, and the moments of those that are factorised."""
+    spaces = [space for space in find_spaces(model, layers, input_shapes) if space.name in plan.kept]
+    gone = columns_gone(spaces, plan.kept)
+    if samples is None:
+        refit_readers(model, layers, gone, moments)
+    else:
+        refit_in_turn(model, layers, gone, samples, moments, progress=lambda layers: track(layers, "refitting"))
+    CutChannelsPass(plan.kept, keep=keep, input_shapes=input_shapes)(model)
+    thin = find_layers(model, input_shapes)
+    if samples is None or not plan.chosen:
+        return thin, {}
+    wanted = [layer for layer in thin if layer.name in plan.chosen]
+    return thin, collect_moments(model, wanted, samples, progress=lambda runs: track(runs, "moments"))

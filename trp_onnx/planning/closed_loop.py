@@ -61,9 +61,9 @@ def plan_for_speedup(planner: Planner, speedup: float, trials: Trials) -> tuple[
         if target is None:
             break
         planner, plan, target = _settled(planner, speedup, target, trials)
-        if any(plan.chosen == other.chosen for _, other, _ in tried):
+        if any((plan.chosen, plan.kept) == (other.chosen, other.kept) for _, other, _ in tried):
             break
-        trial = trials.time(_table(planner), plan.speedup or 1.0, plan.chosen)
+        trial = trials.time(_table(planner), plan.speedup or 1.0, plan.chosen, plan.kept)
         if trial.measured.width > 2 * STEADY:
             raise TargetError(_unsteady(speedup, trial))
         say(f"predicted {trial.predicted:.3f}x, measured {trial.measured.median:.3f}x as fast")
@@ -105,7 +105,7 @@ def _settled(planner: Planner, speedup: float, saving: float, trials: Trials) ->
                 "nothing was written"
             )
         plan = planner.plan(Goal(speedup=1.0 / (1.0 - asked)))
-        table = trials.refined(_table(planner), planner.layers, plan.chosen)
+        table = trials.refined(_table(planner), planner.layers, plan.chosen, plan.kept)
         if table is _table(planner):
             break
         planner = planner.retimed(table)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trp_onnx.graph.layers import Layer, network_macs
 from trp_onnx.planning.options import least_saved, most_saved, sites_of
-from trp_onnx.planning.rules import LayerRule, site_match
+from trp_onnx.planning.rules import Rule, site_match
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
@@ -17,7 +17,7 @@ def left_by_budgets(
     layers: Sequence[Layer],
     table: LatencyTable | None = None,
     *,
-    rules: Sequence[LayerRule] = (),
+    rules: Sequence[Rule] = (),
     scheme: str = "auto",
     align: int = 1,
 ) -> frozenset[str]:

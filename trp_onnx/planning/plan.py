@@ -8,15 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from os import PathLike
+from typing import TYPE_CHECKING
 
 from trp_onnx.errors import UsageError
 from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer, network_macs
-from trp_onnx.lowrank.schemes import SCHEMES, Rank
+from trp_onnx.lowrank.schemes import SCHEMES, Geometry, Rank
 from trp_onnx.planning.options import Evidence, Option, Site
-from trp_onnx.planning.rules import LayerRule, plan_to_toml
+from trp_onnx.planning.rules import LayerRule, Rule, SpaceRule, plan_to_toml
 from trp_onnx.planning.ties import Tie, ties_of
+from trp_onnx.planning.widths import Kept, Widths
 from trp_onnx.schema import path_of
+
+if TYPE_CHECKING:
+    from trp_onnx.latency.table import LatencyTable
 
 Verdict = tuple[Site, Option, str]
 """What a layer's site becomes, and why."""
@@ -41,7 +46,8 @@ class Decision:
         role: "stem", "last" or "".
         time_before: Part of the dense network's time; None without a latency table.
         time_after: The same after factorisation, as the table predicts it.
-        shape: Of the dense weight, (groups, outputs, inputs, *kernel); None for a layer without a constant weight.
+        shape: Of the weight that is factorised or stays, (groups, outputs, inputs, *kernel): of what is left of it
+            where spaces are cut; None for a layer without a constant weight.
     """
 
     name: str
@@ -61,6 +67,29 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class SpaceDecision:
+    """What becomes of one space of channels, and why.
+
+    Attributes:
+        name: The space.
+        kind: "channels", "hidden" or "head".
+        units: How many it has.
+        kept: How many stay.
+        reason: Why it is not cut, or what that costs.
+        relative_error: `|Y - Y'| / |Y|` of the outputs of the layers that read it; 0 where nothing goes.
+        stays: Which units stay; empty where all do.
+    """
+
+    name: str
+    kind: str
+    units: int
+    kept: int
+    reason: str
+    relative_error: float = 0.0
+    stays: tuple[int, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Decisions in graph order, and notes on what the plan could not take into account.
 
@@ -71,6 +100,7 @@ class Plan:
             an If the branch that costs more.
         macs_after: The same after factorisation.
         unknown: Operators whose MACs are not known, and so not among these.
+        spaces: One decision for every space of channels, where these were looked at.
     """
 
     decisions: tuple[Decision, ...]
@@ -78,19 +108,26 @@ class Plan:
     macs_before: int = 0
     macs_after: int = 0
     unknown: int = 0
+    spaces: tuple[SpaceDecision, ...] = ()
 
     @property
     def chosen(self) -> dict[str, tuple[str, Rank]]:
         """Scheme and rank of the layers that are factorised, by name."""
         return {d.name: (d.scheme, d.rank) for d in self.decisions if d.scheme and d.rank}
 
-    def rules(self) -> tuple[LayerRule, ...]:
-        """The plan as a per-layer map that can be edited, and given to a `Goal`."""
-        return tuple(_rule(d) for d in self.decisions if d.parameters_before is not None)
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """The units that stay of the spaces that are cut, by name."""
+        return {space.name: space.stays for space in self.spaces if space.kept < space.units}
+
+    def rules(self) -> tuple[Rule, ...]:
+        """The plan as a map of layers and spaces that can be edited, and given to a `Goal`."""
+        spaces = (SpaceRule(f"^{re.escape(space.name)}$", regex=True, units=space.kept) for space in self.spaces)
+        return (*spaces, *(_rule(d) for d in self.decisions if d.parameters_before is not None))
 
     def to_toml(self) -> str:
         """The same as the text of a file that `read_rules` and `--config` take, reasons as comments."""
-        return plan_to_toml(self.decisions)
+        return plan_to_toml(self.decisions, self.spaces)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write that file, whole or not at all.
@@ -106,7 +143,7 @@ class Plan:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the dense weights of the layers that are factorised, by name, see `Decision`."""
+        """Shapes of the weights of the layers that are factorised, by name, see `Decision`."""
         return {d.name: d.shape for d in self.decisions if d.scheme and d.shape is not None}
 
     @property
@@ -117,6 +154,36 @@ class Plan:
         return 1.0 / (1.0 - saved) if timed else None
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What the spaces of a network keep.
+
+    Attributes:
+        widths: Of its layers.
+        kept: Units that stay, by space.
+        decisions: On every space.
+    """
+
+    widths: Widths
+    kept: Kept
+    decisions: tuple[SpaceDecision, ...] = ()
+
+    def touches(self, layer: Layer) -> bool:
+        """Whether a layer stands at a space that may be cut."""
+        return self.widths.knows(layer)
+
+    def geometry(self, layer: Layer) -> Geometry | None:
+        """What is left of a layer's geometry, if it has one."""
+        return None if layer.geometry is None else self.widths.geometry(layer, self.kept)
+
+    def part(self, layer: Layer, table: LatencyTable) -> float:
+        """Time of a dense layer over what it was."""
+        return table.width_part(layer, *self.widths.channels(layer, self.kept)) if self.touches(layer) else 1.0
+
+
+UNCUT = Cut(Widths(()), {})
+
+
 def _rule(decision: Decision) -> LayerRule:
     pattern = f"^{re.escape(decision.name)}$"
     if decision.scheme is None or decision.rank is None:
@@ -125,47 +192,60 @@ def _rule(decision: Decision) -> LayerRule:
 
 
 def make_plan(
-    layers: Sequence[Layer], verdicts: Mapping[str, Verdict], evidence: Evidence, notes: Sequence[str] = ()
+    layers: Sequence[Layer],
+    verdicts: Mapping[str, Verdict],
+    evidence: Evidence,
+    notes: Sequence[str] = (),
+    cut: Cut = UNCUT,
 ) -> Plan:
     """The plan that follows from verdicts.
 
     Args:
         layers: From `find_layers`.
-        verdicts: By name, on the layers that can be factorised.
+        verdicts: By name, on the layers that can be factorised; costs are those between cut spaces.
         evidence: What errors and times were read from.
         notes: What the planner has to say.
+        cut: What the spaces keep.
     """
     factorised = {id(site): site.layers for site, option, _ in verdicts.values() if option.scheme is not None}
     ties = ties_of(list(factorised.values()))
-    decisions = tuple(_decide(layer, verdicts.get(layer.name), evidence, ties.get(layer.name)) for layer in layers)
+    decisions = tuple(_decide(layer, verdicts.get(layer.name), evidence, ties.get(layer.name), cut) for layer in layers)
     return Plan(
         decisions,
         (*notes_on(layers), *_notes_on_ties(decisions, ties), *notes),
         network_macs((layer, d.macs_before) for layer, d in zip(layers, decisions, strict=True)),
         network_macs((layer, d.macs_after) for layer, d in zip(layers, decisions, strict=True)),
         sum(layer.macs is None for layer in layers),
+        cut.decisions,
     )
 
 
-def _decide(layer: Layer, verdict: Verdict | None, evidence: Evidence, tie: Tie | None) -> Decision:
+def _decide(layer: Layer, verdict: Verdict | None, evidence: Evidence, tie: Tie | None, cut: Cut) -> Decision:
     """The decision on a layer: on one that cannot be factorised, or on one that shares a site, by its verdict."""
     table = evidence.table
-    time = None if table is None or layer.reason is not None else table.share(layer)
+    timed = table is not None and (layer.reason is None or cut.touches(layer))
+    time = table.share(layer) if table is not None and timed else None
+    left = cut.geometry(layer)
+    shape = None if left is None else (left.groups, left.out_channels, left.in_channels, *left.kernel)
     if verdict is None or verdict[1].scheme is None:
         reason = layer.reason or (verdict[2] if verdict else "kept")
+        macs = left.macs if left is not None and layer.sized else layer.macs
         return Decision(
-            layer.name, layer.op, None, None, reason, layer.macs, layer.macs, layer.parameters, layer.parameters, 0.0,
-            layer.role, time, time, layer.shape,
+            layer.name, layer.op, None, None, reason, layer.macs, macs, layer.parameters,
+            layer.parameters if left is None else left.parameters, 0.0, layer.role, time,
+            None if table is None or time is None else time * cut.part(layer, table), shape,
         )  # fmt: skip
     _, option, reason = verdict
-    assert layer.geometry is not None and option.scheme is not None
+    assert left is not None and layer.geometry is not None and option.scheme is not None
     scheme = SCHEMES[option.scheme]
-    after = int(scheme.macs(layer.geometry, option.rank)) if layer.sized else None
+    after = int(scheme.macs(left, option.rank)) if layer.sized else None
+    taken = None
+    if table is not None and time is not None:
+        whole = max(1, int(scheme.macs(layer.geometry, option.rank)))
+        taken = time * table.part(layer, scheme, option.rank) * int(scheme.macs(left, option.rank)) / whole
     return Decision(
         layer.name, layer.op, option.scheme, option.rank, reason, layer.macs, after, layer.parameters,
-        option.parameters + (tie.entries if tie is not None else 0), sqrt(option.error), layer.role, time,
-        None if table is None or time is None else time * table.part(layer, scheme, option.rank),
-        layer.shape,
+        option.parameters + (tie.entries if tie is not None else 0), sqrt(option.error), layer.role, time, taken, shape,
     )  # fmt: skip
 
 

@@ -6,6 +6,8 @@
     speedup S   the same within 1 / S of the network's time, by a latency table
     vbmf        the rank that variational Bayes takes for signal, under the cheapest scheme
 
+Where spaces may be cut, their widths are chosen together with the ranks (see `joint`), for macs and speedup.
+
 No option is dearer than the dense layer, none has a rank below 1, all ranks are multiples of the
 alignment. A layer that saves no thousandth of the network, whatever becomes of it, stays as it is. A map of
 per-layer rules goes before the rule.
@@ -16,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from math import inf
+from math import inf, sqrt
 from typing import TYPE_CHECKING
 
 from trp_onnx.calibration.moments import observable
@@ -25,20 +27,25 @@ from trp_onnx.graph.layers import Layer, counted_layers, network_macs
 from trp_onnx.job import Goal
 from trp_onnx.lowrank.schemes import SCHEMES
 from trp_onnx.planning.allocate import allocate
+from trp_onnx.planning.joint import Joint
 from trp_onnx.planning.options import (
+    Cost,
     Evidence,
     Option,
     Site,
+    in_macs,
     in_time,
     least_saved,
     retimed,
     sites_of,
     survey,
 )
-from trp_onnx.planning.plan import Plan, make_plan
-from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
+from trp_onnx.planning.plan import Cut, Plan, SpaceDecision, make_plan
+from trp_onnx.planning.rules import Rule, check_all_match, site_match
 from trp_onnx.planning.select import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
+from trp_onnx.planning.spaces import SpaceSite
 from trp_onnx.planning.ties import ties_of
+from trp_onnx.planning.widths import Kept, Widths, narrowed
 from trp_onnx.process.parallel import each
 
 if TYPE_CHECKING:
@@ -54,10 +61,11 @@ class Planner:
         self,
         layers: Sequence[Layer],
         *,
-        rules: Sequence[LayerRule] = (),
+        rules: Sequence[Rule] = (),
         scheme: str = "auto",
         align: int = 1,
         evidence: Evidence | None = None,
+        spaces: Sequence[SpaceSite] = (),
         progress: Progress = lambda groups: groups,
         ask: str = "--input-shape",
     ) -> None:
@@ -69,6 +77,7 @@ class Planner:
             scheme: A scheme name or "auto", which lets every layer choose.
             align: Ranks are multiples of this many channels.
             evidence: What is known beyond the weights.
+            spaces: What may be cut, see `survey_spaces`.
             progress: Wraps the list of weights whose spectra are computed, to show a bar.
             ask: The options that would give the sizes of the inputs, see `shape_options`.
 
@@ -78,7 +87,7 @@ class Planner:
         """
         check_all_match(rules, [layer.name for layer in layers])
         groups = sites_of(layers)
-        if not groups:
+        if not groups and not spaces:
             raise ModelError(nothing_to_do(layers))
         self.layers, self.evidence = layers, evidence or Evidence()
         self._align, self._ask = align, ask
@@ -89,6 +98,8 @@ class Planner:
         pairs = list(zip(groups, self._choices, strict=True))
         surveyed = each(lambda pair: survey(*pair, align, self.evidence), pairs)
         self._sites = [site for _, site in zip(progress(groups), surveyed, strict=True)]
+        self._spaces = spaces
+        self._widths = Widths([site.space for site in spaces])
 
     def retimed(self, table: LatencyTable) -> Planner:
         """The same options by another latency table of the network; only what it tells otherwise is looked up."""
@@ -142,33 +153,41 @@ class Planner:
                 fixed[index] = (site.dense, "its MACs are unknown: its size is dynamic, give --input-shape")
             else:
                 free.append((index, self._offered(site)))
+        kept: Kept = {site.space.name: site.levels[0] for site in self._spaces if len(site.levels) == 1}
         if macs is not None:
-            fixed |= self._within_macs(fixed, free, macs)
+            found, kept = self._within_macs(fixed, free, macs, kept)
+            fixed |= found
         if speedup is not None:
-            fixed |= self._within_time(fixed, free, speedup)
+            found, kept = self._within_time(fixed, free, speedup, kept)
+            fixed |= found
 
-        verdicts = {layer.name: (site, *fixed[i]) for i, site in enumerate(self._sites) for layer in site.layers}
-        plan = make_plan(self.layers, verdicts, self.evidence, self._notes_on_moments())
-        if not plan.chosen:
+        thin = [narrowed(site, self._widths, kept, self.evidence.table) for site in self._sites]
+        verdicts = {layer.name: (site, *fixed[i]) for i, site in enumerate(thin) for layer in site.layers}
+        cut = Cut(self._widths, kept, tuple(self._decision(site, kept) for site in self._spaces))
+        plan = make_plan(self.layers, verdicts, self.evidence, self._notes_on_moments(), cut)
+        if not plan.chosen and not plan.kept:
             raise TargetError(
                 "no layer gets cheaper under this rule, so nothing was written; the first reason: "
-                + next(f"'{d.name}': {d.reason}" for d in plan.decisions if d.name in verdicts)
+                + next(f"'{d.name}': {d.reason}" for d in plan.decisions if d.name in verdicts or not verdicts)
             )
         return plan
 
     def fastest(self) -> float:
         """The largest speed-up that any plan is predicted to reach, whatever it does to the outputs."""
-        saved = 0.0
+        kept = {site.space.name: site.levels[0] for site in self._spaces}
+        least, dense = self._rest_in_time(kept), self._rest_in_time({})
         for site, rule, choice in zip(self._sites, self._rules, self._choices, strict=True):
             assert site.dense.time is not None
             verdict = None if rule is None else by_rule(site, rule, choice, self._align, self.evidence)
-            options = (site.dense, *self._offered(site).options) if verdict is None else (verdict[0],)
-            saved += site.dense.time - min(option.time or 0.0 for option in options)
-        return 1.0 / (1.0 - saved)
+            offered = self._offered(site) if verdict is None else replace(site, dense=verdict[0], options=())
+            thin = narrowed(offered, self._widths, kept, self.evidence.table)
+            dense += site.dense.time
+            least += min(option.time or 0.0 for option in (thin.dense, *thin.options))
+        return 1.0 / (1.0 - dense + least)
 
     def _within_macs(
-        self, fixed: Mapping[int, tuple[Option, str]], free: Sequence[tuple[int, Site]], macs: float
-    ) -> dict[int, tuple[Option, str]]:
+        self, fixed: Mapping[int, tuple[Option, str]], free: Sequence[tuple[int, Site]], macs: float, kept: Kept
+    ) -> tuple[dict[int, tuple[Option, str]], Kept]:
         total = self._macs
         if total == 0:
             raise ModelError(f"no layer's MACs are known: the input size is dynamic, give {self._ask}")
@@ -177,38 +196,99 @@ class Planner:
         def counts(site: Site) -> bool:
             return any(layer.name in counted for layer in site.layers)
 
-        known = [
-            layer.times * (layer.macs or 0)
-            for layer in self.layers
-            if layer.name in counted and layer.reason is not None
-        ]
-        settled = sum(known) + sum(
-            _known_macs(self._sites[i], option) for i, (option, _) in fixed.items() if counts(self._sites[i])
-        )
         inside = [(index, site) for index, site in free if counts(site)]
-        choices = [(site.dense, *site.options) for _, site in inside]
-        chosen = allocate(choices, int(macs * total) - settled)
+        apart = [layer for layer in self.layers if layer.name in counted and layer.reason is not None]
+        given = {i: option for i, (option, _) in fixed.items() if counts(self._sites[i])}
+
+        def settled(kept: Kept) -> int:
+            rest = sum(self._other_macs(layer, kept) for layer in apart)
+            return rest + sum(_known_macs(self._sites[i], option, self._widths, kept) for i, option in given.items())
+
+        kept = self._widened(inside, given, int(macs * total) - settled({}), in_macs, kept)
+        thin = [narrowed(site, self._widths, kept, None) for _, site in inside]
+        choices = [(site.dense, *site.options) for site in thin]
+        chosen = allocate(choices, int(macs * total) - settled(kept))
         if chosen is None:
-            least = settled + sum(min(option.macs for option in options) for options in choices)
+            least = settled(kept) + sum(min(option.macs for option in options) for options in choices)
             raise TargetError(
                 f"--macs {macs:g} is out of reach: with every layer at its cheapest {least / total:.3f} of the MACs "
                 "remain"
             )
-        return _verdicts(inside, chosen) | _other_branches([pair for pair in free if not counts(pair[1])], macs)
+        pairs = [(index, site) for (index, _), site in zip(inside, thin, strict=True)]
+        return _verdicts(pairs, chosen) | _other_branches([pair for pair in free if not counts(pair[1])], macs), kept
 
     def _within_time(
-        self, fixed: Mapping[int, tuple[Option, str]], free: Sequence[tuple[int, Site]], speedup: float
-    ) -> dict[int, tuple[Option, str]]:
-        moved = sum((self._sites[i].dense.time or 0.0) - (option.time or 0.0) for i, (option, _) in fixed.items())
-        spare = 1.0 / speedup - (1.0 - moved - sum(site.dense.time or 0.0 for _, site in free))
-        choices = [(site.dense, *site.options) for _, site in free]
-        chosen = allocate(choices, int(spare * 1e9), in_time)
+        self, fixed: Mapping[int, tuple[Option, str]], free: Sequence[tuple[int, Site]], speedup: float, kept: Kept
+    ) -> tuple[dict[int, tuple[Option, str]], Kept]:
+        table = self.evidence.table
+        given = {i: option for i, (option, _) in fixed.items()}
+        rest = 1.0 - sum(site.dense.time or 0.0 for site in self._sites) - self._rest_in_time({})
+
+        def settled(kept: Kept) -> float:
+            options = (
+                narrowed(replace(self._sites[i], dense=o, options=()), self._widths, kept, table).dense
+                for i, o in given.items()
+            )
+            return rest + self._rest_in_time(kept) + sum(option.time or 0.0 for option in options)
+
+        kept = self._widened(free, given, 1e9 * (1.0 / speedup - settled({})), in_time, kept)
+        thin = [narrowed(site, self._widths, kept, table) for _, site in free]
+        chosen = allocate(
+            [(site.dense, *site.options) for site in thin], int(1e9 * (1.0 / speedup - settled(kept))), in_time
+        )
         if chosen is None:
             raise TargetError(
                 f"--speedup {speedup:g} is out of reach: with every layer at its fastest the network is predicted to "
                 f"run {self.fastest():.2f}x as fast, whatever that does to its outputs; nothing was written"
             )
-        return _verdicts(free, chosen)
+        return _verdicts([(index, site) for (index, _), site in zip(free, thin, strict=True)], chosen), kept
+
+    def _widened(
+        self, free: Sequence[tuple[int, Site]], given: Mapping[int, Option], budget: float, cost: Cost, kept: Kept
+    ) -> Kept:
+        """What the spaces keep within a budget of all sites that are free.
+
+        Args:
+            free: Sites with their places.
+            given: The only option of other sites, by their places.
+            budget: What is left for the sites where no space is cut.
+            cost: In what it is counted.
+            kept: Of the spaces that have no choice.
+        """
+        if not any(len(site.levels) > 1 for site in self._spaces):
+            return kept
+        table = self.evidence.table if cost is in_time else None
+        settled = [replace(self._sites[i], dense=option, options=()) for i, option in given.items()]
+        others = [layer for layer in self._widths.layers if layer.reason is not None]
+        joint = Joint(self._spaces, [*(site for _, site in free), *settled], cost, others, table)
+        spare = sum(cost(site.dense) for site in settled) + joint.rest({})
+        found = joint.choose(budget + spare)
+        return {site.space.name: site.levels[0] for site in self._spaces} if found is None else found
+
+    def _other_macs(self, layer: Layer, kept: Kept) -> int:
+        """MACs of a layer that cannot be factorised."""
+        if self._widths.knows(layer) and layer.sized:
+            return layer.times * self._widths.geometry(layer, kept).macs
+        return layer.times * (layer.macs or 0)
+
+    def _rest_in_time(self, kept: Kept) -> float:
+        """Part of the network's time of what stands at spaces and cannot be factorised."""
+        table = self.evidence.table
+        if table is None:
+            return 0.0
+        others = [layer for layer in self._widths.layers if layer.reason is not None]
+        return self._widths.rest(others, self._widths.spaces, kept, table)
+
+    def _decision(self, site: SpaceSite, kept: Kept) -> SpaceDecision:
+        space, stays = site.space, kept.get(site.space.name, site.space.size)
+        if stays == space.size:
+            why = "its units are worth more than the time they take" if len(site.levels) > 1 else "it is left whole"
+            return SpaceDecision(space.name, space.kind, space.size, stays, why)
+        error = site.error(stays)
+        harm = "" if site.damage is None else f", for a damage of {site.damage(error):.2g} to the outputs"
+        why = f"the units that go take {error:.4f} of the energy of what reads them{harm}"
+        units = tuple(int(unit) for unit in site.elimination.kept(stays // space.groups))
+        return SpaceDecision(space.name, space.kind, space.size, stays, why, sqrt(error), units)
 
     def _notes_on_moments(self) -> list[str]:
         if not self.evidence.moments:
@@ -223,9 +303,9 @@ class Planner:
         ]
 
 
-def _known_macs(site: Site, option: Option) -> int:
+def _known_macs(site: Site, option: Option, widths: Widths, kept: Kept) -> int:
     """MACs of an option over those of a site's layers whose size is known: no others are in the network's total."""
-    geometries = [(layer.times, layer.geometry) for layer in site.layers if layer.sized and layer.geometry is not None]
+    geometries = [(layer.times, widths.geometry(layer, kept)) for layer in site.layers if layer.sized]
     scheme = None if option.scheme is None else SCHEMES[option.scheme]
     return sum(times * int(g.macs if scheme is None else scheme.macs(g, option.rank)) for times, g in geometries)
 

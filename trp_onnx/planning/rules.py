@@ -10,7 +10,11 @@
     vbmf = true                #   vbmf,
     keep = true                #   keep (leave it dense)
 
-The first entry that matches a layer counts. Layers that no entry matches follow the rule of the command
+    [[space]]
+    name = "features.*"        # or regex, on names of spaces (see `inspect`)
+    units = 80                 # one of: units (so many stay), ratio (at most that part of them), keep
+
+The first entry that matches a layer or a space counts. Layers that no entry matches follow the rule of the command
 line, or are kept when it gives none. An entry with a scheme alone restricts that rule to the scheme.
 """
 
@@ -23,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from msgspec import Meta
 
@@ -34,10 +38,11 @@ from trp_onnx.printable import printable
 from trp_onnx.schema import brief, conform, converted, path_of
 
 if TYPE_CHECKING:
-    from trp_onnx.planning.plan import Decision
+    from trp_onnx.planning.plan import Decision, SpaceDecision
 
 _TARGETS = ("rank", "ratio", "energy", "vbmf", "keep")
 _KEYS = ("name", "regex", "scheme", *_TARGETS)
+_SPACE_KEYS = ("name", "regex", "units", "ratio", "keep")
 Part = Annotated[float, Meta(ge=0, lt=1)]
 
 
@@ -77,6 +82,37 @@ class LayerRule:
         return bool(_compiled(self.pattern).search(name)) if self.regex else fnmatch.fnmatchcase(name, self.pattern)
 
 
+@dataclass(frozen=True)
+class SpaceRule:
+    """How many units of some spaces stay.
+
+    Raises:
+        UsageError: A value makes no sense.
+    """
+
+    pattern: Annotated[str, Meta(max_length=10_000)]
+    regex: bool = False
+    units: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
+    ratio: Annotated[float, Meta(gt=0, le=1)] | None = None
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        conform(self)
+        given = [key for key in ("units", "ratio", "keep") if getattr(self, key)]
+        if len(given) != 1:
+            raise UsageError(f"say of the space '{self.pattern}' either units, ratio or keep = true")
+        if self.regex:
+            _compiled(self.pattern)
+
+    def matches(self, name: str) -> bool:
+        """Whether the entry speaks of the space of this name."""
+        return bool(_compiled(self.pattern).search(name)) if self.regex else fnmatch.fnmatchcase(name, self.pattern)
+
+
+Rule = LayerRule | SpaceRule
+_Kind = TypeVar("_Kind", LayerRule, SpaceRule)
+
+
 @lru_cache
 def _compiled(pattern: str) -> Any:
     """Of RE2, whose time is in proportion to the name whatever the pattern is.
@@ -98,20 +134,28 @@ def _compiled(pattern: str) -> Any:
         ) from error
 
 
-def read_rules(path: str | PathLike[str]) -> tuple[LayerRule, ...]:
+def read_rules(path: str | PathLike[str]) -> tuple[Rule, ...]:
     """Read a map.
 
     Raises:
         UsageError: No such file, not TOML, an unknown key, or a value that makes no sense.
     """
     document = read_toml(path_of(path, "the map"), "the configuration", UsageError)
-    entries = converted(document, _Map, f"the configuration '{path}' holds [[layer]] entries").layer
-    return tuple(_rule(entry, f"'{path}', layer entry {i}") for i, entry in enumerate(entries, 1))
+    found = converted(document, _Map, f"the configuration '{path}' holds [[layer]] and [[space]] entries")
+    layers = (_rule(entry, LayerRule, _KEYS, f"'{path}', layer entry {i}") for i, entry in enumerate(found.layer, 1))
+    spaces = (
+        _rule(entry, SpaceRule, _SPACE_KEYS, f"'{path}', space entry {i}") for i, entry in enumerate(found.space, 1)
+    )
+    return (*layers, *spaces)
 
 
-def plan_to_toml(decisions: Iterable[Decision]) -> str:
+def plan_to_toml(decisions: Iterable[Decision], spaces: Iterable[SpaceDecision] = ()) -> str:
     """A plan as a map that can be edited and given back, its reasons as comments."""
     lines = ["# A plan of trp-onnx: edit it, and give it back by --config. The first entry that matches counts.", ""]
+    for space in spaces:
+        lines += [f"# {space.units} {space.kind}; {_one_line(space.reason)}", "[[space]]"]
+        lines += [f"regex = {_quoted(f'^{re.escape(space.name)}$')}"]
+        lines += ["keep = true" if space.kept == space.units else f"units = {space.kept}", ""]
     for decision in decisions:
         if decision.parameters_before is None:
             lines += [
@@ -139,12 +183,17 @@ def _quoted(text: str) -> str:
     return "".join(c if printable(c) == c else f"\\U{ord(c):08x}" for c in quoted)
 
 
-def first_match(rules: Iterable[LayerRule], name: str) -> LayerRule | None:
+def first_match(rules: Iterable[Rule], name: str) -> LayerRule | None:
     """The entry that counts for a layer."""
-    return next((rule for rule in rules if rule.matches(name)), None)
+    return next((rule for rule in rules if isinstance(rule, LayerRule) and rule.matches(name)), None)
 
 
-def site_match(rules: Sequence[LayerRule], names: Sequence[str]) -> LayerRule | None:
+def space_match(rules: Iterable[Rule], name: str) -> SpaceRule | None:
+    """The entry that counts for a space."""
+    return next((rule for rule in rules if isinstance(rule, SpaceRule) and rule.matches(name)), None)
+
+
+def site_match(rules: Sequence[Rule], names: Sequence[str]) -> LayerRule | None:
     """The entry that counts for layers that share a weight: that of any of them.
 
     Raises:
@@ -158,36 +207,40 @@ def site_match(rules: Sequence[LayerRule], names: Sequence[str]) -> LayerRule | 
     return next(iter(found.values()), None)
 
 
-def check_all_match(rules: Iterable[LayerRule], names: Iterable[str]) -> None:
-    """Refuse an entry that matches no layer: it is a typing error more often than a wish.
+def check_all_match(rules: Iterable[Rule], names: Iterable[str], spaces: Iterable[str] | None = None) -> None:
+    """Refuse an entry that matches nothing: it is a typing error more often than a wish.
+
+    Args:
+        rules: The map.
+        names: Of the layers.
+        spaces: Of the spaces, where they are known.
 
     Raises:
         UsageError: Such an entry exists.
     """
-    names = list(names)
+    known = {LayerRule: list(names), SpaceRule: None if spaces is None else list(spaces)}
     for rule in rules:
-        if not any(rule.matches(name) for name in names):
-            shown = ", ".join(names[:3])
-            raise UsageError(
-                f"the configuration's '{rule.pattern}' matches no layer; the model has {shown}, ... "
-                "(see trp-onnx inspect)"
-            )
+        what, among = "layer" if isinstance(rule, LayerRule) else "space", known[type(rule)]
+        if among is not None and not any(rule.matches(name) for name in among):
+            shown = f"the model has {', '.join(among[:3])}, ..." if among else "the model has none"
+            raise UsageError(f"the configuration's '{rule.pattern}' matches no {what}; {shown} (see trp-onnx inspect)")
 
 
 @dataclass(frozen=True)
 class _Map:
     layer: list[dict[str, Any]] = field(default_factory=list)
+    space: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _rule(entry: Mapping[str, Any], where: str) -> LayerRule:
+def _rule(entry: Mapping[str, Any], kind: type[_Kind], keys: Sequence[str], where: str) -> _Kind:
     """An entry of the file, with `name` or `regex` for a rule's pattern, and a rank that may be a number."""
-    unknown = next((key for key in entry if key not in _KEYS), None)
+    unknown = next((key for key in entry if key not in keys), None)
     if unknown is not None:
-        raise UsageError(f"{where}: unknown key {brief(unknown)}; known: {', '.join(_KEYS)}")
+        raise UsageError(f"{where}: unknown key {brief(unknown)}; known: {', '.join(keys)}")
     if ("name" in entry) == ("regex" in entry):
         raise UsageError(f"{where}: give either name (a glob) or regex")
     values = {"regex": "regex" in entry} | {key: value for key, value in entry.items() if key not in ("name", "regex")}
     values["pattern"] = entry["regex" if values["regex"] else "name"]
     if "rank" in values and not isinstance(values["rank"], list):
         values["rank"] = [values["rank"]]
-    return converted(values, LayerRule, where)
+    return converted(values, kind, where)

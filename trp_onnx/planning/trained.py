@@ -10,7 +10,7 @@ from trp_onnx.graph.layers import Layer
 from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme, candidates
 from trp_onnx.planning.options import Evidence, Option, Site, dense_option, exact_option, sites_of, survey
 from trp_onnx.planning.plan import Plan, make_plan
-from trp_onnx.planning.rules import LayerRule, check_all_match, site_match
+from trp_onnx.planning.rules import Rule, check_all_match, site_match
 from trp_onnx.planning.select import nothing_to_do, show_rank
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ EXACT = 1e-11
 _TYPICAL_ENERGY = 0.05
 
 
-def choose_schemes(layers: Sequence[Layer], rules: Sequence[LayerRule], scheme: str) -> dict[str, tuple[str, Rank]]:
+def choose_schemes(layers: Sequence[Layer], rules: Sequence[Rule], scheme: str) -> dict[str, tuple[str, Rank]]:
     """A scheme at full rank for every layer that can be factorised and that the map does not keep.
 
     For training that finds the ranks itself. "auto" takes the pair that is cheapest at 5 % of the energy.

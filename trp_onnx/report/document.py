@@ -15,7 +15,7 @@ from trp_onnx.evaluation.metric import Scores, finite
 from trp_onnx.files.paths import REPORT_FILES, cannot_write, guard
 from trp_onnx.files.staging import write_text
 from trp_onnx.latency.measured import Latency
-from trp_onnx.planning import Candidate, Decision
+from trp_onnx.planning import Candidate, Decision, SpaceDecision
 from trp_onnx.planning.rules import plan_to_toml
 from trp_onnx.printable import printable
 from trp_onnx.report.spectra import Spectrum
@@ -72,6 +72,7 @@ class Report(Headlined, Document):
         outputs: How far each output moved on the verification inputs.
         verified_on: What those inputs were.
         layers: A decision for every layer.
+        spaces: A decision for every space of channels, where these were looked at.
         score: What both files score on the test samples, else on samples of the data; None where there are none.
         limit: What both score on what chose the plan, and what may be lost, where a limit chose it.
         align: Ranks are multiples of this.
@@ -92,6 +93,7 @@ class Report(Headlined, Document):
     outputs: tuple[OutputDifference, ...]
     verified_on: str
     layers: tuple[Decision, ...]
+    spaces: tuple[SpaceDecision, ...] = ()
     files: dict[str, int] = field(default_factory=dict)
     score: Scores | None = None
     limit: Scores | None = None
@@ -157,6 +159,7 @@ class Report(Headlined, Document):
             "outputs": plain(self.outputs),
             "align": self.align,
             "layers": [_layer(decision) for decision in self.layers],
+            "spaces": [_space(decision) for decision in self.spaces],
             "warnings": list(self.warnings),
             "notes": list(self.notes),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
@@ -195,7 +198,7 @@ class Report(Headlined, Document):
             raise cannot_write(place, error) from error
         write_text(place / "report.json", self.to_json())
         write_text(place / "report.html", render_page(self, command))
-        write_text(place / "plan.toml", plan_to_toml(self.layers))
+        write_text(place / "plan.toml", plan_to_toml(self.layers, self.spaces))
 
 
 def _layer(decision: Decision) -> dict[str, Any]:
@@ -203,4 +206,11 @@ def _layer(decision: Decision) -> dict[str, Any]:
     entry: dict[str, Any] = plain(decision)
     if decision.rank is not None:
         entry["rank"] = decision.rank[0] if len(decision.rank) == 1 else list(decision.rank)
+    return entry
+
+
+def _space(decision: SpaceDecision) -> dict[str, Any]:
+    """A decision; which units stay is the plan's to know."""
+    entry: dict[str, Any] = plain(decision)
+    del entry["stays"]
     return entry

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trp_onnx.latency import Bench, LatencyTable
-from trp_onnx.planning import Decision
+from trp_onnx.planning import Decision, SpaceDecision
 from trp_onnx.printable import printable
 from trp_onnx.report.document import Report
 from trp_onnx.rows import si
@@ -29,7 +29,22 @@ ENERGIES = (0.90, 0.95, 0.99)
 
 def report_tables(report: Report, *, layers: bool = True) -> list[Shown]:
     """What was gained and lost, layer by layer and in all."""
-    return [*(_layer_table(report.layers) if layers else ()), *_summary_table(report)]
+    shown = [*_space_table(report.spaces), *_layer_table(report.layers)] if layers else []
+    return [*shown, *_summary_table(report)]
+
+
+def _space_table(spaces: tuple[SpaceDecision, ...]) -> list[Shown]:
+    if not spaces:
+        return []
+    table = Table(title=None, header_style="bold", box=None, pad_edge=False)
+    table.add_column("space")
+    table.add_column("of", no_wrap=True)
+    for heading in ("units", "kept", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for space in spaces[:MOST_ROWS]:
+        kept, error = ("all", "") if space.kept == space.units else (str(space.kept), f"{space.relative_error:.3f}")
+        table.add_row(_Name(space.name, ""), space.kind, str(space.units), kept, error)
+    return [table, *below(*_more(len(spaces), "spaces"))]
 
 
 def below(*lines: str) -> list[Shown]:
@@ -47,15 +62,15 @@ def _layer_table(decisions: tuple[Decision, ...]) -> list[Shown]:
     for d in decisions[:MOST_ROWS]:
         rank = ",".join(map(str, d.rank)) if d.rank else ""
         error = f"{d.relative_error:.3f}" if d.scheme else ""
-        after = si(d.macs_after) if d.scheme else "="
+        after = si(d.macs_after) if d.macs_after != d.macs_before else "="
         scheme = d.scheme or f"kept ({reasons.number(d.reason)})"
         table.add_row(_Name(d.name, d.role), scheme, rank, si(d.macs_before), after, error)
     return [table, *below(*_more(len(decisions)), *reasons.lines())]
 
 
-def _more(count: int) -> list[str]:
+def _more(count: int, what: str = "layers") -> list[str]:
     more = count - MOST_ROWS
-    return [f"and {more} more layers: --json has them all"] if more > 0 else []
+    return [f"and {more} more {what}: --json has them all"] if more > 0 else []
 
 
 class _Reasons:
@@ -105,6 +120,9 @@ def _summary_table(report: Report) -> list[Shown]:
             )
     kept = Counter("factorised" if d.scheme else "kept" for d in report.layers)
     table.add_row("layers", str(len(report.layers)), f"{kept['factorised']} factorised", f"{kept['kept']} kept")
+    if report.spaces:
+        cut = sum(space.kept < space.units for space in report.spaces)
+        table.add_row("spaces", str(len(report.spaces)), f"{cut} cut", f"{len(report.spaces) - cut} whole")
     limit = report.limit
     lost = f"lost: {plain(limit.metric.counted)} on {plain(limit.after.on)}; " if limit is not None else ""
     verified = f"verified on {plain(report.verified_on)}; {sum(report.seconds.values()):.1f} s"

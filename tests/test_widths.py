@@ -1,0 +1,141 @@
+"""Channels removed beside ranks: one plan over spaces and layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import trp_onnx
+from tests.easy import compress
+from tests.graphs import distance, info, initializers, model, rng, run, save, weights
+from trp_onnx import Goal, SearchSpace
+from trp_onnx.errors import UsageError
+
+HIDDEN = 48
+
+
+def bottleneck(path: Path, *, copies: int = 1) -> Path:
+    """An inverted bottleneck as in MobileNets: expand -> relu -> depthwise -> relu -> project, pooled to ten numbers.
+
+    Of the hidden channels, so many in turn are copies of one, times a number.
+    """
+    scale = (1 + 0.5 * (np.arange(HIDDEN) % copies)).astype(np.float32)
+
+    def copied(array: np.ndarray) -> np.ndarray:
+        return np.repeat(array[::copies], copies, axis=0)[:HIDDEN]
+
+    w = {
+        "we": copied(weights(HIDDEN, 8, 1, 1, seed=1)) * scale[:, None, None, None],
+        "wd": copied(weights(HIDDEN, 1, 3, 3, seed=2)),
+        "wp": weights(8, HIDDEN, 1, 1, seed=3),
+        "bp": weights(8, 1, seed=4)[:, 0],
+        "wf": weights(10, 8, seed=5),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "we"], ["e"], name="expand"),
+        helper.make_node("Relu", ["e"], ["er"]),
+        helper.make_node("Conv", ["er", "wd"], ["d"], name="depthwise", pads=[1, 1, 1, 1], group=HIDDEN),
+        helper.make_node("Relu", ["d"], ["dr"]),
+        helper.make_node("Conv", ["dr", "wp", "bp"], ["p"], name="project"),
+        helper.make_node("Relu", ["p"], ["pr"]),
+        helper.make_node("GlobalAveragePool", ["pr"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Gemm", ["f", "wf"], ["y"], name="fc", transB=1),
+    ]
+    return save(model(nodes, [info("x", ["N", 8, 10, 10])], [info("y", ["N", 10])], w), path)
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "samples.npz", x=rng(7).standard_normal((48, 8, 10, 10)).astype(np.float32))
+    return tmp_path / "samples.npz"
+
+
+def feeds() -> dict[str, np.ndarray]:
+    return {"x": rng(8).standard_normal((4, 8, 10, 10)).astype(np.float32)}
+
+
+def test_channels_that_others_can_stand_for_go_at_no_loss(tmp_path: Path, samples: Path) -> None:
+    net, out = bottleneck(tmp_path / "net.onnx", copies=2), tmp_path / "out.onnx"
+    report = compress(net, out, macs=0.55, align=8, data=samples)
+    (space,) = [space for space in report.spaces if space.name == "expand"]
+    assert (space.units, space.kept) == (HIDDEN, HIDDEN // 2) and space.relative_error < 0.02
+    assert distance(run(net, feeds())[0], run(out, feeds())[0]) < 1e-3
+    stored = initializers(out)
+    shapes = sorted(array.shape for array in stored.values() if array.ndim == 4)
+    assert shapes == sorted([(24, 8, 1, 1), (24, 1, 3, 3), (8, 24, 1, 1)])
+    assert [node.op_type for node in onnx.load(out).graph.node].count("Conv") == 3
+    assert compress(net, out, macs=0.9, align=4, data=samples, widths=False).outputs[0].relative_error > 0.01
+
+
+def test_the_macs_of_cut_layers_are_those_of_the_file(tmp_path: Path, samples: Path) -> None:
+    net, out = bottleneck(tmp_path / "net.onnx"), tmp_path / "out.onnx"
+    report = compress(net, out, macs=0.6, align=8, data=samples)
+    assert any(space.kept < space.units for space in report.spaces)
+    written = trp_onnx.inspect(out)
+    assert report.macs.after == written.macs <= 0.6 * report.macs.before
+    left = {view.name: view.macs for view in written.layers}
+    assert {layer.name: layer.macs_after for layer in report.layers if not layer.scheme} == {
+        layer.name: left[layer.name] for layer in report.layers if not layer.scheme
+    }
+    entries = json.loads(report.to_json())["spaces"]
+    assert [(entry["name"], entry["kept"]) for entry in entries] == [(s.name, s.kept) for s in report.spaces]
+
+
+def test_a_plan_with_spaces_can_be_edited_and_given_back(tmp_path: Path, samples: Path) -> None:
+    net = bottleneck(tmp_path / "net.onnx")
+    first = trp_onnx.compress(
+        net, tmp_path / "a.onnx", Goal(macs=0.6), data=samples, search=SearchSpace(align=8)
+    )  # fmt: skip
+    again = trp_onnx.compress(net, tmp_path / "b.onnx", first.plan, data=samples, search=SearchSpace(align=8))
+    assert again.plan.kept == first.plan.kept != {}
+    assert first.report.macs == again.report.macs
+    text = first.plan.to_toml()
+    (tmp_path / "plan.toml").write_text(text.replace(f"units = {first.plan.spaces[0].kept}", "units = 40"))
+    edited = compress(net, tmp_path / "c.onnx", config=tmp_path / "plan.toml", data=samples)
+    assert edited.spaces[0].kept == 40
+
+
+def test_a_map_cuts_spaces_without_data(tmp_path: Path) -> None:
+    net, out = bottleneck(tmp_path / "net.onnx", copies=2), tmp_path / "out.onnx"
+    (tmp_path / "map.toml").write_text('[[space]]\nname = "expand"\nratio = 0.5\n')
+    report = compress(net, out, config=tmp_path / "map.toml")
+    assert [(space.name, space.kept) for space in report.spaces] == [("expand", 24)]
+    assert run(out, feeds())[0].shape == (4, 10)
+
+
+def test_a_space_that_the_map_keeps_is_left(tmp_path: Path, samples: Path) -> None:
+    (tmp_path / "map.toml").write_text('[[space]]\nname = "*"\nkeep = true\n')
+    report = compress(
+        bottleneck(tmp_path / "net.onnx"),
+        tmp_path / "out.onnx",
+        macs=0.9,
+        data=samples,
+        align=4,
+        config=tmp_path / "map.toml",
+    )
+    assert all(space.kept == space.units for space in report.spaces)
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ('name = "expand"\nunits = 99', "the space 'expand' has 48 units: it cannot keep 99"),
+        ('name = "none"\nunits = 8', "matches no space"),
+        ('name = "fc"\nunits = 4', "the space 'fc' cannot be cut"),
+        ('name = "expand"', "either units, ratio or keep"),
+        ('name = "expand"\nunits = 8\nkeep = true', "either units, ratio or keep"),
+        ('name = "expand"\nrank = 8', "unknown key 'rank'"),
+        ('name = "expand"\nunits = 0', "units"),
+    ],
+)
+def test_a_wrong_entry_gets_a_sentence(tmp_path: Path, entry: str, sentence: str) -> None:
+    (tmp_path / "map.toml").write_text(f"[[space]]\n{entry}\n")
+    with pytest.raises(UsageError, match=sentence):
+        compress(bottleneck(tmp_path / "net.onnx"), tmp_path / "out.onnx", config=tmp_path / "map.toml")
+    assert not (tmp_path / "out.onnx").exists()
