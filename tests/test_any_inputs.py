@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 import trp_onnx
 from tests.easy import compress
-from tests.graphs import info, model, rng, save, weights
+from tests.graphs import info, initializers, model, rng, save, weights
 from tests.test_inputs import cli
 from trp_onnx.graph.session import open_session
 
@@ -361,6 +361,21 @@ def test_networks_with_several_inputs_keep_their_outputs_by_data(
         report = compress(net, tmp_path / "out.onnx", data=data, **plan)
         assert "of the data given" in report.verified_on
         assert report.outputs[0].relative_error < 0.6 * blind.outputs[0].relative_error
+
+
+def test_padding_is_no_data(tmp_path: Path) -> None:
+    """What stands behind the end of a sentence changes nothing, unless the model takes one length alone."""
+    mask = (np.arange(9) < np.repeat([[3], [6]], 64, axis=0)).astype(np.int64)
+    words, others = (rng(seed).integers(1, 40, mask.shape) for seed in (0, 1))
+    for seq, left_out in (("seq", True), (9, False)):
+        net, found = classifier(tmp_path / "net.onnx", seq), []
+        for behind in (0 * others, others):
+            samples = {"input_ids": np.where(mask, words, behind), "attention_mask": mask}
+            report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
+            assert any("50% of the data is padding by 'attention_mask'" in note for note in report.notes) == left_out
+            found.append(initializers(tmp_path / "out.onnx"))
+        same = [np.array_equal(array, found[1].get(name, np.zeros(0))) for name, array in found[0].items()]
+        assert all(same) == left_out
 
 
 def test_networks_are_compressed_by_samples_of_different_sizes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from trp_onnx.calibration.moments import collect_moments
+from trp_onnx.calibration.padding import without_padding
 from trp_onnx.commands.workspace import Workspace
 from trp_onnx.evaluation.outputs import Told
 from trp_onnx.graph.inputs import Samples
@@ -68,7 +69,7 @@ def gather(work: Workspace) -> Known:
     reading = {consumer.layer.name for space in spaces for consumer in space.consumers}
     judged = [layer for layer in work.network.layers if layer.name not in left]
     if work.samples is not None:
-        samples = work.samples.fitting()
+        samples = without_padding(work.network.normal, work.samples.fitting())
         seen = [layer for layer in work.network.layers if layer.name not in left or layer.name in reading]
         # What cutting does is told by samples that no refit has seen: a few hundred can be fitted by heart.
         apart = min(DAMAGE_SAMPLES, len(samples) // 4) if any(space.closed is None for space in spaces) else 0
