@@ -51,7 +51,7 @@ def test_data_that_plans_does_not_measure(tmp_path: Path) -> None:
     assert planned.score is not None and planned.score.metric.name == "agreement"
     both = compress(net, tmp_path / "a.onnx", macs=0.6, align=1, plan_by="outputs", data=data, test=data)
     assert both.score is not None and both.score.metric.name == "top-1"
-    assert any("damage" in layer.reason for layer in planned.layers)
+    assert any("damage" in decision.reason for decision in (*planned.layers, *planned.spaces))
 
 
 def test_planning_by_outputs_needs_data(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_layers_that_no_budget_changes_are_not_measured(large_and_tiny: Path, tm
     assert left_by_budgets(found, rules=[LayerRule("large", keep=True)]) == {"large", "tiny"}
     assert left_by_budgets(found, rules=[LayerRule("tiny", rank=(1,))]) == set()
     np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 40, 128)).astype(np.float32))
-    options = {"align": 1, "data": tmp_path / "x.npz"}
+    options = {"align": 1, "data": tmp_path / "x.npz", "widths": False}
     planned = compress(large_and_tiny, tmp_path / "a.onnx", macs=0.6, **options)
     (tiny,) = [layer for layer in planned.layers if layer.name == "tiny"]
     assert tiny.scheme is None and "next to nothing of the network" in tiny.reason

@@ -109,30 +109,23 @@ class Moments:
         return self.matrix(centred=centred, exact=exact)
 
     def matrix(self, *, centred: bool, exact: bool = True) -> Array:
-        """`moment` where it is a matrix."""
+        """`moment` where it is a matrix, drawn towards its diagonal where there are few patches for their entries.
+
+        What makes up for what goes rests on correlations, and those of few patches are chance: of fewer than
+        `PER_ENTRY` patches for each entry of one, the part that is missing is taken from the diagonal (shrinkage as by
+        Ledoit and Wolf, "Honey, I Shrunk the Sample Covariance Matrix", 2004, by as much as counts say).
+        """
         found = self.second(centred=centred, exact=exact)
+        missing = 1.0 - self.patches / (PER_ENTRY * found.shape[1])
+        if missing > 0:
+            diagonal = np.einsum("gdd->gd", found).copy()
+            found *= np.asarray(1.0 - missing, found.dtype)
+            np.einsum("gdd->gd", found)[:] = diagonal
         power = np.trace(found, axis1=1, axis2=2, dtype=np.float64) / found.shape[1]
         # Where nothing flows, the weights' own errors count.
         floor = np.where(power > np.finfo(np.float64).tiny, SHRINKAGE * power, 1.0)
         np.einsum("gdd->gd", found)[:] += floor[:, None].astype(found.dtype)
         return np.asarray(found)
-
-    def cautious(self, *, centred: bool) -> Moment:
-        """`moment`, drawn towards its diagonal where there are few patches for its entries.
-
-        Columns that make up for others rest on correlations alone, and those of few patches are chance: of fewer than
-        `PER_ENTRY` patches for each entry of one, the part that is missing is taken from the diagonal (shrinkage as by
-        Ledoit and Wolf, "Honey, I Shrunk the Sample Covariance Matrix", 2004, by as much as counts say).
-        """
-        if self.marginals is not None:
-            return self.moment(centred=centred)
-        found = self.matrix(centred=centred)
-        missing = 1.0 - self.patches / (PER_ENTRY * found.shape[1])
-        if missing > 0:
-            diagonal = np.einsum("gdd->gd", found).copy()
-            found *= 1.0 - missing
-            np.einsum("gdd->gd", found)[:] = diagonal
-        return found
 
 
 def pooled(one: Moments, other: Moments) -> Moments:

@@ -131,7 +131,7 @@ def _alone(layer: Layer, gone: Columns, moments: Moments | None) -> _Change:
     flat = weight.reshape(*weight.shape[:2], -1)
     if moments is None:
         return np.where(gone[:, None], 0.0, flat).reshape(weight.shape), None
-    reader = Reader(flat, moments.cautious(centred=centred), np.where(gone, 0, NO_UNIT))
+    reader = Reader(flat, moments.moment(centred=centred), np.where(gone, 0, NO_UNIT))
     found = refit(reader, np.zeros(0, np.int64)).reshape(weight.shape)
     return found, mean_error(weight - found, moments) if centred else None
 

@@ -141,7 +141,7 @@ def readers_of(space: Space, moments: Mapping[str, Moments]) -> list[Reader]:
         flat = weight.reshape(*weight.shape[:2], -1)
         known = moments.get(layer.name)
         plain = np.broadcast_to(np.eye(flat.shape[2]), (flat.shape[0], flat.shape[2], flat.shape[2]))
-        moment = plain if known is None else known.cautious(centred=corrects_bias(layer))
+        moment = plain if known is None else known.moment(centred=corrects_bias(layer))
         readers.append(Reader(flat, moment, np.asarray(consumer.unit).reshape(flat.shape[0], -1)))
     return readers
 
