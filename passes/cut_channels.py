@@ -16,6 +16,7 @@ from trp_onnx.graph.layers import layers_named
 from trp_onnx.graph.spaces import Count, Part, Space, find_spaces
 from trp_onnx.graph.spaces.space import Use
 from trp_onnx.passes.factorise import Keep, in_memory
+from trp_onnx.passes.free_names import free_name
 
 _Mask = NDArray[np.bool_]
 
@@ -141,7 +142,7 @@ class _Cutting:
             value.const_value = self._keep(value.name or "", array, dtype)
             value.shape = ir.Shape(array.shape)
             return value
-        name = _free(f"{value.name if value is not None else uses[0][0].name}/cut", self._graph.initializers)
+        name = free_name(f"{value.name if value is not None else uses[0][0].name}/cut", self._graph.initializers)
         cut = ir.tape.Tape(self._graph).initializer(self._keep(name, array, dtype))
         _read_instead(uses, cut)
         return cut
@@ -157,6 +158,8 @@ class _Cutting:
         node.resize_inputs(max(len(node.inputs), where + 1))
         if node.op_type == "Split":
             node.attributes.pop("num_outputs", None)
+        if node.op_type == "Reshape" and 0 in numbers:  # which copies a size
+            node.attributes.pop("allowzero", None)
         old = node.inputs[where]
         dtype = (old.dtype if old is not None else None) or ir.DataType.INT64
         self._put(old, [(node, where)], np.array(numbers, np.int64), dtype)
@@ -184,11 +187,3 @@ def cut_array(array: np.ndarray, axes: Mapping[int, _Mask]) -> np.ndarray:
 def _read_instead(uses: Iterable[Use], value: ir.Value) -> None:
     for node, index in uses:
         node.replace_input_with(index, value)
-
-
-def _free(wanted: str, taken: Mapping[str, ir.Value]) -> str:
-    name, count = wanted, 1
-    while name in taken:
-        count += 1
-        name = f"{wanted}#{count}"
-    return name

@@ -20,6 +20,7 @@ from trp_onnx.graph.layers import Layer, layers_named
 from trp_onnx.graph.provenance import mark_factor
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
+from trp_onnx.passes.free_names import free_name
 from trp_onnx.process.parallel import each
 
 Keep = Callable[[str, np.ndarray, ir.DataType], ir.TensorProtocol]
@@ -211,11 +212,7 @@ class _Rewriting:
 
 
 def _free(wanted: str, taken: set[str | None]) -> str:
-    """The name itself, or with a number where it is taken already."""
-    name, count = wanted, 1
-    while name in taken:
-        count += 1
-        name = f"{wanted}#{count}"
+    name = free_name(wanted, taken)
     taken.add(name)
     return name
 

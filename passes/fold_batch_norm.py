@@ -14,6 +14,8 @@ import logging
 import numpy as np
 import onnx_ir as ir
 
+from trp_onnx.passes.free_names import free_name
+
 logger = logging.getLogger(__name__)
 
 
@@ -107,7 +109,8 @@ def _fold(model: ir.Model, norm: ir.Node) -> None:
     layer.resize_inputs(3)
     tape = ir.tape.Tape(model.graph)
     for index, what, array in ((1, "weight", weight), (2, "bias", bias)):
-        tensor = ir.tensor(array.astype(dtype.numpy()), name=f"{name}/folded.{what}")
+        free = free_name(f"{name}/folded.{what}", model.graph.initializers)  # taken by a norm that was folded before
+        tensor = ir.tensor(array.astype(dtype.numpy()), name=free)
         layer.replace_input_with(index, tape.initializer(tensor))
 
     # The layer now computes what the normalisation did; readers keep the name they know.

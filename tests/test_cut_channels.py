@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx_ir.passes import PreconditionError
 
 from tests import graphs, nets
 from tests.nets import Net
-from tests.test_spaces import inverted_residual
-from trp_onnx.passes import CutChannelsPass
+from tests.test_spaces import encoder, inverted_residual
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.passes import CutChannelsPass, ReplaceWeightsPass
 
 
 def images(channels: int = 3, size: int = 8, batch: int = 2) -> dict[str, np.ndarray]:
@@ -66,3 +69,53 @@ def test_groups_keep_equally_many() -> None:
     np.testing.assert_allclose(
         nets.outputs(nets.cut(model, gone), images()), nets.outputs(model, images()), rtol=1e-4, atol=1e-5
     )
+
+
+def test_dimensions_of_heads_and_hidden_units() -> None:
+    model = encoder().model("last.out")
+    feeds = {"x": graphs.rng(3).standard_normal((2, 5, 12)).astype(np.float32)}
+    gone = {"v": [0, 1, 4, 6, 9, 11], "up": list(range(0, 32, 3))}
+    nets.forgets(model, gone)
+    (queries,) = (layer.weight() for layer in find_layers(model) if layer.name == "q")
+    queries[:, [3, 7, 8]] = 0  # asks no key there
+    ReplaceWeightsPass({"q": (queries, None)})(model)
+    small = nets.cut(model, {**gone, "q": [3, 7, 8]})
+    np.testing.assert_allclose(nets.outputs(small, feeds), nets.outputs(model, feeds), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(steps=st.lists(st.sampled_from(sorted(nets.STEPS)), min_size=1, max_size=5), seed=st.integers(0, 2**16))
+def test_any_graph(steps: list[str], seed: int) -> None:
+    removes_what_nobody_reads(steps, seed)
+
+
+@pytest.mark.parametrize("step", sorted(nets.STEPS))
+def test_every_step(step: str) -> None:
+    assert any(name.startswith("first") for name in removes_what_nobody_reads([step], 0))
+
+
+def removes_what_nobody_reads(steps: list[str], seed: int) -> set[str]:
+    """Cut all open spaces of a network of some steps; they are returned."""
+    net = Net("N", 3, 4, 4)
+    flow, channels = net.conv("x", 3, 16, "first", 3), 16
+    for number, step in enumerate(steps):
+        flow, channels = nets.STEPS[step](net, flow, channels)
+        if channels % 4:
+            flow, channels = net.conv(flow, channels, 16, f"even{number}"), 16
+    net.gemm(net.op("Flatten", flow), channels * 16, 5, "fc")
+    model = net.model("fc.out")
+    spaces = nets.spaces_of(model)
+    rng, gone = np.random.default_rng(seed), {}
+    for name, space in spaces.items():
+        each = space.size // space.groups
+        if space.closed is None:
+            groups = range(space.groups)
+            count = int(rng.integers(1, each))
+            gone[name] = [each * group + int(unit) for group in groups for unit in rng.permutation(each)[:count]]
+    nets.forgets(model, gone)
+    small = nets.cut(model, gone)
+    np.testing.assert_allclose(
+        nets.outputs(small, images(size=4)), nets.outputs(model, images(size=4)), rtol=1e-4, atol=1e-5
+    )
+    assert [node.name for node in small.graph] == [node.name for node in model.graph]
+    return set(gone)

@@ -13,7 +13,7 @@ from onnx import helper
 from onnx_ir.passes import PostconditionError, PreconditionError, Sequential, common
 
 import trp_onnx
-from tests import graphs
+from tests import graphs, nets
 from trp_onnx.passes import CheckedPass, FactorisePass, FoldBatchNormPass, ReplaceWeightsPass, SimplifyPass
 
 
@@ -190,3 +190,12 @@ def test_weights_for_layers_that_are_not_there(net: Path) -> None:
         with pytest.raises(PreconditionError, match=name):
             ReplaceWeightsPass({name: (np.ones(shape), None)})(loaded(net))
     assert not FoldBatchNormPass()(loaded(net)).modified
+
+
+def test_two_normalisations_behind_one_layer_are_folded() -> None:
+    net = nets.Net("N", 3, 8, 8)
+    flow = net.conv("x", 3, 4, "conv")
+    for scale in (2.0, 3.0):
+        flow = net.op("BatchNormalization", flow, *(net.const([value] * 4) for value in (scale, 0.5, 0.1, 1.5)))
+    model = net.model(flow)
+    assert [node.op_type for node in model.graph] == ["Conv"]

@@ -50,7 +50,8 @@ def test_a_fire_module_has_a_space_for_each_branch() -> None:
     ("operator", "why"),
     [
         ("LRN", "LRN 'op' normalises over them, so that each output depends on all"),
-        ("Einsum", "Einsum 'op' is not known to keep them apart"),
+        ("Einsum", "Einsum 'op' is not read as a matrix product: write it as MatMul to factorise it"),
+        ("Det", "Det 'op' is not known to keep them apart"),
         ("Softmax", "Softmax 'op' mixes them: each output depends on all"),
         ("Add", "Add 'op' combines it with 'x', whose entries stay"),
     ],
@@ -61,3 +62,41 @@ def test_why_a_space_is_closed(operator: str, why: str) -> None:
     more = {"LRN": {"size": 3}, "Einsum": {"equation": "nchw->nchw"}, "Softmax": {"axis": 1}}.get(operator, {})
     net.conv(net.op(operator, flow, *(["x"] if operator == "Add" else []), name="op", **more), 4, 4, "conv2")
     assert spaces_of(net.model("conv2.out"))["conv1"].closed == why
+
+
+def attention(net: Net, flow: str, width: int, heads: int, name: str = "") -> str:
+    """Multi-head attention, with its residual connection."""
+    size = width // heads
+    parts = []
+    for part in ("q", "k", "v"):
+        made = net.linear(flow, width, width, f"{name}{part}", bias=part == "v")
+        rows = net.op("Reshape", made, net.const([0, 0, heads, size]))
+        parts.append(net.op("Transpose", rows, perm=[0, 2, 3, 1] if part == "k" else [0, 2, 1, 3]))
+    scores = net.op("MatMul", net.op("Mul", parts[0], net.const(size**-0.5)), parts[1], name=f"{name}scores")
+    mixed = net.op("MatMul", net.op("Softmax", scores, axis=-1), parts[2], name=f"{name}mixed")
+    merged = net.op("Reshape", net.op("Transpose", mixed, perm=[0, 2, 1, 3]), net.const([0, 0, width]))
+    return str(net.op("Add", flow, net.linear(merged, width, width, f"{name}o")))
+
+
+def encoder() -> Net:
+    net = Net("N", 5, 12)
+    flow = attention(net, net.linear("x", 12, 12, "embed"), 12, 3)
+    ones, zeros = net.const([1.0] * 12), net.const([0.0] * 12)
+    flow = net.op("LayerNormalization", flow, ones, zeros, name="norm", axis=-1)
+    wide = net.linear(flow, 12, 32, "up")
+    half = net.op("Mul", wide, net.op("Add", net.op("Erf", net.op("Div", wide, net.const(2**0.5))), net.const(1.0)))
+    net.op("Add", flow, net.linear(net.op("Mul", half, net.const(0.5)), 32, 12, "down"), name="last")
+    return net
+
+
+def test_attention_and_mlp() -> None:
+    """Q goes with K and V with O, equally many dimensions of each head; hidden units go one by one."""
+    spaces = spaces_of(encoder().model("last.out"))
+    assert {name: (space.kind, shown(space)) for name, space in spaces.items() if not space.closed} == {
+        "q": ("head", "12/3 q k > "),
+        "v": ("head", "12/3 v > o"),
+        "up": ("hidden", "32 up > down"),
+    }
+    assert spaces["embed"].closed == (
+        "LayerNormalization 'norm' normalises over them, so that each output depends on all"
+    )

@@ -14,6 +14,7 @@ from trp_onnx.graph.shapes import infer_shapes
 from trp_onnx.graph.spaces import elementwise, mixing, moving  # noqa: F401  their rules
 from trp_onnx.graph.spaces.resolve import resolve
 from trp_onnx.graph.spaces.rules import RULES, closed, named
+from trp_onnx.graph.spaces.sizes import pass_on
 from trp_onnx.graph.spaces.space import Space
 from trp_onnx.graph.spaces.trace import Trace
 
@@ -72,10 +73,17 @@ def _visit(trace: Trace, node: ir.Node) -> None:
         trace.constants.update(node.outputs)
         return
     makes = layer is not None and layer.layout is not None
-    if not makes and not any(trace.of(value) for value in inputs):
+    if any(map(trace.told, inputs)):
+        pass_on(trace, node)
+    if not makes and not any(map(trace.of, inputs)):
         return
     follow = RULES.get(node.op_type) if node.domain in ("", "ai.onnx", MICROSOFT) else None
     if follow is None:
-        closed(trace, node, f"{named(node)} is not known to keep them apart")
-    else:
-        trace.put(node.outputs[0], follow(trace, node))
+        why = layer.reason if layer is not None and layer.reason else "is not known to keep them apart"
+        closed(trace, node, f"{named(node)} {why.removeprefix(node.op_type).lstrip()}")
+        return
+    try:
+        labels = follow(trace, node)
+    except (IndexError, ValueError):  # of an invalid model, which no runtime takes
+        labels = closed(trace, node, f"the shapes around {named(node)} contradict one another")
+    trace.put(node.outputs[0], labels)

@@ -177,7 +177,7 @@ def _by_constant(trace: Trace, layer: Layer) -> Labels:
     trace.produced.append((layer, made.reshape(-1)))
     trace.consumed.append((layer, read.reshape(-1)))
     label = Label((place,), made[0]) if rows is None else Label((rows, place), made, 1)
-    return [label, *passed]
+    return [*passed, label]
 
 
 def _read_rows(
@@ -216,6 +216,7 @@ def _of_activations(trace: Trace, node: ir.Node) -> Labels:
         sides.append((Operand(index, value, (), axes), labels, summed))
     passing = _contracted(trace, node, [(labels, summed) for _, labels, summed in sides])
     operands = [replace(side[0], labels=tuple(labels)) for side, labels in zip(sides, passing, strict=True)]
+    trace.passed += [(node, label.ids.reshape(-1)) for labels in passing for label in labels]
     return meet(trace, node, operands)
 
 

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from trp_onnx.graph.shapes import Shape
 from trp_onnx.graph.spaces.elementwise import Operand, meet, operands_of, without
 from trp_onnx.graph.spaces.rules import Labels, closed, integers, listed, named, ranks_known, rule, unknown
+from trp_onnx.graph.spaces.sizes import number as told_number
+from trp_onnx.graph.spaces.sizes import size_targets
 from trp_onnx.graph.spaces.trace import NONE, Ids, Label, ShrinkCount, Target, Trace
 
 
@@ -272,6 +274,41 @@ def _resize(trace: Trace, node: ir.Node) -> Labels:
     return trace.of(node.inputs[0])
 
 
+@rule("Expand")
+def _expand(trace: Trace, node: ir.Node) -> Labels:
+    if not ranks_known(trace, node):
+        return unknown(trace, node)
+    shape, after = trace.shape(node.inputs[0]) or (), trace.shape(node.outputs[0]) or ()
+    told = len(trace.shape(node.inputs[1]) or ()) and (trace.shape(node.inputs[1]) or (0,))[0]
+    labels = [label.shifted(len(after) - len(shape)) for label in trace.of(node.inputs[0])]
+    for label in labels:
+        targets: list[Target] = []
+        for axis in label.axes:
+            position = axis - len(after) + (told or 0)
+            found = told_number(trace, node, 1, position) if position >= 0 else None
+            alone = found is not None and found.alone and found.value != 1
+            targets.append(found.where if alone and found is not None else None)
+            if position >= 0 and not alone and (found is None or found.value != 1):
+                trace.close(label.ids, f"{named(node)} takes their number from what is computed at run time")
+        trace.place(label, targets)
+    return labels
+
+
+@rule("Tile")
+def _tile(trace: Trace, node: ir.Node) -> Labels:
+    repeats = integers(trace, node.inputs[1])
+    if repeats is None:
+        return closed(trace, node, f"the numbers of {named(node)} are computed at run time")
+    found = []
+    for label in trace.of(node.inputs[0]):
+        times = [repeats[axis] for axis in label.axes]
+        if len(label.axes) > 1 and max(times) > 1:
+            trace.close(label.ids, f"{named(node)} repeats them")
+        else:
+            found.append(replace(label, ids=np.tile(label.ids, times)))
+    return found
+
+
 @rule("DepthToSpace", "SpaceToDepth")
 def _depth(trace: Trace, node: ir.Node) -> Labels:
     block = node.attributes.get_int("blocksize", 1) ** 2
@@ -316,22 +353,8 @@ def _reshape(trace: Trace, node: ir.Node) -> Labels:
     shape, after = trace.shape(node.inputs[0]) or (), trace.shape(node.outputs[0]) or ()
     segments = _segments(shape, after)
     labels = regrouped(trace, node, shape, after, segments)
-    sizes = integers(trace, node.inputs[1])
     same = {out.start for into, out in segments if len(into) == len(out) == 1 and into.start == out.start}
-    for label in labels:
-        targets: list[Target] = []
-        for axis in label.axes:
-            if sizes is None:
-                trace.close(label.ids, f"the sizes of {named(node)} are computed at run time")
-                targets.append(None)
-            elif sizes[axis] == -1:
-                targets.append(None)
-            elif sizes[axis] == 0 and not node.attributes.get_int("allowzero", 0):
-                targets.append(None)
-                if axis not in same:
-                    trace.close(label.ids, f"{named(node)} copies a size of another axis")
-            else:
-                targets.append(ShrinkCount(node, 1, sizes, axis))
+    for label, targets in zip(labels, size_targets(trace, node, labels, len(after), same), strict=True):
         trace.place(label, targets)
     return labels
 
@@ -375,10 +398,12 @@ def _meeting(before: Shape, after: Shape) -> tuple[int, int] | None:
 
 def regrouped(trace: Trace, node: ir.Node, before: Shape, after: Shape, segments: Sequence[Segment]) -> list[Label]:
     """The labels of a value whose axes are split and merged."""
-    found = []
+    found: list[Label] = []
     for label in trace.of(node.inputs[0]):
         moved = _moved(trace, node, label, before, after, segments)
-        if moved is not None:
+        if moved is not None and any(set(moved.axes) & set(other.axes) for other in found):
+            trace.close(moved.ids, f"{named(node)} merges their axis with another from which units can be removed")
+        elif moved is not None:
             found.append(moved)
     return found
 

@@ -50,6 +50,10 @@ class Label:
         return replace(self, axes=tuple(axis + by for axis in self.axes))
 
 
+Dims = list[tuple[Label, int] | None]
+"""What a vector of sizes tells: the labelled axis whose size an entry is, None for anything else."""
+
+
 @dataclass(frozen=True, eq=False)
 class ShrinkPart:
     """A constant whose axis goes with the place."""
@@ -109,6 +113,7 @@ class Trace:
         self.shapes, self.opset = shapes, opset
         self.labels: dict[ir.Value, tuple[Label, ...]] = {}
         self.constants: set[ir.Value] = set()
+        self._dims: dict[ir.Value, Dims] = {}
         self.size = 0
         self.edges: list[tuple[Ids, Ids]] = []
         self.closings: list[tuple[Ids, str]] = []
@@ -129,6 +134,15 @@ class Trace:
         kept = tuple(label for label in labels if (label.ids != NONE).any())
         if kept:
             self.labels[value] = kept
+
+    def told(self, value: ir.Value | None) -> Dims:
+        """The labelled axes whose sizes stand in a vector; empty where there are none."""
+        return self._dims.get(value, []) if value is not None else []
+
+    def tell(self, value: ir.Value, dims: Dims) -> None:
+        """A vector of sizes."""
+        if any(dims):
+            self._dims[value] = dims
 
     def shape(self, value: ir.Value | None) -> Shape | None:
         """The shape of a value; None where its rank is not known."""
@@ -181,6 +195,9 @@ class Trace:
     def forbid(self, label: Label, axes: Iterable[int], reason: str) -> None:
         """These axes of a label must not shrink."""
         wanted = set(axes)
+        if len(label.axes) == 1 and label.axes[0] in wanted:
+            self.close(label.ids, reason)
+            return
         targets = tuple(Forbid(reason) if axis in wanted else None for axis in label.axes)
         if any(targets):
             self.place(label, targets, apart=False)
