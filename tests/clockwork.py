@@ -69,6 +69,7 @@ class Clockwork:
     def _seconds(self, model: onnx.ModelProto, whole: bool) -> list[float]:
         graph = onnx.shape_inference.infer_shapes(model).graph
         sizes = {tensor.name: float(np.prod(tensor.dims)) for tensor in graph.initializer}
+        sizes |= {node.output[0]: sizes[node.input[0]] for node in graph.node if node.input and node.input[0] in sizes}
         pixels = {
             value.name: float(np.prod([d.dim_value or 1 for d in value.type.tensor_type.shape.dim[2:]]))
             for value in (*graph.value_info, *graph.output)

@@ -10,12 +10,14 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+import trp_onnx
 from tests.clockwork import runs_on
 from tests.graphs import info, model, save, weights
 from trp_onnx.errors import DataError
 from trp_onnx.graph.layers import Layer
 from trp_onnx.latency import LatencyTable, read_table, save_table
 from trp_onnx.latency.profiling import measure_points, measure_table
+from trp_onnx.latency.trial import Trials
 from trp_onnx.passes.network import Network
 
 
@@ -111,6 +113,35 @@ def test_a_width_that_is_timed_itself_has_its_time(
     found = measure_points(table, network.layers, {}, widths=widths)
     assert found.width_part(layer(network, "depthwise"), 40, 40) == pytest.approx(5 / 8, abs=0.01)
     assert measure_points(found, network.layers, {}, widths=widths) is found
+
+
+def test_a_plan_of_widths_is_timed_against_the_original(
+    network: Network, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with its shapes, whatever units stay."""
+    machine = runs_on(monkeypatch, tmp_path)
+    trials = Trials(network.source, network.normal, network.feeds(), tmp_path, network.input_shapes)
+    kept = {"expand": range(3, 43), "project": [*range(2, 14), *range(18, 30)]}
+    found = trials.refined(table, network.layers, {}, kept)
+    widths = {"expand": (16, 40), "depthwise": (40, 40), "project": (40, 24), "grouped": (24, 32)}
+    parts = {name: found.width_part(layer(network, name), *left) for name, left in widths.items()}
+    saved = sum(found.share(layer(network, name)) * (1 - part) for name, part in parts.items())
+    assert parts["project"] == pytest.approx(40 * 24 / 64 / 32, abs=0.01)
+    trial = trials.time(found, 1 / (1 - saved), {}, kept)
+    assert trial.measured.median == pytest.approx(trial.predicted, rel=0.02)
+    cut = {tensor.name: list(tensor.dims) for tensor in machine.prepared[-1][1].graph.initializer}
+    assert cut["w3"] == [24, 40, 1, 1] and cut["w4"] == [32, 12, 3, 3]
+    assert trials.time(found, 1.0, {"grouped": ("channel", (4,))}, kept).measured.median > trial.measured.median
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_the_layers_at_open_spaces_are_profiled(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_on(monkeypatch, tmp_path)
+    found = trp_onnx.profile(network.source, scheme="svd", simplify=False)
+    timed = {name for name, key in found.signatures.items() if {"width", "depthwise"} & found.parts.get(key, {}).keys()}
+    assert timed == {"expand", "depthwise", "project", "grouped", "fc"}
 
 
 def test_nodes_that_are_no_layers_have_their_share(network: Network, table: LatencyTable) -> None:

@@ -72,6 +72,9 @@ def main() -> None:
 @threads_option("that the speed-up is meant for", common=False)
 @option("--latency-table", group=DEVICE, common=False, type=FILE, metavar="JSON",
         help="From trp-onnx profile; measured here otherwise.")  # fmt: skip
+@option("--for-int8", "int8", group=DEVICE, common=False, is_flag=True,
+        help="Plan by the times of int8: trp-onnx quantize comes afterwards.")  # fmt: skip
+@target_option("What int8 is made for.", common=False)
 @training_options
 @option("-o", "--output", "out", group=OUTPUT, type=FILE, help="Where the compressed model goes (MODEL.lowrank.onnx).")
 @external_data_option
@@ -283,6 +286,8 @@ def bench(models: tuple[Path, ...], json_to: str | None, quiet: bool, **options:
 @scheme_option("Which schemes to time.")
 @no_simplify_option()
 @where_options
+@option("--precision", group=DEVICE, type=click.Choice(["float", "int8", "int8-signed"]), default="float",
+        show_default=True, help="int8 times what quantize makes of MODEL, int8-signed the same for arm.")  # fmt: skip
 @option("-o", "--output", "out", group=OUTPUT, type=FILE, required=True, help="Where the table goes.")
 @json_option()
 @quiet_option("Print the notes, not the table.")

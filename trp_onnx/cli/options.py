@@ -102,9 +102,9 @@ def threads_option(what: str, *, common: bool = True) -> Decorator:
     )  # fmt: skip
 
 
-def target_option(what: str) -> Decorator:
+def target_option(what: str, *, common: bool = True) -> Decorator:
     """`--target`."""
-    return option("--target", group=DEVICE, type=TARGETS, default="any", show_default=True, help=what)
+    return option("--target", group=DEVICE, type=TARGETS, default="any", show_default=True, common=common, help=what)
 
 
 def scheme_option(what: str) -> Decorator:

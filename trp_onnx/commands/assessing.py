@@ -100,6 +100,11 @@ def _latency(work: Workspace, known: Known, choice: Choice) -> Latency:
             f"{limit.refusal}: the fastest plan within it is predicted to run {plan.speedup or 1.0:.2f}x as fast "
             f"and was measured at {found.measured.median:.2f}x; nothing was written. {limit.advice}"
         )
+    if work.job.device.int8 and found.measured is not None and found.measured.high < LEAST:
+        raise TargetError(
+            f"in int8 the result runs {found.measured.median:.2f}x as fast as the original does in int8: quantize the "
+            "original; nothing was written"
+        )
     return found
 
 

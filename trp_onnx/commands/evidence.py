@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from trp_onnx.calibration.moments import collect_moments
 from trp_onnx.calibration.padding import without_padding
 from trp_onnx.commands.workspace import Workspace
+from trp_onnx.errors import UsageError
 from trp_onnx.evaluation.outputs import Told
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.spaces import Space, find_spaces
+from trp_onnx.job import Device
 from trp_onnx.latency.profiling import measure_table
 from trp_onnx.latency.table import LatencyTable
 from trp_onnx.planning import (
@@ -29,6 +31,12 @@ from trp_onnx.progress import track
 
 DAMAGE_SAMPLES = 64
 """Samples of those on which damage is measured."""
+
+
+_FOR_INT8 = (
+    "this plan is one for int8, and so are the times, of both networks: the file that is written is in float32 until "
+    "trp-onnx quantize takes it"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,9 @@ def gather(work: Workspace) -> Known:
     align = resolve_alignment(job.search.align)
     if table is not None:
         table.check(work.network.layers)
+        _check_precision(table, job.device)
+        if job.device.int8:
+            work.notes.append(_FOR_INT8)
         align = table.step if job.search.align == "auto" else align
         work.notes += (note for note in table.notes if note not in work.notes)
         work.clock.lap("time")
@@ -83,6 +94,17 @@ def gather(work: Workspace) -> Known:
         sites = _with_space_damage(work, evidence, sites, samples)
         work.clock.lap("damage")
     return Known(evidence, align, samples, tuple(sites))
+
+
+def _check_precision(table: LatencyTable, device: Device) -> None:
+    """Refuse a table of other kernels."""
+    has, wanted = table.target.precision, device.precision
+    if has != wanted:
+        said = {"float": "without --for-int8", "int8": "--for-int8", "int8-signed": "--for-int8 and --target arm"}
+        raise UsageError(
+            f"the latency table has the times of {has}, and the plan is to be one for {wanted}: compress "
+            f"{said[has]}, or measure with trp-onnx profile --precision {wanted}"
+        )
 
 
 def _spaces(work: Workspace) -> list[Space]:
@@ -121,6 +143,7 @@ def time_layers(work: Workspace, spaces: Sequence[Space] = ()) -> LatencyTable:
     return measure_table(
         work.network.normal, work.network.layers, work.network.feeds(), scheme=named, threads=work.job.device.threads,
         widths=Widths(spaces).layers,
+        precision=work.job.device.precision,
     )  # fmt: skip
 
 

@@ -72,4 +72,5 @@ class Job:
     @property
     def timed(self) -> bool:
         """Whether a latency table is needed, or given."""
-        return self.searched or self.goal.speedup is not None or self.device.latency_table is not None
+        device = self.device
+        return self.searched or self.goal.speedup is not None or device.int8 or device.latency_table is not None

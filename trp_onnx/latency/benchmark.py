@@ -33,8 +33,8 @@ from trp_onnx.runners import PROVIDERS, Description, NodeTime, Runner, open_runn
 from trp_onnx.runners.open import TIMEOUT
 from trp_onnx.schema import Document, held
 
-_RENAMED = re.compile(r"(_nchwc|(/\w+Fusion/)+)$")
-"""What the runtime adds to the name of a node that it rewrites: to blocks of channels, or with a neighbour into one."""
+_RENAMED = re.compile(r"(_nchwc|_token_\d+|(/\w+Fusion/)+)$")
+"""What the runtime adds to the name of a node that it rewrites: to blocks of channels, int8, one with a neighbour."""
 
 _PROFILED_RUNS = 15
 
@@ -231,7 +231,7 @@ def layer_milliseconds(
     late: list[tuple[ir.Node, float]] = []
     for timed in nodes:
         plain = _RENAMED.sub("", timed.name)
-        source = by_name.get(timed.name) or producer.get(plain)
+        source = by_name.get(timed.name) or by_name.get(plain) or producer.get(plain)
         if "reorder" in timed.op.lower():
             name = ""
         elif source is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import feeds_for
+from trp_onnx.latency.int8 import file_in_precision
 from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.table import LatencyTable, target_of
 from trp_onnx.latency.timing import Ratio, measure
@@ -91,9 +92,12 @@ def realise(
     rounds = ROUNDS if table is not None else BRIEF_ROUNDS
     with open_runner() as runner:
         target = table.target if table is not None else target_of(runner, "cpu", threads)
-        if target != target_of(runner, target.provider, target.threads):
+        if not target.is_here(runner):
             return Latency(str(target), predicted, None, None)
         feeds = feeds_for(open_model(before), input_shapes)
+        before, after = (
+            file_in_precision(file, after.parent, target.precision, feeds, input_shapes) for file in (before, after)
+        )
         try:
             runner.prepare([before, after], feeds, target.provider, target.threads)
         except ModelError:  # it was verified in onnx's reference implementation

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -29,11 +30,15 @@ import onnx_ir as ir
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.session import Arrays
+from trp_onnx.latency.int8 import in_precision
 from trp_onnx.latency.probe import build_probe, layer_span, probe_feeds
 from trp_onnx.latency.timing import LEAST_ROUNDS, Timing, measure
 from trp_onnx.latency.width import Way, Width, cut
 from trp_onnx.lowrank.schemes import Rank, Scheme
 from trp_onnx.runners import NodeTime, Profile, Runner
+
+if TYPE_CHECKING:
+    from trp_onnx.latency.table import Target
 
 ROUNDS, SECONDS = 30, 0.6
 """A geometry is timed in so many interleaved rounds, or in about so many seconds, but in 8 at least."""
@@ -66,12 +71,23 @@ class Place:
     """Where and how is timed."""
 
     runner: Runner
-    provider: str
-    threads: int
+    target: Target
 
     def prepare(self, models: Sequence[Path | bytes], feeds: Arrays) -> None:
         """See `Runner.prepare`."""
-        self.runner.prepare(models, feeds, self.provider, self.threads)
+        self.runner.prepare(models, feeds, self.target.provider, self.target.threads)
+
+    def probe(self, layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> bytes:
+        """See `build_probe`; in the target's precision."""
+        return self._made(build_probe(layer, scheme, rank), probe_feeds(layer))
+
+    @cached_property
+    def reference(self) -> bytes:
+        """A convolution that the kernels do at full speed."""
+        return self._made(_reference(), _reference_feeds())
+
+    def _made(self, probe: ir.Model, feeds: Arrays) -> bytes:
+        return bytes(ir.to_proto(in_precision(probe, self.target.precision, feeds)).SerializeToString())
 
     @cached_property
     def clock(self) -> float:
@@ -196,9 +212,9 @@ def time_parts(
         RunnerError: The runtime died or did not answer.
     """
     assert layer.geometry is not None
-    dense = build_probe(layer)
+    dense = place.probe(layer)
     feeds = probe_feeds(layer) | _reference_feeds()
-    probes = [dense, *(build_probe(layer, scheme, rank) for scheme, rank in wanted), dense, _reference()]
+    probes = [dense, *(place.probe(layer, scheme, rank) for scheme, rank in wanted), dense, place.reference]
     if inside is None:
         alone = dissect(place, dense, feeds)
         inside = sum(node.seconds for node in alone.nodes[layer_span(alone.nodes)]) / alone.seconds
@@ -244,10 +260,11 @@ def time_cuts(place: Place, layer: Layer, wanted: Sequence[tuple[Width, Rank]], 
         ModelError: The provider has no kernel for its type.
         RunnerError: The runtime died or did not answer.
     """
-    left = [layer, *(cut(layer, way, rank) for way, rank in wanted), layer]
-    probes, feeds = [*map(build_probe, left), _reference()], _reference_feeds()
+    left, feeds = [layer, *(cut(layer, way, rank) for way, rank in wanted)], _reference_feeds()
     for one in left:
         feeds |= probe_feeds(one)
+    probes = [place.probe(one) for one in left]
+    probes += [probes[0], place.reference]
     clock, models = place.clock, range(len(probes))
     place.prepare(probes, feeds)
     once = float(place.runner.profile(models, 1).plain.sum())
@@ -296,7 +313,7 @@ def _reference_feeds() -> dict[str, np.ndarray]:
     return {"reference": np.random.default_rng(2).standard_normal((1, channels, side, side)).astype(np.float32)}
 
 
-def _reference() -> bytes:
+def _reference() -> ir.Model:
     """A convolution that the kernels do at full speed."""
     channels, side = _REFERENCE
     weight = np.random.default_rng(3).standard_normal((channels, channels, 3, 3)).astype(np.float32) / (3 * channels)
@@ -306,4 +323,4 @@ def _reference() -> bytes:
     y = node.outputs[0]
     y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
     graph = ir.Graph([x], [y], nodes=[node], initializers=[w], opset_imports={"": 17}, name="reference")
-    return bytes(ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString())
+    return ir.Model(graph, ir_version=8)

@@ -7,6 +7,7 @@ conversions of layout included, from the runtime's profile.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import prod, sqrt
 
@@ -25,6 +26,9 @@ NEIGHBOUR_CHANNELS = 16
 _BEFORE, _AFTER = "before", "after"
 _OPSET, _IR_VERSION = 17, 8
 
+_RENAMED = re.compile(r"(_nchwc|_token_\d+)$")
+"""What the runtime adds to a node's name: to one of blocked channels, or of int8."""
+
 
 def signature(layer: Layer) -> str:
     """All that a layer's time depends on, as text; equal for layers of one geometry."""
@@ -39,8 +43,8 @@ def signature(layer: Layer) -> str:
     return " ".join([layer.op, widths, f"k{sizes[1]} on {geometry.repeats}x{sizes[0]}", dtype, where, *attributes])
 
 
-def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> bytes:
-    """The graph, serialised; random weights.
+def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> ir.Model:
+    """The graph, with random weights.
 
     Args:
         layer: Whose geometry is meant.
@@ -95,7 +99,7 @@ def build_probe(layer: Layer, scheme: Scheme | None = None, rank: Rank = ()) -> 
             return [values(*part).astype(np.float64) for part in scheme.shapes(layer.geometry, rank)], None
 
         FactorisePass({"layer": (scheme.name, rank)}, split)(model)
-    return bytes(ir.to_proto(model).SerializeToString())
+    return model
 
 
 def _input(layer: Layer) -> str:
@@ -124,7 +128,12 @@ def probe_feeds(layer: Layer) -> dict[str, np.ndarray]:
 
 def layer_span(run: Sequence[NodeTime]) -> slice:
     """The probed layer in one run: all nodes between its neighbours."""
-    names = [node.name for node in run]
-    start = next((i + 1 for i, name in enumerate(names) if name.removesuffix("_nchwc") == _BEFORE), 0)
-    end = next((i for i, name in enumerate(names) if name.removesuffix("_nchwc") == _AFTER), len(names))
+    names = [_RENAMED.sub("", node.name) for node in run]
+    if _BEFORE in names and _AFTER in names:
+        return slice(names.index(_BEFORE) + 1, names.index(_AFTER))
+    start, end = 0, len(run)
+    while start < end - 1 and run[start].op == "QuantizeLinear":  # what its neighbours would do
+        start += 1
+    while end - 1 > start and run[end - 1].op == "DequantizeLinear":
+        end -= 1
     return slice(start, end)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +27,11 @@ from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.lent import take_out
 from trp_onnx.graph.model import to_proto, write_model
 from trp_onnx.graph.session import Arrays
+from trp_onnx.graph.spaces import Space, find_spaces
+from trp_onnx.job.device import Precision
 from trp_onnx.latency.benchmark import check_ran, layer_milliseconds
 from trp_onnx.latency.entry import NOTHING, Entry, allowed_doubt
+from trp_onnx.latency.int8 import in_precision
 from trp_onnx.latency.parts import STEADY, Place, dissect, time_cuts, time_parts
 from trp_onnx.latency.probe import signature
 from trp_onnx.latency.table import NETWORK, LatencyTable, target_of
@@ -64,6 +67,7 @@ def profile(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Data | None = None,
     simplify: bool = True,
+    precision: Precision = "float",
 ) -> LatencyTable:
     """Measure the latency table of a network; `Device(latency_table=...)` has `compress` plan by it, here or elsewhere.
 
@@ -77,6 +81,7 @@ def profile(
         input_shapes: Sizes of dynamic inputs; a symbolic batch is 1.
         inputs: What to run on, whatever `open_data` takes; generated otherwise.
         simplify: Whether to run onnx-simplifier first, as `compress` does.
+        precision: "int8" to time what `quantize` makes of the network, "int8-signed" what it makes for arm.
 
     Raises:
         UsageError: The provider is not there, or the runtime cannot tell the time of single nodes.
@@ -85,14 +90,27 @@ def profile(
         RunnerError: The runtime is not there, died or did not answer.
     """
     threads, timeout = held(threads, Count, "threads"), held(timeout, float, "timeout")
+    precision = held(precision, Precision, "precision")
     with at_work() as heard, model_file(model) as (source, _):
         network = Network.open(source, input_shapes, inputs, simplify=simplify)
         with open_runner(runtime, timeout) as runner:
+            spaces = find_spaces(network.normal, network.layers, network.input_shapes)
             table = measure_table(
-                network.normal, network.layers, network.feeds(),
-                scheme=scheme, provider=provider, threads=threads, runner=runner,
+                network.normal, network.layers, network.feeds(), widths=at_spaces(spaces),
+                scheme=scheme, provider=provider, threads=threads, runner=runner, precision=precision,
             )  # fmt: skip
         return replace(table, remarks=tuple(heard))
+
+
+def at_spaces(spaces: Iterable[Space]) -> list[Layer]:
+    """The layers that get fewer channels where open spaces are cut."""
+    found: dict[str, Layer] = {}
+    for space in spaces:
+        if space.closed is None:
+            within = (layer for layer in space.within if isinstance(layer, Layer))
+            for layer in (*space.producers, *within, *(consumer.layer for consumer in space.consumers)):
+                found[layer.name] = layer
+    return list(found.values())
 
 
 def measure_table(
@@ -105,6 +123,7 @@ def measure_table(
     threads: int = 1,
     runner: Runner | None = None,
     widths: Sequence[Layer] = (),
+    precision: Precision = "float",
 ) -> LatencyTable:
     """Time a network's layers, dense, at several ranks of each scheme, and with fewer channels.
 
@@ -117,14 +136,16 @@ def measure_table(
         threads: Intra-op threads.
         runner: Where; in this process otherwise.
         widths: The layers to time with fewer channels as well.
+        precision: In what the network is to run.
 
     Raises:
         UsageError: The provider is not there, or the runtime cannot tell the time of single nodes.
         ModelError: The network does not run, or the provider took none of it.
         RunnerError: The runtime died or did not answer.
     """
-    place = Place(runner or open_runner(), provider, threads)
-    target = target_of(place.runner, provider, threads)
+    runner = runner or open_runner()
+    target = target_of(runner, provider, threads, precision)
+    place = Place(runner, target)
     store = Cache("latency", f"{_METHOD} {target}")
     free = [layer for layer in layers if layer.reason is None]
     step = store.get("step")
@@ -169,8 +190,8 @@ def measure_points(
         RunnerError: The runtime died or did not answer.
     """
     target = table.target
-    place = Place(runner or open_runner(), target.provider, target.threads)
-    if target != target_of(place.runner, target.provider, target.threads):
+    place = Place(runner or open_runner(), target)
+    if not target.is_here(place.runner):
         return table
     wanted: dict[str, list[tuple[Way, Rank]]] = {}
     for layer, way, rank in _points(layers, chosen, widths or {}):
@@ -259,8 +280,7 @@ def _geometry(layer: Layer) -> Geometry:
 def _network(place: Place, store: Cache, model: ir.Model, feeds: Arrays, layers: Sequence[Layer]) -> dict[str, Any]:
     """Time of a run in milliseconds, and the part of it of each layer and of each other node."""
     described, weights = take_out(to_proto(model, apart=True))
-    proto = described.SerializeToString()
-    digest = hashlib.sha256(proto)
+    digest = hashlib.sha256(described.SerializeToString())
     for weight in weights.values():
         digest.update(weight.data)
     shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
@@ -274,11 +294,11 @@ def _network(place: Place, store: Cache, model: ir.Model, feeds: Arrays, layers:
         ):
             return known
     with TemporaryDirectory(prefix="trp-onnx-") as folder:  # for weights that stand in the protobuf as inputs
-        path = Path(folder) / "model.onnx"
+        path, runs = Path(folder) / "model.onnx", in_precision(model, place.target.precision, feeds)
         if weights:
-            write_model(model, path)
-        network = dissect(place, path if weights else proto, feeds)
-    check_ran("the network", network.nodes, place.provider)
+            write_model(runs, path)
+        network = dissect(place, path if weights else to_proto(runs).SerializeToString(), feeds)
+    check_ran("the network", network.nodes, place.target.provider)
     found = layer_milliseconds(model.graph, network.nodes)
     whole = max(network.seconds * 1e3, sum(found.values()))  # noise must not make the parts more than the whole
     shares = {layer.name: found.pop(layer.name, 0.0) / whole for layer in layers}

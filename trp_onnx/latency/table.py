@@ -41,6 +41,7 @@ from trp_onnx.files.documents import read_json
 from trp_onnx.files.paths import guard
 from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer
+from trp_onnx.job.device import Precision
 from trp_onnx.latency.entry import Entry, allowed_doubt
 from trp_onnx.latency.parts import STEADY
 from trp_onnx.latency.probe import signature
@@ -73,23 +74,30 @@ class Target:
         runtime: onnxruntime's version, with its name where it is not the one for Python.
         provider: The execution provider.
         threads: Intra-op threads.
+        precision: In what a network runs.
     """
 
     machine: str
     runtime: str
     provider: str
     threads: int
+    precision: Precision = "float"
 
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         runtime = self.runtime if " " in self.runtime else f"onnxruntime {self.runtime}"
-        return f"{self.machine}, {runtime}, {self.provider}, {threads}"
+        kernels = () if self.precision == "float" else (self.precision,)
+        return ", ".join((self.machine, runtime, self.provider, threads, *kernels))
+
+    def is_here(self, runner: Runner) -> bool:
+        """Whether a runner runs on it."""
+        return self == target_of(runner, self.provider, self.threads, self.precision)
 
 
-def target_of(runner: Runner, provider: str, threads: int) -> Target:
+def target_of(runner: Runner, provider: str, threads: int, precision: Precision = "float") -> Target:
     """The machine and the runtime that a runner runs on."""
     here = runner.describe()
-    return Target(here.machine, here.runtime, provider, threads)
+    return Target(here.machine, here.runtime, provider, threads, precision)
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,10 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.graph.layers import Layer, layers_named
+from trp_onnx.graph.model import write_model
 from trp_onnx.graph.session import Arrays
+from trp_onnx.latency.int8 import in_precision
 from trp_onnx.latency.pace import Pace, measure_at
 from trp_onnx.latency.profiling import measure_points
-from trp_onnx.latency.table import LatencyTable, Target, target_of
+from trp_onnx.latency.table import LatencyTable, Target
 from trp_onnx.latency.timing import Ratio, Timing
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.schemes import Rank, Scheme
@@ -82,10 +84,11 @@ class Trials:
         self._source, self._normal, self._feeds, self._folder = source, normal, feeds, folder
         self._input_shapes, self._runner = input_shapes, runner or open_runner()
         self._pace: Pace | None = None
+        self._base: Path | None = None
 
     def possible(self, table: LatencyTable) -> bool:
         """Whether a table was measured here, so that plans by it can be timed."""
-        return table.target == target_of(self._runner, table.target.provider, table.target.threads)
+        return table.target.is_here(self._runner)
 
     def refined(
         self, table: LatencyTable, layers: Sequence[Layer], chosen: Chosen, kept: Kept | None = None
@@ -114,12 +117,12 @@ class Trials:
         return self._pace is not None and trial.pace > SPELL * self._pace.seconds
 
     def time(self, table: LatencyTable, predicted: float, chosen: Chosen, kept: Kept | None = None) -> Trial:
-        """A network with these ranks and widths against the original, on the table's provider and threads.
+        """A network with these ranks and widths against the original, on the table's target.
 
         A slow spell of the machine is waited out, for a while.
 
         Args:
-            table: Says the provider and the threads.
+            table: Says the provider, the threads and the precision.
             predicted: Speed-up by that table.
             chosen: Scheme and rank by layer name; of layers that are cut as well, the rank is of what is left.
             kept: The units that stay, by space.
@@ -130,10 +133,11 @@ class Trials:
         """
         path = self._folder / "candidate.onnx"
         try:
-            self._write(path, chosen, kept)
-            pace = self._pace = self._pace or Pace(self._source, self._feeds, table.target)
+            base = self._base = self._base or self._dense(table.target)
+            self._write(path, chosen, kept, table.target)
+            pace = self._pace = self._pace or Pace(base, self._feeds, table.target)
             for longer in LONGER:
-                found = self._time(path, table.target, pace, longer)
+                found = self._time([base, path], table.target, pace, longer)
                 if found.ratios[1].width <= STEADY:
                     break
             return Trial(predicted, found.ratios[1], found.pace if found.slow else pace.seconds)
@@ -141,21 +145,29 @@ class Trials:
             for file in self._folder.glob(f"{path.name}*"):
                 file.unlink()
 
-    def _time(self, path: Path, target: Target, pace: Pace, longer: int) -> Timing:
+    def _time(self, pair: Sequence[Path], target: Target, pace: Pace, longer: int) -> Timing:
         rounds = ROUNDS * longer
-        self._runner.prepare([self._source, path], self._feeds, target.provider, target.threads)
+        self._runner.prepare(pair, self._feeds, target.provider, target.threads)
         with watch("timing a candidate") as show:
             return measure_at(
                 pace, self._runner.run, 2, rounds, limit_seconds=SECONDS * longer,
                 on_round=lambda done: show(done, rounds, "timing a candidate"),
             )  # fmt: skip
 
-    def _write(self, path: Path, chosen: Chosen, kept: Kept | None) -> None:
+    def _dense(self, target: Target) -> Path:
+        """The original as it is to run."""
+        if target.precision == "float":
+            return self._source
+        path = self._folder / "original-int8.onnx"
+        write_model(in_precision(self._normal, target.precision, self._feeds), path)
+        return path
+
+    def _write(self, path: Path, chosen: Chosen, kept: Kept | None, target: Target) -> None:
         model = self._cut(kept)
         FactorisePass(chosen, _random, input_shapes=self._input_shapes)(model)
         FoldBatchNormPass()(model)
         CleanUpPass()(model)
-        ir.save(model, path, format="protobuf", external_data=f"{path.name}.data")
+        write_model(in_precision(model, target.precision, self._feeds), path)
 
 
 def _random(layer: Layer, scheme: Scheme, rank: Rank) -> tuple[Sequence[Array], None]:

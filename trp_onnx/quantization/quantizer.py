@@ -41,10 +41,10 @@ from trp_onnx.latency.timing import Ratio
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.passes import CleanUpPass, FoldWeightsPass
 from trp_onnx.passes.balance_factors import BalanceFactorsPass, between, pairs_of
+from trp_onnx.passes.calibrated import Calibrated, in_int8
 from trp_onnx.passes.network import Network
 from trp_onnx.printable import printable
 from trp_onnx.progress import at_work
-from trp_onnx.quantization.calibrated import Calibrated, in_int8
 from trp_onnx.quantization.sensitivity import InFloat, keep_what_is_hurt
 from trp_onnx.rows import Headlined, in_bytes
 from trp_onnx.schema import check_type, held, plain

@@ -30,8 +30,8 @@ from trp_onnx.evaluation.origins import measurable
 from trp_onnx.evaluation.outputs import Output, OutputKind, Told, Value, joined, output_kinds
 from trp_onnx.graph.inputs import Run
 from trp_onnx.graph.session import open_session, run_session
+from trp_onnx.passes.calibrated import Calibrated
 from trp_onnx.progress import track
-from trp_onnx.quantization.calibrated import Calibrated
 
 SWEPT = 64
 """Samples on which single layers are judged."""
