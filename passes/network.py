@@ -15,6 +15,7 @@ from trp_onnx.graph.session import Arrays, feeds_for
 from trp_onnx.graph.sizes import sizes_from
 from trp_onnx.job.network import Shapes
 from trp_onnx.passes.normalise import normalise
+from trp_onnx.process.memory import uncollected
 from trp_onnx.schema import held
 
 
@@ -39,6 +40,7 @@ class Network:
     given: Arrays | None = field(default=None, repr=False)
 
     @classmethod
+    @uncollected()
     def of(
         cls,
         source: Path,
@@ -64,6 +66,7 @@ class Network:
         return cls(source, original, normal, find_layers(normal, input_shapes), input_shapes)
 
     @classmethod
+    @uncollected()
     def open(
         cls, source: Path, input_shapes: Shapes | None = None, inputs: Data | None = None, *, simplify: bool = True
     ) -> Network:

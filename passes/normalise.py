@@ -19,6 +19,8 @@ from trp_onnx.passes import (
     SimplifyPass,
     UniqueNamesPass,
 )
+from trp_onnx.passes.simplify import MOST_NODES
+from trp_onnx.progress import note
 
 
 def normalise(
@@ -40,7 +42,9 @@ def normalise(
         ModelError: A call does not fit its function, or no inputs can be generated.
     """
     passes: list[ir.passes.PassBase] = [LiftConstantsPass()]
-    if simplify:
+    if simplify and len(model.graph) > MOST_NODES:  # said before it is copied to no end
+        note(f"not simplified: onnx-simplifier takes too long for {len(model.graph)} nodes")
+    elif simplify:
         passes += [CheckedPass(SimplifyPass(), "simplified", input_shapes), LiftConstantsPass()]
     if fold_batch_norm:
         passes.append(FoldBatchNormPass())

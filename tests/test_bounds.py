@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,44 @@ def test_many_nodes(tmp_path: Path) -> None:
     assert [layer.full_rank for layer in found.layers if layer.name == "fc"] == [64]
     assert any("not simplified" in note for note in found.notes)
     assert len(onnx.load(path).graph.node) == 21_001
+
+
+def chain(path: Path, layers: int) -> Path:
+    """MatMul -> Relu -> MatMul -> Relu ..."""
+    names = ["x", *(f"h{i}" for i in range(2 * layers - 1)), "y"]
+    nodes = [
+        helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]], name=f"layer{i}")
+        if i % 2 == 0
+        else helper.make_node("Relu", [names[i]], [names[i + 1]])
+        for i in range(2 * layers)
+    ]
+    w = {f"w{i}": graphs.weights(16, 16, seed=i) for i in range(0, 2 * layers, 2)}
+    return graphs.save(graphs.model(nodes, [graphs.info("x", [1, 16])], [graphs.info("y", [1, 16])], w), path)
+
+
+def calls(work: Callable[[], object]) -> int:
+    """Functions of Python that run meanwhile, in this thread."""
+    count = 0
+
+    def called(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(called)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_work_is_in_proportion_to_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the layers take twice the calls."""
+    monkeypatch.setattr("trp_onnx.passes.normalise.MOST_NODES", 100)  # as of a network with many nodes
+
+    def run(layers: int) -> int:
+        path = chain(tmp_path / f"{layers}.onnx", layers)
+        return calls(lambda: trp_onnx.inspect(path))
+
+    run(60)  # imports
+    assert run(200) < 2.2 * run(100)

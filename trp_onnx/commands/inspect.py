@@ -143,15 +143,15 @@ def _spectrum(group: tuple[Layer, ...]) -> _Spectrum:
     for scheme in fitting:
         if len(scheme.full_rank(geometry)) > 1:
             continue
-        values = linalg.singular_values(scheme.unfold(weight)[0])
-        cost = int(scheme.macs(geometry, (linalg.energy_rank(values, 0.05),)))
+        tail = linalg.relative_tail(linalg.singular_values(scheme.unfold(weight)[0]))
+        cost = int(scheme.macs(geometry, (linalg.rank_within(tail, 0.05),)))
         if best is None or cost < best[0]:
-            best = (cost, scheme, values)
+            best = (cost, scheme, tail)
     assert best is not None
-    _, scheme, values = best
-    ranks = {f"{energy:.2f}": linalg.energy_rank(values, 1 - energy) for energy in ENERGIES}
+    _, scheme, tail = best
+    ranks = {f"{energy:.2f}": linalg.rank_within(tail, 1 - energy) for energy in ENERGIES}
     pays = {energy: int(scheme.macs(geometry, (rank,))) < geometry.macs for energy, rank in ranks.items()}
-    return scheme.name, values.shape[-1], ranks, pays, tuple(s.name for s in fitting)
+    return scheme.name, len(tail) - 1, ranks, pays, tuple(s.name for s in fitting)
 
 
 def _view(layer: Layer, total: int, spectrum: _Spectrum | None) -> LayerView:

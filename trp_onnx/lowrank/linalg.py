@@ -229,7 +229,12 @@ def energy_rank(values: Array, energy: float) -> int:
 
     TRP's rule (arXiv 1812.02402, eq. 4): `sum_{j>k} s_j^2 <= energy * sum_i s_i^2`.
     """
-    return max(1, int(np.argmax(relative_tail(values) <= energy)))
+    return rank_within(relative_tail(values), energy)
+
+
+def rank_within(tail: Array, energy: float) -> int:
+    """The same from a `relative_tail`."""
+    return max(1, int(np.argmax(tail <= energy)))
 
 
 def vbmf_rank(values: Array, rows: int, cols: int) -> int:

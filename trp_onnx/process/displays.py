@@ -26,7 +26,7 @@ OFF = "TRP_ONNX_NO_PROGRESS"
 Callback = Callable[[str, int, int | None], None]
 """Takes what is being done, how far it is, and of how much (None: not known)."""
 
-_AGAIN = 0.1  # seconds between two pictures in a notebook
+_AGAIN = 0.1  # seconds between two pictures
 _one_at_a_time = threading.Lock()
 
 
@@ -146,8 +146,14 @@ class Bars(Silent):
 
         progress = self._progress
         task = progress.add_task(escape(printable(what)), total=total, rate="")
+        shown = -_AGAIN
 
         def moved(what: str, done: int, total: int | None) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now < shown + _AGAIN and done != total:  # a step may be shorter than its picture
+                return
+            shown = now
             progress.update(task, completed=done, total=total, description=escape(printable(what)))
             speed = progress.tasks[progress.task_ids.index(task)].speed if rated else None
             progress.update(task, rate=f"{speed:.1f}/s" if speed else "")
