@@ -30,6 +30,8 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag == "a":  # followed by the reader, not fetched
+            return
         for name, value in attrs:
             if name in ("src", "href", "xlink:href") and value and not value.startswith("#"):
                 self.fetched.append(value)

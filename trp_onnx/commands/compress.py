@@ -116,7 +116,11 @@ def _recorded(work: Workspace, report: Report) -> Report:
     """Write what was measured into the file's metadata; its size in the report is with that."""
     path, source = work.staging.path, work.network.source
     shapes = {name: tuple(shape) for name, shape in (work.network.input_shapes or {}).items()}
-    write_record(path, record_of(report, source, path, work.job.device.threads, shapes))
+    record = record_of(report, source, path, work.job.device.threads, shapes)
+    write_record(path, record)
     sizes = replace(report.file_bytes, after=file_bytes(path))
     files = report.files | ({path.name: path.stat().st_size} if report.files else {})
-    return replace(report, file_bytes=sizes, files=files)
+    return replace(
+        report, file_bytes=sizes, files=files, date=record.date, source_sha256=record.source_sha256,
+        fingerprint=record.fingerprint,
+    )  # fmt: skip

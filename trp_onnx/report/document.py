@@ -83,6 +83,9 @@ class Report(Headlined, Document):
         warnings: Why this result may be of no use (see `alarms`).
         notes: What the owner should know.
         seconds: Wall time of each phase.
+        date: When the file was measured, in UTC.
+        source_sha256: Hash of the original's file.
+        fingerprint: Hash of the network that was written, see `graph.fingerprint`.
     """
 
     model: str
@@ -105,6 +108,9 @@ class Report(Headlined, Document):
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    date: str = ""
+    source_sha256: str = ""
+    fingerprint: str = ""
 
     def headline(self) -> list[Row]:
         """What matters: its name, before, after, and how they compare."""
@@ -149,7 +155,10 @@ class Report(Headlined, Document):
         """Plain dicts, lists, numbers and strings."""
         document: dict[str, Any] = {
             "tool": {"trp-onnx": __version__} | {n: metadata.version(n) for n in ("onnx", "onnxruntime", "numpy")},
+            "date": self.date,
             "model": self.model,
+            "source_sha256": self.source_sha256,
+            "fingerprint": self.fingerprint,
             "output": self.output,
             "macs": self.macs.to_dict(),
             "parameters": self.parameters.to_dict(),

@@ -17,6 +17,7 @@ from trp_onnx.planning import Decision
 from trp_onnx.printable import printable
 from trp_onnx.report.document import Report
 from trp_onnx.report.spectra import Spectrum
+from trp_onnx.report.words import chain_of, verdict
 from trp_onnx.rows import si
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def render_page(report: Report, command: str | None = None) -> str:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=_shown,
     )  # fmt: skip
     environment.filters["si"] = si
+    environment.filters["breakable"] = _breakable
     kept = [d for d in report.layers if d.scheme is None]
     versions = {"trp-onnx": __version__} | {n: metadata.version(n) for n in ("onnx", "onnxruntime", "numpy", "scipy")}
     curve = report.trained.curve if report.trained is not None else ()
@@ -74,6 +76,10 @@ def render_page(report: Report, command: str | None = None) -> str:
         report=report,
         name=Path(report.model).name,
         headline=_headline(report),
+        verdict=verdict(report),
+        budget=_budget(report),
+        threshold=_threshold(report),
+        chains=[chain for decision in report.layers if (chain := chain_of(decision)) is not None],
         cards=_cards(report),
         layers=report.layers,
         kept=kept,
@@ -86,6 +92,34 @@ def render_page(report: Report, command: str | None = None) -> str:
         command=command,
         versions=versions,
     )
+
+
+def _breakable(name: str) -> Any:
+    """A name that may break behind a slash or a dot, and not inside a word."""
+    from markupsafe import Markup, escape
+
+    return Markup(str(escape(printable(name))).replace("/", "/<wbr>").replace(".", ".<wbr>"))
+
+
+def _budget(report: Report) -> list[str]:
+    """What was asked, predicted and measured."""
+    latency = report.latency
+    if latency is None:
+        return []
+    found = (("asked", latency.asked), ("predicted", latency.predicted))
+    parts = [f"{what} {value:.2f}x" for what, value in found if value is not None]
+    if latency.measured is not None:
+        speed = latency.measured
+        parts.append(f"measured {speed.median:.2f}x ({speed.low:.2f} to {speed.high:.2f})")
+    return parts
+
+
+def _threshold(report: Report) -> str:
+    """The loss from which a score is red."""
+    metric = report.score.metric if report.score is not None else None
+    if metric is None or metric.ruinous is None:
+        return ""
+    return f"{metric.ruinous:g} {'points' if metric.unit == '%' else metric.unit}".rstrip() + f" of {metric.name}"
 
 
 def _headline(report: Report) -> str:
@@ -108,14 +142,17 @@ def _cards(report: Report) -> list[Card]:
         speed = latency.measured
         before_ms, after_ms = latency.milliseconds
         detail = f"{before_ms:.2f} → {after_ms:.2f} ms; 95 %: {speed.low:.2f} to {speed.high:.2f}"
-        cards.append(Card("speed-up, measured", f"{speed.median:.2f}x", detail, speed.median > 1))
+        good = True if speed.low > 1 else False if speed.high < 1 else None
+        cards.append(Card("speed-up, measured", f"{speed.median:.2f}x", detail, good))
     if latency is not None and latency.predicted is not None:
         cards.append(Card("speed-up, predicted", f"{latency.predicted:.2f}x", latency.target))
     if report.score is not None:
         scores, metric = report.score, report.score.metric
         before, after = (metric.text(score.value) for score in (scores.before, scores.after))
         good = None if metric.ruinous is None else scores.lost <= metric.ruinous
-        cards.append(Card(metric.name, scores.change, f"{before} → {after} on {scores.after.samples} samples", good))
+        change, _, unit = scores.change.partition(" ± ")
+        detail = f"± {unit}; " * bool(unit)
+        cards.append(Card(metric.name, change, f"{detail}{before} → {after} on {scores.after.samples} samples", good))
     for title, size in (("MACs", report.macs), ("parameters", report.parameters), ("file", report.file_bytes)):
         title += f" (without {size.unknown} unknown nodes)" * bool(size.unknown)
         cards.append(Card(title, f"{size.remaining:.0%}", f"{si(size.before)} → {si(size.after)}"))
@@ -158,11 +195,16 @@ def _cost_plot(decisions: Sequence[Decision]) -> Figure:
         before, after = (d.time_before, d.time_after) if timed else (d.macs_before, d.macs_after)
         if before is not None:
             rows.append((d.name, float(before), float(after if after is not None else before)))
+    made = [d.name for d in decisions if d.scheme is not None]
     total = 1.0 if timed else sum(before for _, before, _ in rows) or 1.0
     figure, axes = _figure(8, 0.9 + 0.24 * len(rows))
     places = range(len(rows))
     axes.barh([p - 0.19 for p in places], [100 * r[1] / total for r in rows], 0.36, color=BEFORE, label="before")
     axes.barh([p + 0.19 for p in places], [100 * r[2] / total for r in rows], 0.36, color=AFTER, label="after")
+    for bars in axes.containers:
+        for bar, (name, _, _) in zip(bars, rows, strict=True):
+            if name in made:
+                bar.set_url(f"#layer-{made.index(name) + 1}")
     axes.set_yticks(list(places), [_short(name) for name, _, _ in rows])
     axes.invert_yaxis()
     axes.margins(y=0.01)
