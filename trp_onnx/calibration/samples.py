@@ -73,6 +73,10 @@ class CalibrationSplit:
         """Samples to fit to."""
         return Samples(self.dataset.inputs, self.dataset.take(self._fitting))
 
+    def learnable(self, scored: int) -> Dataset:
+        """Samples that judge nothing: neither candidates nor the result, which `unfitted` judges by `scored`."""
+        return self.dataset.subset(np.sort(np.concatenate([self._fitting, self._rest[scored:]])))
+
     def unfitted(self, count: int) -> Dataset:
         """At most so many samples that factors were not fitted to; of those they were where there are no others."""
         for indices in (self._rest, self._held_out, self._fitting):

@@ -21,6 +21,7 @@ from trp_onnx.cli.options import (
     JUDGED,
     LAYERS,
     OUTPUT,
+    TRAINING,
     data_options,
     external_data_option,
     goal_options,
@@ -76,6 +77,8 @@ def main() -> None:
         help="Plan by the times of int8: trp-onnx quantize comes afterwards.")  # fmt: skip
 @target_option("What int8 is made for.", common=False)
 @training_options
+@option("--recover", group=TRAINING, type=float, metavar="MINUTES",
+        help="Let the compressed network learn from the original on --data, without labels.")  # fmt: skip
 @option("-o", "--output", "out", group=OUTPUT, type=FILE, help="Where the compressed model goes (MODEL.lowrank.onnx).")
 @external_data_option
 @option("--report", "report_dir", group=OUTPUT, type=FILE, metavar="DIR",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from trp_onnx.commands.choosing import Choice
 from trp_onnx.commands.evidence import Known
@@ -19,8 +20,13 @@ from trp_onnx.planning.search import LEAST
 from trp_onnx.report import Report, Size, alarms
 from trp_onnx.report.spectra import Spectrum
 
+if TYPE_CHECKING:
+    from trp_onnx.training.recovery import Recovered
 
-def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spectrum]) -> Report:
+
+def assess(
+    work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spectrum], recovered: Recovered | None
+) -> Report:
     """Measure the written file, before it is in its place.
 
     Raises:
@@ -56,11 +62,12 @@ def assess(work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spe
         candidates=choice.candidates,
         spectra=spectra,
         trained=trained,
+        recovered=recovered,
         notes=(
             *work.notes,
             *latency.notes(),
             *(error.note for error in errors if error.note),
-            *(trained.notes() if trained is not None else ()),
+            *(note for learnt in (trained, recovered) if learnt is not None for note in learnt.notes()),
             *plan.notes,
             *notes_on_growth(plan, sizes.before, sizes.after),
             *_notes_on_ends(plan),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
+from typing import TYPE_CHECKING
 
 from trp_onnx._version import __version__
 from trp_onnx.commands.assessing import assess
@@ -24,6 +25,9 @@ from trp_onnx.planning.apply import carry_out
 from trp_onnx.report import Report, spectra_of
 from trp_onnx.report.record import record_of, write_record
 
+if TYPE_CHECKING:
+    from trp_onnx.training.recovery import Recovered
+
 
 def compress(
     model: ModelLike,
@@ -36,6 +40,7 @@ def compress(
     device: Device | None = None,
     training: Training | None = None,
     network: NetworkOptions | None = None,
+    recover: float | None = None,
 ) -> Compressed:
     """Factorise the layers of a trained network, and verify the result on the written file.
 
@@ -61,6 +66,8 @@ def compress(
         device: What it is compressed for.
         training: How to train; no training where not given.
         network: How the network is opened, and how samples become its inputs.
+        recover: Minutes in which the compressed network learns from the original on `data`, without labels; what is
+            interrupted goes on from `<out>.trp-run` with the same call.
 
     Returns:
         The compressed network, its plan, and what was gained and lost.
@@ -76,24 +83,26 @@ def compress(
     """
     goal = Goal(rules=goal.rules()) if isinstance(goal, Plan) else Goal() if goal is None else goal
     job = Job(
-        goal, data, test, search or SearchSpace(), device or Device(), training, network or NetworkOptions()
+        goal, data, test, search or SearchSpace(), device or Device(), training, network or NetworkOptions(), recover
     )  # fmt: skip
     with open_workspace(job, model, out) as work:
         known = gather(work)
         choice = choose(work, known)
         spectra = spectra_of(work.network.layers, choice.plan.decisions, known.evidence)
-        _write(work, known, choice)
-        report = _recorded(work, assess(work, known, choice, spectra))
+        recovered = _write(work, known, choice)
+        report = _recorded(work, assess(work, known, choice, spectra, recovered))
         work.staging.publish()
         if work.session is not None:
             work.session.remove()
+        if work.recovery is not None:
+            work.recovery.remove()
         path = work.staging.out
         model = opened(path, in_memory=work.in_memory)
         return Compressed(model, None if work.in_memory else path, choice.plan, report)
 
 
-def _write(work: Workspace, known: Known, choice: Choice) -> None:
-    """Carry the plan out, and write the result where it is hidden still."""
+def _write(work: Workspace, known: Known, choice: Choice) -> Recovered | None:
+    """Carry the plan out, let the network recover, and write the result where it is hidden still."""
     work.notes += carry_out(
         choice.plan, work.network.normal, work.network.layers, known.evidence, known.samples, work.staging.keep,
         input_shapes=work.network.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
@@ -104,12 +113,17 @@ def _write(work: Workspace, known: Known, choice: Choice) -> None:
     CleanUpPass()(work.network.normal)
     work.network.normal.metadata_props[MADE_BY] = __version__
     work.clock.lap("factorise")
+    recovered = None
+    if work.recovery is not None:
+        recovered = work.recovery.recover(work.network.normal, choice.plan)
+        work.clock.lap("recover")
     work.staging.save(work.network.normal)
     if work.staging.data.exists():
         work.notes.append(
             f"the weights are in '{work.staging.data.name}': it belongs beside '{work.staging.out.name}'"
         )  # fmt: skip
     work.clock.lap("save")
+    return recovered
 
 
 def _recorded(work: Workspace, report: Report) -> Report:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from trp_onnx.graph.inputs import Run, inputs_of
 from trp_onnx.graph.model import open_model, weight_bytes
 from trp_onnx.graph.session import Arrays, open_session
 from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.job import Goal
 from trp_onnx.job.job import Job
 from trp_onnx.latency.table import LatencyTable, read_table
 from trp_onnx.passes.network import Network
@@ -40,6 +41,7 @@ from trp_onnx.schema import check_type, path_of
 from trp_onnx.training.job import RUN_FILES
 
 if TYPE_CHECKING:
+    from trp_onnx.training.recovery import Recovery
     from trp_onnx.training.run import TrainingRun
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class Workspace:
         evaluation: What both files are measured by at the end, where there are samples.
         judge: What candidates lose, where that is limited.
         session: The training.
+        recovery: What the compressed network learns in afterwards.
         table: The latency table that was given.
         notes: What the owner should know.
         clock: Seconds of each phase.
@@ -106,6 +109,7 @@ class Workspace:
     evaluation: Evaluation | None
     judge: Judge | None
     session: TrainingRun | None
+    recovery: Recovery | None
     table: LatencyTable | None
     notes: list[str]
     clock: Clock = field(default_factory=Clock)
@@ -157,6 +161,12 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
         session = _training_run(job, source, original, folder, said)
         if session is not None:
             stack.enter_context(session)
+        recovery = _recovery(job, source, original, folder, samples, tested, said)
+        if recovery is not None:
+            stack.enter_context(recovery)
+            if recovery.planned is not None:
+                note("the recovery that was interrupted goes on, with the plan that it began with")
+                job = replace(job, goal=Goal(rules=recovery.planned, metric=job.goal.metric))
         feeds, verified_on = _feeds(job, source, original, tested, samples, session)
         judge = _judge(job, source, samples, feeds, verified_on, said)
         shapes = job.network.input_shapes
@@ -171,7 +181,7 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
         names = shown(model), IN_MEMORY if out is None else str(out)
         yield Workspace(
             job, names, network, feeds, expected, verified_on, staging, samples,
-            tested, said, evaluation, judge, session, table, notes, clock,
+            tested, said, evaluation, judge, session, recovery, table, notes, clock,
         )  # fmt: skip
 
 
@@ -248,6 +258,19 @@ def _training_run(
         resume=training.resume, keep=training.run is not None, inputs=inputs_of(original),
         metric=job.goal.metric if isinstance(job.goal.metric, str) else None, said=said,
     )  # fmt: skip
+
+
+def _recovery(
+    job: Job, source: Path, original: ir.Model, folder: Path | None, samples: CalibrationSplit | None,
+    tested: Dataset | None, said: Mapping[str, Output],
+) -> Recovery | None:  # fmt: skip
+    if job.recover is None or samples is None or folder is None:
+        return None
+    from trp_onnx.training.recovery import Recovery
+
+    request = repr((replace(job.goal, metric=None), job.search, job.network.preprocessing))
+    dataset = samples.learnable(0 if tested is not None else SCORED_SAMPLES)
+    return Recovery(folder, dataset, job.recover, source, original, request, said)
 
 
 def _feeds(

@@ -283,6 +283,11 @@ class Subset:
         self.store, self.indices = store, indices
 
     @property
+    def left_out(self) -> tuple[int, ...]:
+        """Places of the others in the store."""
+        return tuple(np.delete(np.arange(len(self.store)), self.indices).tolist())
+
+    @property
     def labels(self) -> np.ndarray | None:
         """See `Store`."""
         return None if self.store.labels is None else self.store.labels[self.indices]

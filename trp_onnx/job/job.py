@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
 
 from trp_onnx.errors import UsageError
 from trp_onnx.job.device import Device
@@ -12,10 +14,13 @@ from trp_onnx.job.goal import Goal
 from trp_onnx.job.network import NetworkOptions
 from trp_onnx.job.search_space import SearchSpace
 from trp_onnx.job.training import Training
-from trp_onnx.schema import check_type
+from trp_onnx.schema import check_type, held
 
 if TYPE_CHECKING:
     from trp_onnx.data import Data
+
+
+Minutes = Annotated[float, Meta(gt=0, le=10**6)]
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,13 @@ class Job:
     device: Device = field(default_factory=Device)
     training: Training | None = None
     network: NetworkOptions = field(default_factory=NetworkOptions)
+    recover: float | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
         trained, goal = self.training is not None, self.goal
+        if self.recover is not None and (trained or self.data is None):
+            raise UsageError("--recover learns from the original on --data, without --train")
         if (trained or goal.max_drop is not None or self.search.plan_by == "outputs") and self.data is None:
             raise UsageError("training, --max-drop and planning by outputs need data: give --data")
         if goal.metric is not None and self.test is None and self.data is None:
@@ -57,12 +65,14 @@ class Job:
             check_type(getattr(self, name), kind, name)
         if self.training is not None:
             check_type(self.training, Training, "training")
+        held(self.recover, Minutes | None, "recover")
 
     def folder(self, out: Path) -> Path | None:
-        """The run folder of the training, where there is one."""
-        if self.training is None:
+        """The run folder of the training or the recovery, where there is one."""
+        if self.training is None and self.recover is None:
             return None
-        return Path(self.training.run) if self.training.run is not None else out.with_name(out.name + ".trp-run")
+        given = None if self.training is None else self.training.run
+        return Path(given) if given is not None else out.with_name(out.name + ".trp-run")
 
     @property
     def searched(self) -> bool:

@@ -23,6 +23,7 @@ from trp_onnx.rows import Headlined, Row, in_bytes, si
 from trp_onnx.schema import Document, path_of, plain
 
 if TYPE_CHECKING:
+    from trp_onnx.training.recovery import Recovered
     from trp_onnx.training.run import Trained
 
 
@@ -80,6 +81,7 @@ class Report(Headlined, Document):
         candidates: What was tried to find the fastest plan within the limit.
         spectra: What each layer loses at every rank.
         trained: What training came to, when there was any.
+        recovered: What recovery came to, when there was any.
         warnings: Why this result may be of no use (see `alarms`).
         notes: What the owner should know.
         seconds: Wall time of each phase.
@@ -105,6 +107,7 @@ class Report(Headlined, Document):
     candidates: tuple[Candidate, ...] = ()
     spectra: dict[str, Spectrum] = field(default_factory=dict)
     trained: Trained | None = None
+    recovered: Recovered | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -177,7 +180,7 @@ class Report(Headlined, Document):
         document |= {name: found.to_dict() for name, found in scores.items() if found is not None}
         if self.candidates:  # one that gives no numbers loses infinitely much, which JSON does not know
             document["candidates"] = [plain(tried) | {"lost": finite(tried.lost)} for tried in self.candidates]
-        found = {"latency": self.latency, "training": self.trained}
+        found = {"latency": self.latency, "training": self.trained, "recovery": self.recovered}
         return document | {name: plain(part) for name, part in found.items() if part is not None}
 
     def to_json(self) -> str:

@@ -112,6 +112,12 @@ def _summary_table(report: Report) -> list[Shown]:
             f"held-out top-1 of {trained.samples}", f"{parts[0]:.2%}", f"{parts[1]:.2%}",
             "trained, then factorised" if parts[0] == parts[1] else f"{(parts[1] - parts[0]) * 100:+.2f} points",
         )  # fmt: skip
+    recovered = report.recovered
+    if recovered is not None:
+        table.add_row(
+            f"held-out distance of {recovered.samples}", f"{recovered.before:.4f}", f"{recovered.after:.4f}",
+            f"recovered in {recovered.steps} steps at {recovered.rate:g}",
+        )  # fmt: skip
     for output in report.outputs:
         table.add_row(f"output '{plain(output.name)}'", "", f"{output.relative_error:.2e}", output.measure)
         if output.worst_channel is not None:

@@ -36,12 +36,14 @@ class DataSource:
         digest: To notice other contents: of a file's bytes, of a folder's names and sizes; empty for a function.
         preprocessing: How its samples become inputs.
         inputs: The model's, by name.
+        left_out: Places of samples that are not looked at.
     """
 
     name: str
     digest: str
     preprocessing: Preprocessing
     inputs: dict[str, InputSpec]
+    left_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,10 +230,12 @@ def open_batches(source: DataSource, options: TrainingOptions) -> Batches | Call
     """
     if is_function(source.name):
         return CallableBatches(source.name, source.inputs, micro_batch=options.micro_batch)
+    dataset = open_data(source.name, source.preprocessing).bound(source.inputs)
+    if source.left_out:
+        dataset = dataset.subset(np.delete(np.arange(len(dataset)), source.left_out))
     return Batches(
-        open_data(source.name, source.preprocessing).bound(source.inputs), batch=options.batch,
-        micro_batch=options.micro_batch, validation=options.validation, seed=options.seed,
-        augmentation=Augmentation(options.augment),
+        dataset, batch=options.batch, micro_batch=options.micro_batch, validation=options.validation,
+        seed=options.seed, augmentation=Augmentation(options.augment),
     )  # fmt: skip
 
 

@@ -44,8 +44,8 @@ def save_checkpoint(path: Path, arrays: dict[str, np.ndarray], state: dict[str, 
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputError(
-            f"cannot write the checkpoint '{path}': {error.strerror or error}; the last one is still good, "
-            "make room and go on with --resume"
+            f"cannot write the checkpoint '{path}': {error.strerror or error}; the last one is still good: "
+            "make room and give the same command again (--train with --resume)"
         ) from error
 
 

@@ -8,7 +8,9 @@ checkpoint.npz      see `checkpoint`
 result.npz          the trained weights
 worker.log          what the runtime had to say
 data.npz            samples that were given in memory
-finetune/           the same again, for the factors
+finetune/, trial-*/ the same again, for the factors, and for the step sizes that are tried
+plan.toml           what is recovered, see `recovery`
+request.txt         what was asked for then
 .trp-onnx-run       that the folder is ours
 """
 
@@ -31,12 +33,17 @@ from trp_onnx.training.projection import Projection
 END = "end"
 """What tells a worker to end."""
 
+AGAIN = "the same command goes on from there (--train with --resume)"
+"""What to do with a run that was interrupted."""
+
 MODEL, TEACHER, JOB = "model.onnx", "teacher.onnx", "job.json"
 METRICS, CHECKPOINT, RESULT, LOG = "metrics.jsonl", "checkpoint.npz", "result.npz", "worker.log"
 DATA, FINETUNE, MARKER = "data.npz", "finetune", ".trp-onnx-run"
+TRIALS, PLAN, REQUEST = ("trial-1", "trial-2", "trial-3"), "plan.toml", "request.txt"
+STAGES = (FINETUNE, *TRIALS)
 
 _STAGE = (JOB, MODEL, TEACHER, METRICS, CHECKPOINT, RESULT)
-RUN_FILES = (*_STAGE, LOG, DATA, *(f"{FINETUNE}/{name}" for name in _STAGE), MARKER)
+RUN_FILES = (*_STAGE, LOG, DATA, PLAN, REQUEST, *(f"{stage}/{name}" for stage in STAGES for name in _STAGE), MARKER)
 """All that a run directory may hold of ours."""
 
 # What may differ between a run and its resumption: it changes no number but in the order of its sums.
@@ -74,6 +81,8 @@ class Job:
         data: Where the samples come from.
         teacher: Whether teacher.onnx is there.
         chosen_by: The metric that chooses the best epoch; accuracy or the distance to the teacher where not given.
+        keeps_start: Whether the weights that it starts from are kept where no epoch is better; it ends then where it
+            would diverge.
     """
 
     options: TrainingOptions
@@ -85,6 +94,7 @@ class Job:
     data: DataSource
     teacher: bool
     chosen_by: ChosenBy | None = None
+    keeps_start: bool = False
 
     def to_json(self) -> str:
         """As it stands in job.json."""

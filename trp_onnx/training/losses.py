@@ -15,8 +15,8 @@ An output of probabilities p has z = log p, which has the same softmax. What cla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class OutputLoss:
         probabilities: The scores went through a Softmax already.
         label_weight: Weight of the cross-entropy on labels; 0 for none.
         distill_weight: Weight of the distance to the teacher; 0 for none.
+        inner: A value inside the network: learnt from, and not judged by.
     """
 
     name: str
@@ -53,6 +54,7 @@ class OutputLoss:
     probabilities: bool = False
     label_weight: float = 0.0
     distill_weight: float = 0.0
+    inner: bool = False
 
     @property
     def logits(self) -> bool:
@@ -113,6 +115,25 @@ def choose_losses(
         label_weight = labels * weight if value.name == named else 0.0
         losses.append(OutputLoss(value.name, axis, classes, probabilities, label_weight, teaches))
     return tuple(losses)
+
+
+def on_one_scale(losses: Sequence[OutputLoss], outputs: Arrays, inner: Collection[str]) -> tuple[OutputLoss, ...]:
+    """Losses that can be added up: square errors over the variance of what is expected; of inner values the mean.
+
+    Args:
+        losses: From `choose_losses`.
+        outputs: What the model gives on a few samples.
+        inner: Outputs that are values inside the network.
+    """
+    found = []
+    for loss in losses:
+        weight = loss.distill_weight
+        if loss.name in inner:
+            loss, weight = OutputLoss(loss.name, inner=True), 1.0 / len(inner)
+        if not loss.logits and weight:
+            weight /= max(float(np.var(outputs[loss.name], dtype=np.float64)), _TINY)
+        found.append(replace(loss, distill_weight=weight))
+    return tuple(found)
 
 
 class _Tail:

@@ -14,6 +14,8 @@ from trp_onnx.schema import conform, converted
 
 Strategy = Literal["ranks", "replan", "energy", "paper"]
 Schedule = Literal["cosine", "step", "constant"]
+Optimizer = Literal["sgd", "adam"]
+View = Literal["crop", "flip", "resized", "color"]
 Distance = Literal["auto", "kl", "mse"]
 _LARGEST = 2**63 - 1
 Count = Annotated[int, Meta(ge=1, le=_LARGEST)]
@@ -31,9 +33,11 @@ class TrainingOptions:
 
     Attributes:
         epochs: Passes over the training part, with projection; 0 to train the factors alone.
+        minutes: Wall time of the passes at most; the step size falls over what comes first. None for any.
         batch: Samples of one step, over all workers.
         micro_batch: Samples of one forward pass, over which BatchNormalization takes its statistics; a
             step adds the gradients of `batch / micro_batch` of them up, wherever they run.
+        optimizer: "sgd", or "adam", whose step size is a hundredth of that of SGD or less.
         rate: Peak step size.
         schedule: How the step size falls.
         warmup: Steps of linear rise.
@@ -61,8 +65,10 @@ class TrainingOptions:
     """
 
     epochs: Whole = 12
+    minutes: Positive | None = None
     batch: Count = 128
     micro_batch: Count = 64
+    optimizer: Optimizer = "sgd"
     rate: Positive = 0.05
     schedule: Schedule = "cosine"
     warmup: Whole = 200
@@ -80,7 +86,7 @@ class TrainingOptions:
     temperature: Positive = 4.0
     distill_kind: Distance = "auto"
     output_weights: dict[str, NotNegative] = field(default_factory=dict)
-    augment: tuple[Literal["crop", "flip", "resized", "color"], ...] = ("crop", "flip")
+    augment: tuple[View, ...] = ("crop", "flip")
     validation: Annotated[float, Meta(gt=0, lt=1)] = 0.1
     finetune_epochs: Whole = 0
     finetune_rate: Positive = 0.005

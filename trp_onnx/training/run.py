@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +17,13 @@ import onnx_ir as ir
 
 from trp_onnx.data import Data, Dataset, Preprocessing, open_data
 from trp_onnx.data.functions import is_function
-from trp_onnx.data.stores import as_arrays
+from trp_onnx.data.stores import Subset, as_arrays
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
 from trp_onnx.evaluation.evaluation import choose_metric
 from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, counted, output_kinds
 from trp_onnx.files.staging import write_text, written_whole
 from trp_onnx.graph.batching import find_batching
-from trp_onnx.graph.inputs import Inputs, InputSpec, Samples, inputs_of, part_of
+from trp_onnx.graph.inputs import Inputs, InputSpec, Run, Samples, inputs_of, part_of
 from trp_onnx.graph.layers import Layer, find_layers, network_macs
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays, open_session, run_session
@@ -35,22 +36,37 @@ from trp_onnx.progress import note
 from trp_onnx.training.batches import DataSource, MicroBatch, open_batches
 from trp_onnx.training.flat import ranks_of, unpack_result
 from trp_onnx.training.isolated_runtime import ensure_runtime
-from trp_onnx.training.job import CHECKPOINT, DATA, FINETUNE, JOB, LOG, MODEL, RESULT, TEACHER, ChosenBy, Job
+from trp_onnx.training.job import (
+    AGAIN,
+    CHECKPOINT,
+    DATA,
+    FINETUNE,
+    JOB,
+    LOG,
+    MODEL,
+    RESULT,
+    STAGES,
+    TEACHER,
+    ChosenBy,
+    Job,
+)
 from trp_onnx.training.labels import class_range, count_right, name_classes
-from trp_onnx.training.losses import OutputLoss, choose_losses
+from trp_onnx.training.losses import OutputLoss, choose_losses, on_one_scale
 from trp_onnx.training.metrics import read_curve
-from trp_onnx.training.options import TrainingOptions
+from trp_onnx.training.options import TrainingOptions, View
 from trp_onnx.training.projection import Projection
 from trp_onnx.training.run_folder import RunFolder
 from trp_onnx.training.schedules import Fixed, schedule_of
 from trp_onnx.training.supervisor import Supervisor
 from trp_onnx.training.targets import targets_of
-from trp_onnx.training.trainable import Trainable, make_trainable, materialise, separate_vectors
+from trp_onnx.training.trainable import Trainable, make_trainable, materialise, separate_vectors, showing
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
 
-_SAMPLES = 4
+_SAMPLES, _VIEWED = 4, 3
+"""Samples on which a model is prepared, and steps whose samples are viewed."""
+
 _FOLDED_RATE = 0.002
 _NORMALISING = {"BatchNormalization", "LayerNormalization", "GroupNormalization", "InstanceNormalization"}
 _INPUTS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
@@ -96,7 +112,7 @@ class Trained:
         ]
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """Of a file's bytes, of the names and sizes in a folder; empty for what is neither."""
     if path.is_file():
         with path.open("rb") as file:
@@ -184,8 +200,21 @@ def _finds_ranks(options: TrainingOptions, goal: Goal) -> bool:
     return bool(options.epochs) and _strategy(options, goal) != "ranks"
 
 
+def take_over(model: ir.Model, arrays: Arrays) -> None:
+    """Give a model its trained weights and statistics, by name."""
+    for name, array in arrays.items():
+        if name not in model.graph.initializers:
+            raise ModelError(f"the trained weight '{name}' has no place in the model: please report it")
+        model.graph.initializers[name].const_value = ir.tensor(array.copy(), name=name)
+
+
 class TrainingRun:
-    """A run directory with its workers; a context manager."""
+    """A run directory with its workers; a context manager.
+
+    Attributes:
+        few: A few held-out samples.
+        labels: What the labels say of the output that they speak of; None where they do not.
+    """
 
     def __init__(
         self,
@@ -195,7 +224,7 @@ class TrainingRun:
         options: TrainingOptions,
         teacher: Path,
         *,
-        resume: bool,
+        resume: bool | None,
         keep: bool,
         inputs: Inputs,
         metric: str | None = None,
@@ -209,7 +238,7 @@ class TrainingRun:
             preprocessing: How samples of a file or folder become inputs.
             options: How to train.
             teacher: The model whose outputs the loss may hold to.
-            resume: Whether a run may be there already.
+            resume: Whether a run goes on that is there already; None for either.
             keep: Whether the directory stays after success.
             inputs: The model's.
             metric: What chooses the best epoch, by name; accuracy or the distance to the teacher where not given.
@@ -228,7 +257,7 @@ class TrainingRun:
         self._teacher, self._keep, self._metric, self._said = teacher, keep, metric, said or {}
         self._trained: Trained | None = None
         self._labelled: OutputLoss | None = None  # the output that labels speak of
-        if self._begun() and not resume:
+        if self._begun() and resume is False:
             raise TrainingError(f"'{folder}' holds a training run: go on with it by --resume, or remove it")
         if resume and not self._begun():
             note(f"no training was interrupted in '{folder}': it begins with the first epoch")
@@ -244,8 +273,8 @@ class TrainingRun:
                     "--warmup"
                 )
             first = next(iter(self._batches.validation(_SAMPLES, 0, 1)))
-            self._few = part_of(inputs, first.run, slice(_SAMPLES))
-            self._labels = self._class_labels(first.labels)
+            self.few = part_of(inputs, first.run, slice(_SAMPLES))
+            self.labels = self._class_labels(first.labels)
             chosen = None if metric is None else choose_metric(metric, first.labels, self._source.name)
             self._wants_teacher = chosen is not None and chosen.reference == "original"
             self._supervisor = Supervisor(folder / LOG, options.workers)
@@ -256,18 +285,21 @@ class TrainingRun:
     def _data_source(
         self, data: Data, preprocessing: Preprocessing | None, inputs: dict[str, InputSpec]
     ) -> DataSource:  # fmt: skip
-        """What the workers open; a data set in memory is written for them."""
+        """What the workers open: a part of a file or folder as that, a data set in memory is written for them."""
         if isinstance(data, (str, PathLike)):
             path = Path(data)
             name = str(data) if is_function(str(data)) else str(path.resolve())
-            return DataSource(name, _digest(path), preprocessing or Preprocessing(), inputs)
+            return DataSource(name, digest_of(path), preprocessing or Preprocessing(), inputs)
         opened, path = open_data(data, preprocessing), self.folder / DATA
+        if isinstance(opened.store, Subset) and Path(opened.source).exists():
+            path, left_out = Path(opened.source).resolve(), opened.store.left_out
+            return DataSource(str(path), digest_of(path), opened.preprocessing, inputs, left_out)
         arrays, ready = as_arrays(opened.store), opened.preprocessing
         if arrays is None:
             arrays, ready = _joined(opened.bound(inputs)), Preprocessing(label_offset=ready.label_offset)
         with written_whole(path) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        return DataSource(str(path.resolve()), _digest(path), ready, inputs)
+        return DataSource(str(path.resolve()), digest_of(path), ready, inputs)
 
     def _class_labels(self, some: np.ndarray | None) -> ClassLabels | None:
         """What the labels say of the output that they speak of, a few of which are given; None where they do not."""
@@ -280,6 +312,16 @@ class TrainingRun:
             return None
         high = class_range(labels)[1]
         return ClassLabels(max(0, high) + 1 + self._source.preprocessing.label_offset, some.shape[1:])
+
+    def viewed(self, names: tuple[View, ...]) -> list[Run]:
+        """The samples of the first steps as a training changes them, see `Augmentation`."""
+        batches = open_batches(self._source, replace(self._options, augment=names))
+        return [micro.run for step in islice(batches.epoch(0, 0, 0, 1), _VIEWED) for micro in step]
+
+    @property
+    def held_out(self) -> int:
+        """Samples that choose the best epoch."""
+        return sum(micro.run.count for micro in self._batches.validation(256, 0, 1))
 
     def samples(self, count: int) -> Samples:
         """At most so many samples of the training part."""
@@ -343,43 +385,18 @@ class TrainingRun:
         if not options.finetune_epochs:
             return
         options = replace(options, epochs=options.finetune_epochs, rate=options.finetune_rate)
-        folder = self.folder / FINETUNE
-        folder.mkdir(exist_ok=True)
-        self._run(folder, model, Projection(), options)
+        self._run(self.folder / FINETUNE, model, Projection(), options)
 
     def _shapes(self, model: ir.Model) -> dict[str, list[int]]:
-        one = part_of(self._source.inputs, self._few, slice(1))
+        one = part_of(self._source.inputs, self.few, slice(1))
         return {name: list(array.shape) for name, array in one.feeds.items()}
 
     def _run(
         self, folder: Path, model: ir.Model, projection: Projection, options: TrainingOptions
     ) -> dict[str, Any]:  # fmt: skip
-        """One stage: write the run directory, have it worked on, take the weights over."""
-        separate_vectors(model)
-        trainable, told = make_trainable(model, self._few), Told(self._said, self._labels)
-        outputs = choose_losses(trainable.model, options, self._labels is not None, trainable.outputs, told)
-        self._labelled = next((output for output in outputs if output.label_weight), None)
-        if self._labelled is not None:
-            self._check_labels(self._labelled.classes)
-        teacher = self._teacher_for(trainable) if any(o.distill_weight for o in outputs) else None
-        if teacher is None and self._wants_teacher:
-            raise UsageError(f"--metric {self._metric} compares with the teacher: train with --distill above 0")
-        job = Job(
-            options, outputs, trainable.parameters, trainable.no_decay, trainable.statistics, projection, self._source,
-            teacher is not None, self._chosen_by(trainable.outputs, told),
-        )  # fmt: skip
-        for name, proto in ((MODEL, trainable.model), (TEACHER, teacher)):
-            if proto is not None:
-                with written_whole(folder / name) as file:
-                    file.write(proto.SerializeToString())
-        write_text(folder / JOB, job.to_json())
-
-        arrays, state = self._supervisor.train(folder)
-        shapes = {t.name: tuple(t.dims) for t in trainable.model.graph.initializer}
-        for name, array in unpack_result(job, shapes, arrays).items():
-            if name not in model.graph.initializers:
-                raise ModelError(f"the trained weight '{name}' has no place in the model: please report it")
-            model.graph.initializers[name].const_value = ir.tensor(array.copy(), name=name)
+        """One stage: have a model trained, and take its weights over."""
+        arrays, state = self.stage(folder, model, options, f"training, {options.epochs} epochs", projection=projection)
+        take_over(model, arrays)
         samples = sum(_counted(micro, self._labelled) for micro in self._batches.validation(256, 0, 1))
         correct = None if state["accuracy"] is None else round(state["accuracy"] * samples)
         before = self._trained.seconds if self._trained is not None else 0.0
@@ -389,15 +406,61 @@ class TrainingRun:
         )  # fmt: skip
         return state
 
+    def stage(
+        self, folder: Path, model: ir.Model, options: TrainingOptions, what: str, *,
+        projection: Projection | None = None, inner: Sequence[str] = (), keeps_start: bool = False,
+    ) -> tuple[Arrays, dict[str, Any]]:  # fmt: skip
+        """Write a run directory, and have it worked on.
+
+        Args:
+            folder: The directory.
+            model: To be trained; its vectors are made its layers' own, its weights stay as they are.
+            options: How.
+            what: What that is, for people.
+            projection: What is projected.
+            inner: Values of the model that are held to those of the teacher as its outputs are.
+            keeps_start: See `Job`.
+
+        Returns:
+            Trained weights and statistics by name, and the state of the result, see `State.result`.
+
+        Raises:
+            TrpOnnxError: See `Supervisor.train`, `make_trainable`.
+        """
+        separate_vectors(model)
+        trainable, told = make_trainable(showing(model, inner), self.few), Told(self._said, self.labels)
+        outputs = choose_losses(trainable.model, options, self.labels is not None, trainable.outputs, told)
+        if inner:
+            outputs = on_one_scale(outputs, trainable.outputs, inner)
+        self._labelled = next((output for output in outputs if output.label_weight), None)
+        if self._labelled is not None:
+            self._check_labels(self._labelled.classes)
+        teacher = self._teacher_for(trainable, inner) if any(o.distill_weight for o in outputs) else None
+        if teacher is None and self._wants_teacher:
+            raise UsageError(f"--metric {self._metric} compares with the teacher: train with --distill above 0")
+        job = Job(
+            options, outputs, trainable.parameters, trainable.no_decay, trainable.statistics,
+            projection or Projection(), self._source, teacher is not None, self._chosen_by(trainable.outputs, told),
+            keeps_start,
+        )  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        for name, proto in ((MODEL, trainable.model), (TEACHER, teacher)):
+            if proto is not None:
+                with written_whole(folder / name) as file:
+                    file.write(proto.SerializeToString())
+        write_text(folder / JOB, job.to_json())
+        arrays, state = self._supervisor.train(folder, what)
+        shapes = {t.name: tuple(t.dims) for t in trainable.model.graph.initializer}
+        return unpack_result(job, shapes, arrays), state
+
     def _chosen_by(self, outputs: Arrays, told: Told) -> ChosenBy | None:
         if self._metric is None:
             return None
-        held_out = sum(micro.run.count for micro in self._batches.validation(256, 0, 1))
-        return ChosenBy(self._metric, output_kinds(None, outputs, told), held_out, self._source.name)
+        return ChosenBy(self._metric, output_kinds(None, outputs, told), self.held_out, self._source.name)
 
-    def _teacher_for(self, pupil: Trainable) -> onnx.ModelProto:
+    def _teacher_for(self, pupil: Trainable, inner: Sequence[str] = ()) -> onnx.ModelProto:
         """The teacher, BatchNormalization folded: its inputs and outputs are those of the model, in its order."""
-        model, feeds = normalise(open_model(self._teacher)), self._few.feeds
+        model, feeds = showing(normalise(open_model(self._teacher)), inner), self.few.feeds
         names = list(inputs_of(model))
         if len(names) == len(feeds) == 1:
             feeds = dict(zip(names, feeds.values(), strict=True))
@@ -405,7 +468,7 @@ class TrainingRun:
             raise UsageError(
                 f"training: the teacher '{self._teacher}' has inputs {', '.join(names)}, the model {', '.join(feeds)}"
             )
-        teacher = make_trainable(model, replace(self._few, feeds=feeds))
+        teacher = make_trainable(model, replace(self.few, feeds=feeds))
         sizes, taught = ([array[:1].size for array in one.outputs.values()] for one in (pupil, teacher))
         if sizes != taught:
             raise UsageError(
@@ -437,7 +500,7 @@ class TrainingRun:
         session, loss = open_session(path), self._labelled
         offset = self._source.preprocessing.label_offset
         correct = 0
-        batching = find_batching(session, self._few, inputs_of(open_model(path)), most=64)
+        batching = find_batching(session, self.few, inputs_of(open_model(path)), most=64)
         for micro in self._batches.validation(batching.size, 0, 1):
             assert micro.labels is not None
             done = 0
@@ -456,14 +519,14 @@ class TrainingRun:
     ) -> None:
         self._supervisor.__exit__(kind, error, trace)
         if isinstance(error, KeyboardInterrupt) and self._begun():
-            error.add_note(f"the training is kept in '{self.folder}', go on with --resume")
+            error.add_note(f"the training is kept in '{self.folder}': {AGAIN}")
         if kind is not None:
             self._clean()
 
     def _begun(self) -> bool:
         """Whether there is anything to go on from."""
         names = (CHECKPOINT, RESULT)
-        return any((self.folder / part / name).exists() for part in ("", FINETUNE) for name in names)
+        return any((self.folder / part / name).exists() for part in ("", *STAGES) for name in names)
 
     def _clean(self) -> None:
         """A run that came to nothing leaves nothing."""

@@ -25,7 +25,7 @@ from trp_onnx.progress import watch
 from trp_onnx.training.checkpoint import load_checkpoint
 from trp_onnx.training.communicator import launched_rank
 from trp_onnx.training.isolated_runtime import ensure_runtime, worker_environment
-from trp_onnx.training.job import CHECKPOINT, END, RESULT, Files, Job
+from trp_onnx.training.job import AGAIN, CHECKPOINT, END, RESULT, Files, Job
 
 _WORKER = [sys.executable, "-P", "-m", "trp_onnx.training.worker"]  # -P: nothing from the current folder
 
@@ -50,8 +50,12 @@ class Supervisor:
             stderr=self._log, text=True, start_new_session=True, close_fds=False,
         )  # fmt: skip
 
-    def train(self, run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    def train(self, run: Path, what: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Train in a run directory, from its checkpoint where it has one.
+
+        Args:
+            run: The directory.
+            what: What that is, for people.
 
         Returns:
             Arrays and state of the result, see `loop`.
@@ -65,12 +69,12 @@ class Supervisor:
         if not (run / RESULT).exists():
             how = "resume" if (run / CHECKPOINT).exists() else "start"
             self._order(f"{how} {run.resolve()}")
-            with watch(f"training, {job.options.epochs} epochs") as show:
+            with watch(what) as show:
                 for event in self._events():
                     if event["kind"] == "step":
                         show(event["step"], event["total"], _line(event))
                     elif event["kind"] == "epoch":
-                        show(None, None, _summary(event))
+                        show(None, None, _summary(event, timed=job.options.minutes is not None))
                     elif event["kind"] == "done":
                         break
         arrays, state = load_checkpoint(run / RESULT, digest)
@@ -94,7 +98,7 @@ class Supervisor:
             yield event
         code = self._process.wait()
         raise TrainingError(
-            f"a training worker died (exit {code}); the last checkpoint is good, go on with --resume. "
+            f"a training worker died (exit {code}); the last checkpoint is good, {AGAIN}. "
             f"What it said is in '{self._log_path}'"
         )
 
@@ -141,7 +145,7 @@ def stands_by() -> bool:
             if event["kind"] == "error":
                 raise _error(event)
         if process.wait():
-            raise TrainingError("a training worker died; the last checkpoint is good, go on with --resume")
+            raise TrainingError(f"a training worker died; the last checkpoint is good, {AGAIN}")
         return True
     finally:
         process.kill()
@@ -174,15 +178,15 @@ def _line(event: dict[str, Any]) -> str:
     return f"epoch {event['epoch']}  {loss}  {_macs(event)}{ranks}{event['images_per_second']:.0f} images/s"
 
 
-def _summary(event: dict[str, Any]) -> str:
+def _summary(event: dict[str, Any], *, timed: bool) -> str:
+    """`timed`: whether epochs are not counted."""
     accuracy = event["accuracy"]
     quality = f"validation {accuracy:.2%}" if accuracy is not None else f"distance {-event['score']:.4f}"
     if event["metric"] is not None:
         quality = f"score {event['score']:.4g} ({event['metric']})"
-    return (
-        f"epoch {event['epoch']:3d}/{event['epochs']}  loss {event['loss']:.4f}  {quality}  "
-        f"{_macs(event)}{event['seconds']:.0f} s"
-    )
+    place = f"step {event['step']:5d}" if timed else f"epoch {event['epoch']:3d}/{event['epochs']}"
+    loss = "" if event["loss"] is None else f"loss {event['loss']:.4f}  "
+    return f"{place}  {loss}{quality}  {_macs(event)}{event['seconds']:.0f} s"
 
 
 def _macs(event: dict[str, Any]) -> str:

@@ -99,6 +99,16 @@ def separate_vectors(model: ir.Model) -> None:
             node.replace_input_with(place, ir.tape.Tape(model.graph).initializer(value.const_value, name))
 
 
+def showing(model: ir.Model, inner: Sequence[str]) -> ir.Model:
+    """A copy with some of its values as further outputs; the model itself for none."""
+    if not inner:
+        return model
+    shown = model.clone()
+    values = {value.name: value for node in shown.graph for value in node.outputs}
+    shown.graph.outputs.extend(values[name] for name in inner)
+    return shown
+
+
 def make_trainable(model: ir.Model, run: Run) -> Trainable:
     """The model as the training runtime takes it.
 

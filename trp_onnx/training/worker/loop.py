@@ -3,6 +3,8 @@
     every m steps: project -> forward and backward over the micro-batches -> sum over the workers -> SGD
     every epoch: project a copy -> validate it -> keep the best -> checkpoint
 
+Where wall time is what ends it, epochs may be seconds: then that is done at most `_VALIDATIONS` times.
+
 A checkpoint is taken between two steps and holds all that the next step depends on (`state`). The data depends on
 its step alone (`batches`) and the arithmetic on nothing else: a resumed run ends in the same bits.
 """
@@ -27,7 +29,7 @@ from trp_onnx.training.metrics import Metrics
 from trp_onnx.training.worker.buffers import Buffers
 from trp_onnx.training.worker.engine import Engine
 from trp_onnx.training.worker.objective import Objective
-from trp_onnx.training.worker.optimizer import SGD, rate_at
+from trp_onnx.training.worker.optimizer import optimizer_of, rate_at
 from trp_onnx.training.worker.projector import Projector
 from trp_onnx.training.worker.state import State
 from trp_onnx.training.worker.teacher import Teacher
@@ -35,6 +37,9 @@ from trp_onnx.training.worker.validation import Validation
 
 _EXPLOSION = 10.0
 """A loss so many times that of a network that knows nothing is an explosion."""
+
+_VALIDATIONS = 20
+"""Of a training that ends by time."""
 
 
 class Trainer:
@@ -70,8 +75,12 @@ class Trainer:
         self._objective = Objective(job, teacher)
         self._validation = Validation(job, model, self.data, teacher, world, engine)
         self._projector = Projector(job.projection, buffers.tensors, world)
-        self._state = State(buffers, _optimizer(job, buffers), self._projector)
-        self._began = self._checkpointed = time.perf_counter()
+        decay = np.zeros_like(buffers.weights)
+        for name, view in buffers.parameters.views(decay).items():
+            view[...] = 0.0 if name in job.no_decay else job.options.weight_decay
+        self._state = State(buffers, optimizer_of(job.options, decay), self._projector)
+        self._began = self._checkpointed = self._validated = time.perf_counter()
+        self._ends = False
         self.spent: dict[str, float] = {}
 
     def train(self, *, resume: bool) -> None:
@@ -87,23 +96,28 @@ class Trainer:
         self._metrics.start(self._state.step)
         self._began = time.perf_counter() - self._state.seconds
         self._checkpointed = time.perf_counter()
+        if self._job.keeps_start and self._state.best is None:
+            self._validate(0)
         for epoch in range(self._state.step // self.data.steps, self._options.epochs):
             self._train_epoch(epoch)
-            self._end_epoch(epoch)
-            self._checkpoint()
+            if self._validates(epoch):
+                self._validate(epoch + 1)
+                self._checkpoint()
+            if self._ends:
+                break
         self._finish()
 
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch, or those that are left of it."""
         steps, state = self.data.steps, self._state
-        total = steps * self._options.epochs
         stream = prefetch(self.data.epoch(epoch, state.step % steps, self._world.rank, self._world.size))
-        while True:
+        while not self._ends:
             with self.timed("data"):
                 batch = next(stream, None)
             if batch is None:
                 break
-            self.train_on(batch, total)
+            total = self._total()
+            self._ends |= not self.train_on(batch, total)
             state.seconds = time.perf_counter() - self._began
             images, ranks = round(batch[0].run.count / batch[0].part) if batch else 0, self._projector.ranks
             self._metrics.progress(
@@ -114,18 +128,34 @@ class Trainer:
             # Inside an epoch only: its end has a checkpoint of its own.
             if state.step % steps and self._world.share(due):
                 self._checkpoint()
-        if state.step != (epoch + 1) * steps:
+        if state.step != (epoch + 1) * steps and not self._ends:
             raise DataError(
                 f"epoch {epoch + 1} of '{self._job.data.name}' had {state.step - epoch * steps} batches where the "
                 f"first had {steps}: the same split must give as many in every epoch"
             )
 
-    def train_on(self, batch: list[MicroBatch], total: int) -> None:
+    def _total(self) -> int:
+        """Steps in all: those of the epochs, or as many as fit into the time at the pace so far."""
+        state, minutes = self._state, self._options.minutes
+        planned = self.data.steps * self._options.epochs
+        if minutes is None or not state.step:
+            return planned
+        seconds = self._world.share(time.perf_counter() - self._began)
+        self._ends |= seconds >= 60 * minutes
+        return max(state.step + 1, min(planned, int(state.step * 60 * minutes / seconds)))
+
+    def train_on(self, batch: list[MicroBatch], total: int) -> bool:
         """One step.
 
         Args:
             batch: This worker's micro-batches.
             total: Steps of the whole run.
+
+        Returns:
+            Whether it was taken: False where the loss explodes and the start is kept.
+
+        Raises:
+            TrainingError: The loss explodes.
         """
         options, buffers, state = self._options, self._buffers, self._state
         projected = self._projector.due(state.step)
@@ -139,12 +169,14 @@ class Trainer:
         with self.timed("exchange"):
             self._world.sum(buffers.total)
         with self.timed("optimizer"):
+            if self._explodes(float(buffers.total[-1])):
+                return False
             buffers.take_statistics()
-            self._check(float(buffers.total[-1]))
             self._projector.add_nuclear(buffers.parameters.views(buffers.gradient), projected=projected)
             rate = rate_at(state.step, total, options.rate, options.schedule, options.warmup, options.milestones)
             state.optimizer.step(buffers.weights, buffers.gradient, rate)
         state.step += 1
+        return True
 
     def _differentiate(self, micro: MicroBatch) -> None:
         """Add loss, gradients and statistics of one micro-batch to the total."""
@@ -155,19 +187,31 @@ class Trainer:
         self._buffers.found[-1] -= entropy  # what is reported is the divergence itself: 0 for a perfect pupil
         self._buffers.add_found(micro.part)
 
-    def _check(self, loss: float) -> None:
-        """Refuse a loss that explodes."""
+    def _explodes(self, loss: float) -> bool:
+        """Whether the training has diverged, where it keeps its start then; refuse to go on elsewhere."""
         state = self._state
         state.loss = loss if state.loss is None else 0.98 * state.loss + 0.02 * loss
-        if not math.isfinite(loss) or state.loss > self._world.share(state.ceiling):
-            saved = f"The checkpoint before that is in '{self._run}'; " if (self._run / CHECKPOINT).exists() else ""
-            raise TrainingError(
-                f"the training diverged at step {state.step}: the loss is {loss:.4g}. {saved or 'No checkpoint yet; '}"
-                "start again with a lower --rate, a longer --warmup or --clip 1"
-            )
+        if math.isfinite(loss) and state.loss <= self._world.share(state.ceiling):
+            return False
+        if self._job.keeps_start:
+            return True
+        saved = f"The checkpoint before that is in '{self._run}'; " if (self._run / CHECKPOINT).exists() else ""
+        raise TrainingError(
+            f"the training diverged at step {state.step}: the loss is {loss:.4g}. {saved or 'No checkpoint yet; '}"
+            "start again with a lower --rate, a longer --warmup or --clip 1"
+        )
 
-    def _end_epoch(self, epoch: int) -> None:
-        """Validate the weights at their ranks, and keep them where they are the best."""
+    def _validates(self, epoch: int) -> bool:
+        """Whether the end of an epoch is one at which weights are validated: where time ends it, not each is."""
+        minutes, now = self._options.minutes, time.perf_counter()
+        last = self._ends or epoch + 1 == self._options.epochs
+        if not self._world.share(minutes is None or last or now - self._validated >= 60 * minutes / _VALIDATIONS):
+            return False
+        self._validated = now
+        return True
+
+    def _validate(self, epoch: int) -> None:
+        """Measure the weights at their ranks after so many epochs, and keep them where they are the best."""
         state, ranks = self._state, self._projector.ranks
         candidate = self._buffers.weights.copy()
         tensors = self._buffers.tensors | self._buffers.parameters.views(candidate)
@@ -178,16 +222,12 @@ class Trainer:
         within = ranks.within_budget
         if within:
             state.keep_best(
-                candidate,
-                score=score,
-                accuracy=accuracy,
-                epoch=epoch + 1,
-                ranks=list(ranks.current),
-                macs=ranks.ratio(),
-            )
+                candidate, score=score, accuracy=accuracy, epoch=epoch, step=state.step,
+                ranks=list(ranks.current), macs=ranks.ratio(),
+            )  # fmt: skip
         state.seconds = time.perf_counter() - self._began
         self._metrics.epoch(
-            step=state.step, epoch=epoch + 1, epochs=self._options.epochs, loss=state.loss, score=score,
+            step=state.step, epoch=epoch, epochs=self._options.epochs, loss=state.loss, score=score,
             accuracy=accuracy, metric=None if self._job.chosen_by is None else self._job.chosen_by.metric,
             macs=ranks.ratio(), within_budget=within, seconds=round(state.seconds, 2),
             ranks={t.layer: list(r) for t, r in zip(ranks.targets, ranks.current, strict=True)},
@@ -223,11 +263,3 @@ class Trainer:
             yield
         finally:
             self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
-
-
-def _optimizer(job: Job, buffers: Buffers) -> SGD:
-    """With weight decay for the weights of layers alone."""
-    options, decay = job.options, np.zeros_like(buffers.weights)
-    for name, view in buffers.parameters.views(decay).items():
-        view[...] = 0.0 if name in job.no_decay else options.weight_decay
-    return SGD(decay, momentum=options.momentum, nesterov=options.nesterov, clip=options.clip)

@@ -40,7 +40,7 @@ class Teacher:
         distance, targets = 0.0, self.targets(run)[0]
         for output in self._outputs:
             target = targets.get(output.target)
-            if target is None:
+            if target is None or output.inner:
                 continue
             if output.logits:
                 own = soften(outputs[output.name], self._temperature, output)

@@ -31,7 +31,11 @@ class Validation:
         world: Communicator, engine: Engine,
     ) -> None:  # fmt: skip
         """`model`: The network without a loss."""
-        self._job, self._model, self._data, self._teacher = job, model, data, teacher
+        self._job, self._model, self._data, self._teacher = job, onnx.ModelProto(), data, teacher
+        self._model.CopyFrom(model)
+        inner = {output.name for output in job.outputs if output.inner}
+        del self._model.graph.output[:]
+        self._model.graph.output.extend(value for value in model.graph.output if value.name not in inner)
         self._world, self._engine = world, engine
         self._labelled = next((output for output in job.outputs if output.label_weight), None)
         self._offset = job.data.preprocessing.label_offset
