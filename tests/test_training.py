@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from onnx import helper
 import trp_onnx
 from tests import easy
 from tests.graphs import conv_net, info, model, network_of, rng, run, save, weights
+from tests.processes import children, runs, until
 from trp_onnx.errors import DataError, ModelError, TargetError, TrainingError, UsageError
 from trp_onnx.training import TrainingOptions, isolated_runtime, read_training
 
@@ -385,22 +384,6 @@ def test_kill_and_resume_ends_in_the_same_bits(net: Path, data: Path, tmp_path: 
     assert not folder.exists()
 
 
-def until(condition: Callable[[], bool], within: float = 120) -> None:
-    """Wait for what must come, however busy the machine is."""
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process does; one that only waits to be counted does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def steps_in(folder: Path) -> int:
     try:
         with np.load(folder / "checkpoint.npz") as archive:
@@ -495,15 +478,6 @@ def steps_in_metrics(folder: Path) -> int:
         return len((folder / "metrics.jsonl").read_text().splitlines())
     except OSError:
         return 0
-
-
-def children(pid: int) -> list[int]:
-    if not Path("/proc").exists():
-        pytest.skip("needs /proc")
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:  # it has ended
-        return []
 
 
 # Several workers.

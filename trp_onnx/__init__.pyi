@@ -71,4 +71,5 @@ from .report.record import Speed as Speed
 from .report.spectra import Spectrum as Spectrum
 from .training import TrainingOptions as TrainingOptions
 from .training.isolated_runtime import setup_training as setup_training
+from .training.recovery import Recovered as Recovered
 from .training.run import Trained as Trained
