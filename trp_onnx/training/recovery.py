@@ -30,7 +30,7 @@ from trp_onnx.graph.inputs import Samples, inputs_of
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays
 from trp_onnx.passes.normalise import normalise
-from trp_onnx.planning import LayerRule, Plan, read_rules
+from trp_onnx.planning import LayerRule, Plan, SpaceRule, read_rules
 from trp_onnx.training.inner_values import inner_values
 from trp_onnx.training.job import PLAN, REQUEST, TRIALS
 from trp_onnx.training.options import TrainingOptions, View
@@ -133,7 +133,7 @@ class Recovery:
         return (self._folder / REQUEST).is_file()
 
     @property
-    def planned(self) -> tuple[LayerRule, ...] | None:
+    def planned(self) -> tuple[LayerRule | SpaceRule, ...] | None:
         """The plan of the recovery that was interrupted, where one was."""
         return tuple(read_rules(self._folder / PLAN)) if self._begun else None
 
