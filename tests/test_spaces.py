@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 
 from tests.nets import Net, shown, spaces_of
+from trp_onnx.cli.main import main
 
 
 def inverted_residual() -> Net:
@@ -100,3 +106,21 @@ def test_attention_and_mlp() -> None:
     assert spaces["embed"].closed == (
         "LayerNormalization 'norm' normalises over them, so that each output depends on all"
     )
+
+
+def test_inspect_lists_spaces(tmp_path: Path) -> None:
+    ir.save(inverted_residual().model("fc.out"), tmp_path / "net.onnx")
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "net.onnx"), "--json", "-"])
+    assert json.loads(result.stdout)["spaces"][1:] == [
+        {
+            "name": name, "kind": kind, "units": units, "groups": 1, "producers": [name],
+            "consumers": consumers, "closed": closed,
+        }
+        for name, kind, units, consumers, closed in (
+            ("expand1", "channels", 24, ["project1"], None),
+            ("expand2", "channels", 24, ["project2"], None),
+            ("fc", "hidden", 5, [], "they are the output 'fc.out' of the network"),
+        )
+    ]  # fmt: skip
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "net.onnx")]).stdout
+    assert "expand1 > project1" in shown and "(1) they are the output 'fc.out' of the network" in shown

@@ -8,6 +8,7 @@ from .commands.doctor import Diagnosis as Diagnosis
 from .commands.doctor import doctor as doctor
 from .commands.inspect import Inspection as Inspection
 from .commands.inspect import LayerView as LayerView
+from .commands.inspect import SpaceView as SpaceView
 from .commands.inspect import inspect as inspect
 from .commands.result import Compressed as Compressed
 from .commands.verify import Check as Check

@@ -1,4 +1,4 @@
-"""Look at a model before compressing it: its layers, their cost and their spectra."""
+"""Look at a model before compressing it: its layers, their cost and their spectra, and its spaces."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from trp_onnx.data import Data
 from trp_onnx.graph.in_memory import ModelLike, model_file, shown
 from trp_onnx.graph.layers import Layer, network_macs
+from trp_onnx.graph.spaces import Space, find_spaces
 from trp_onnx.lowrank import linalg
 from trp_onnx.lowrank.schemes import Scheme, candidates
 from trp_onnx.passes.network import Network
@@ -62,6 +63,29 @@ class LayerView:
     pays_at_energy: dict[str, bool]
 
 
+@dataclass(frozen=True)
+class SpaceView:
+    """One space as `inspect` shows it: units that can be removed from the whole network.
+
+    Attributes:
+        name: The space.
+        kind: "channels", "hidden" or "head".
+        units: How many it has.
+        groups: A cut keeps equally many units of each of so many groups.
+        producers: Names of the layers that make the units.
+        consumers: Names of the layers that read them.
+        closed: Why none can be removed; None when some can.
+    """
+
+    name: str
+    kind: str
+    units: int
+    groups: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    closed: str | None
+
+
 @dataclass(frozen=True, repr=False)
 class Inspection(Headlined, Document):
     """What `inspect` returns.
@@ -72,6 +96,7 @@ class Inspection(Headlined, Document):
         layers: Every operator that sums products, those that cannot be factorised too.
         notes: What the owner should know.
         unknown: Operators whose MACs are not known.
+        spaces: The channels, hidden units and dimensions of heads that can be removed together, and those that cannot.
     """
 
     model: str
@@ -79,6 +104,7 @@ class Inspection(Headlined, Document):
     layers: tuple[LayerView, ...]
     notes: tuple[str, ...] = ()
     unknown: int = 0
+    spaces: tuple[SpaceView, ...] = ()
 
     def headline(self) -> list[Sequence[str]]:
         """The layers with the most MACs."""
@@ -118,7 +144,8 @@ def inspect(
         UsageError: Their sizes contradict `input_shapes`.
     """
     with at_work() as heard, model_file(model) as (source, _):
-        layers = Network.open(source, input_shapes, inputs, simplify=simplify).layers
+        network = Network.open(source, input_shapes, inputs, simplify=simplify)
+        layers = network.layers
         total = network_macs((layer, layer.macs) for layer in layers)
         unknown = sum(layer.macs is None for layer in layers)
         spectra = {}
@@ -126,7 +153,15 @@ def inspect(
             view = _spectrum(group)
             spectra.update(dict.fromkeys((layer.name for layer in group), view))
         views = tuple(_view(layer, 0 if unknown else total, spectra.get(layer.name)) for layer in layers)
-        return Inspection(shown(model), total, views, (*heard, *notes_on(layers)), unknown)
+        spaces = tuple(map(_space, find_spaces(network.normal, layers, network.input_shapes)))
+        return Inspection(shown(model), total, views, (*heard, *notes_on(layers)), unknown, spaces)
+
+
+def _space(space: Space) -> SpaceView:
+    return SpaceView(
+        space.name, space.kind, space.size, space.groups, tuple(layer.name for layer in space.producers),
+        tuple(dict.fromkeys(consumer.layer.name for consumer in space.consumers)), space.closed,
+    )  # fmt: skip
 
 
 _Spectrum = tuple[str, int, dict[str, int], dict[str, bool], tuple[str, ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -189,8 +190,35 @@ def inspection_tables(inspection: Inspection) -> list[Shown]:
         f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers{_others(inspection)}; 90 %, 95 %, 99 %: the "
         "rank that keeps so much of the energy, dim where that rank costs more than the dense layer; /g: groups"
     )
-    return [table, *below(*_more(len(inspection.layers)), *reasons.lines(), printable(about))]
+    shown = [table, *below(*_more(len(inspection.layers)), *reasons.lines(), printable(about))]
+    return [*shown, *_spaces_seen(inspection)] if inspection.spaces else shown
 
+
+def _spaces_seen(inspection: Inspection) -> list[Shown]:
+    """The spaces of a model; a row for each."""
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("space")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("units", justify="right", no_wrap=True)
+    table.add_column("made by > read by", no_wrap=True)
+    reasons = _Reasons()
+    for view in inspection.spaces[:MOST_ROWS]:
+        units = f"{view.units}/{view.groups}" if view.groups > 1 else str(view.units)
+        layers = f"{_first_of(view.producers)} > {_first_of(view.consumers)}"
+        number = "" if view.closed is None else f"closed ({reasons.number(view.closed)})"
+        table.add_row(_Name(view.name, ""), view.kind, units, number or plain(layers))
+    about = "units of a space can be removed from all its layers together; /g: equally many of each of g groups"
+    return [table, *below(*_more(len(inspection.spaces), "spaces"), *reasons.lines(), about)]
+
+
+def _first_of(names: Sequence[str]) -> str:
+    first = names[0] if names else "-"
+    short = first if len(first) <= _NAME else f"\u2026{first[1 - _NAME :]}"
+    return f"{short} and {len(names) - 1} more" if len(names) > 1 else short
+
+
+_NAME = 24
+"""Characters of a layer's name in the table of spaces."""
 
 MOST_ROWS = 1000
 """Layers that a table shows; those of a terminal take a millisecond a row."""
