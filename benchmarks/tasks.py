@@ -6,8 +6,8 @@
 
 Each is asked for speed-ups, and for what `--max-drop` allows by a metric without labels: a point of the lines that are
 read as the original reads them, or 0.01 of the mean cosine; with layers that are fitted alone, and in turn
-(`--asymmetric`). The command runs as that of a user, nothing cached. The test samples are run once, on the file that
-was written; `--out` keeps the files.
+(`--asymmetric`), and with channels removed as well. The command runs as that of a user, nothing cached. The test samples
+are run once, on the file that was written; `--out` keeps the files.
 
     python benchmarks/tasks.py --data DIR --out DIR [crnn] [ppocr_rec] [minilm]
 """
@@ -37,10 +37,16 @@ Outputs = Mapping[str, np.ndarray]
 ASKED: dict[str, tuple[str, ...]] = {
     "speedup 1.2": ("--speedup", "1.2"),
     "speedup 1.3": ("--speedup", "1.3"),
+    "speedup 1.4": ("--speedup", "1.4"),
     "speedup 1.5": ("--speedup", "1.5"),
+    "speedup 2": ("--speedup", "2"),
     "max-drop": (),
 }
-METHODS = {"alone": (), "in turn": ("--asymmetric",)}
+METHODS = {
+    "alone": ("--no-widths",),
+    "in turn": ("--no-widths", "--asymmetric"),
+    "ranks and widths": ("--asymmetric",),
+}
 LIMIT = {
     "crnn": ("--max-drop", "1", "--metric", "tasks:read_alike"),
     "ppocr_rec": ("--max-drop", "1", "--metric", "tasks:read_alike"),
