@@ -10,7 +10,7 @@ The best weight is `W* = W E[x x'^T] S^-1` with S = E[x' x'^T], and the bias tak
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,67 @@ import onnx
 from numpy.typing import NDArray
 
 from trp_onnx.calibration.moments import Moments, flow_of, patches_of
-from trp_onnx.graph.bias import corrects_bias
+from trp_onnx.graph.bias import bias_of, corrects_bias
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.partial_run import Walk
 from trp_onnx.lowrank.linalg import Array
+
+
+@dataclass(frozen=True)
+class Was:
+    """A layer as it is in the original, whatever becomes of its node, and what is left of it.
+
+    Attributes:
+        layer: The layer.
+        stored: Its weight, as it is stored.
+        bias: (G N,), or None.
+        rows: Which of its outputs are left, (G, N), equally many of each group that is left; None for all.
+    """
+
+    layer: Layer
+    stored: np.ndarray
+    bias: Array | None = None
+    rows: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(cls, layer: Layer, rows: NDArray[np.bool_] | None = None) -> Was:
+        """As it is now."""
+        assert layer.constant is not None
+        bias = bias_of(layer)
+        return cls(layer, layer.constant.array(), None if bias is None else bias.array().reshape(-1), rows)
+
+    @property
+    def groups(self) -> NDArray[np.int64] | slice:
+        """The groups that are left."""
+        return slice(None) if self.rows is None else np.flatnonzero(self.rows.any(axis=1))
+
+    def weight(self) -> Array:
+        """Of the outputs that are left: (G', N', D)."""
+        assert self.layer.layout is not None
+        weight = self.layer.layout.to_canonical(self.stored)
+        flat = weight.reshape(*weight.shape[:2], -1)
+        return flat if self.rows is None else flat[self.rows].reshape(len(flat[self.groups]), -1, flat.shape[2])
+
+    def left_of_bias(self) -> Array | float:
+        """Of the outputs that are left: (G' N',), or 0."""
+        if self.bias is None:
+            return 0.0
+        values = self.bias.astype(np.float64)
+        return values if self.rows is None else values[self.rows.reshape(-1)]
+
+
+@dataclass(frozen=True)
+class Original:
+    """A network before spaces of it were cut.
+
+    Attributes:
+        model: The network.
+        layers: By name, what they were.
+    """
+
+    model: onnx.ModelProto
+    layers: Mapping[str, Was]
 
 
 class SideBySide:
@@ -42,20 +98,24 @@ class SideBySide:
         self._original, self._count = original, len(samples)
         self._before, self._after = (Walk(original, samples, most=most or len(samples)) for _ in range(2))
 
-    def patches(self, layer: Layer, now: onnx.ModelProto) -> Iterator[NDArray[np.float32]]:
-        """Of each run the patches of a layer in both, side by side: (G, p, 2 D).
+    def patches(self, layer: Layer, now: onnx.ModelProto, was: Was | None = None) -> Iterator[NDArray[np.float32]]:
+        """Of each run the patches of a layer in both, side by side: (G, p, D + D').
 
         Args:
             layer: Behind all that were asked for before.
             now: The second network as it is now.
+            was: The layer in the original, where more of it was there.
         """
         output, flow = layer.node.outputs[0].name or "", flow_of(layer)
+        was = was or Was.of(layer)
         self._before.advance(self._original, output)
         self._after.advance(now, output)
         positions = (np.random.default_rng(0), np.random.default_rng(0))
-        for pair in zip(self._before.run(self._original, [flow]), self._after.run(now, [flow]), strict=True):
-            both = zip(pair, positions, strict=True)
-            yield np.concatenate([patches_of(layer, found[flow], self._count, rng) for (found, _), rng in both], axis=2)
+        runs = zip(self._before.run(self._original, [flow]), self._after.run(now, [flow]), strict=True)
+        for (before, _), (after, _) in runs:
+            then = patches_of(was.layer, before[flow], self._count, positions[0])[was.groups]
+            here = patches_of(layer, after[flow], self._count, positions[1], was.layer)
+            yield np.concatenate([then, here], axis=2)
 
 
 @dataclass(frozen=True)
@@ -63,17 +123,23 @@ class Joint:
     """Moments of the patches of one layer in both networks.
 
     Attributes:
-        layer: As it is in the original.
-        moments: Of (x, x'), (G, 2 D).
+        layer: As it is in the original; where that was wider, as it is now.
+        moments: Of (x, x'), (G, D + D').
+        was: As it was, where the original is wider.
     """
 
     layer: Layer
     moments: Moments
+    was: Was | None = None
 
     @property
     def size(self) -> int:
         """D."""
-        return int(self.moments.mean.shape[1]) // 2
+        return int(self.moments.mean.shape[1]) - int(np.prod((self.layer.shape or ())[2:]))
+
+    def _original(self) -> Array:
+        """The weight that is made up for, (G, N, D)."""
+        return (self.was or Was.of(self.layer)).weight()
 
     def before(self) -> Moments:
         """Of x alone."""
@@ -97,13 +163,14 @@ class Joint:
         """
         whole = self.moments.second(centred=corrects_bias(self.layer))
         held = self.now()
-        power = np.trace(held, axis1=1, axis2=2) / self.size
-        held += ridge * power[:, None, None] * np.eye(self.size)
+        power = np.trace(held, axis1=1, axis2=2) / held.shape[1]
+        held += ridge * power[:, None, None] * np.eye(held.shape[1])
         # What holds W* is on both sides: where nothing has changed, and it is held to W, W* is W.
-        flat, near = (w.reshape(*w.shape[:2], -1) for w in (self.layer.weight(), towards))
-        across = flat @ whole[:, : self.size, self.size :] + near @ (held - whole[:, self.size :, self.size :])
-        found = np.zeros_like(flat)
-        for group in range(len(flat)):
+        near = towards.reshape(*towards.shape[:2], -1)
+        across = self._original() @ whole[:, : self.size, self.size :]
+        across += near @ (held - whole[:, self.size :, self.size :])
+        found = np.zeros_like(near)
+        for group in range(len(near)):
             k = slice(None) if stays is None else np.flatnonzero(stays[group])
             found[group][:, k] = np.linalg.solve(held[group][k][:, k], across[group][:, k].T).T
         return found.reshape(towards.shape)
@@ -112,13 +179,12 @@ class Joint:
         """What the bias takes up when the layer computes with another weight, (G N,); None where it cannot."""
         if not corrects_bias(self.layer):
             return None
-        flat, new = (w.reshape(*w.shape[:2], -1) for w in (self.layer.weight(), weight))
-        mean = self.moments.mean[:, :, None]
-        return np.asarray(flat @ mean[:, : self.size] - new @ mean[:, self.size :]).reshape(-1)
+        new, mean = weight.reshape(*weight.shape[:2], -1), self.moments.mean[:, :, None]
+        shift = np.asarray(self._original() @ mean[:, : self.size] - new @ mean[:, self.size :]).reshape(-1)
+        return shift if self.was is None else shift + self.was.left_of_bias() - Was.of(self.layer).left_of_bias()
 
     def error(self, weight: Array, shift: Array | None) -> float:
         """Squared error of the outputs with another weight, and so much added to the bias."""
-        flat, new = (w.reshape(*w.shape[:2], -1) for w in (self.layer.weight(), weight))
-        both = np.concatenate([flat, -new], axis=2)
+        both = np.concatenate([self._original(), -weight.reshape(*weight.shape[:2], -1)], axis=2)
         apart = (both @ self.moments.mean[:, :, None]).reshape(-1) - (0.0 if shift is None else shift)
         return float(((both @ self.moments.covariance) * both).sum() + np.square(apart).sum())

@@ -307,11 +307,15 @@ def _runs(session: Any, samples: Samples, batching: Batching) -> list[Run]:
     return list(batching.split(samples.by_shape()))
 
 
-def patches_of(layer: Layer, value: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Some of the patches that a layer sees: (G, p, D) in float32."""
+def patches_of(
+    layer: Layer, value: np.ndarray, samples: int, rng: np.random.Generator, as_many_as: Layer | None = None
+) -> np.ndarray:
+    """Some of the patches that a layer sees, as many as another wants where one is given: (G, p, D) in float32."""
     assert layer.geometry is not None and layer.layout is not None
-    size = _patch_size(layer)
-    fits = _BATCH_BYTES // (4 * size * layer.geometry.groups * max(1, len(value)))
+    model = as_many_as or layer
+    assert model.geometry is not None
+    size = _patch_size(model)
+    fits = _BATCH_BYTES // (4 * size * model.geometry.groups * max(1, len(value)))
     wanted = max(PER_ENTRY * size, min(PATCHES, PLENTY * size))
     per_sample = max(1, min(fits, -(-wanted // samples)))
     if layer.op in ("Conv", "ConvTranspose"):

@@ -14,7 +14,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from trp_onnx.calibration.joint import Joint, SideBySide
+from trp_onnx.calibration.joint import Joint, Original, SideBySide, Was
 from trp_onnx.calibration.moments import LAYER_BYTES, Moments, Sums, moment_bytes, observable
 from trp_onnx.calibration.output_factors import by_outputs
 from trp_onnx.graph.inputs import Samples
@@ -42,6 +42,7 @@ def factorise_in_turn(
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     untouched: Collection[str] = (),
+    original: Original | None = None,
     progress: Callable[[Sequence[Layer]], Iterable[Layer]] = lambda layers: layers,
 ) -> list[str]:
     """Carry out a plan, each layer fitted behind the ones before it.
@@ -55,6 +56,7 @@ def factorise_in_turn(
         keep: How to store the factors, see `FactorisePass`.
         input_shapes: Shapes for inputs with dynamic sizes.
         untouched: Names of the layers that keep their weights.
+        original: What is made up for; the model as it is by default.
         progress: Wraps the list of layers to fit.
 
     Returns:
@@ -70,20 +72,22 @@ def factorise_in_turn(
         if observable(layer) and not layer.place and users[layer.key] == 1 and moment_bytes(layer, 2) <= LAYER_BYTES
     }
     together = [layer for layer in layers if layer.name in chosen and layer.name not in alone]
-    original = to_proto(model, apart=True)
+    original = original or Original(to_proto(model, apart=True), {})
+    was = original.layers
     factorise = partial(FactorisePass, keep=keep, input_shapes=input_shapes)
     factorise({layer.name: chosen[layer.name] for layer in together}, by_outputs(moments))(model)
-    walk = SideBySide(original, samples)
+    walk = SideBySide(original.model, samples)
     refitted: list[str] = []
-    first = next((i for i, layer in enumerate(layers) if layer.name in chosen), len(layers))
+    changed = {*chosen, *(layer.name for layer in layers if _narrower(layer, was.get(layer.name)))}
+    first = next((i for i, layer in enumerate(layers) if layer.name in changed), len(layers))
     for layer in progress([layer for layer in layers[first:] if layer.name in alone and layer.name not in untouched]):
         sums = Sums()
-        for patches in walk.patches(layer, to_proto(model, apart=True)):
+        for patches in walk.patches(layer, to_proto(model, apart=True), was.get(layer.name)):
             sums.add(patches)
         if not sums.finite:  # by its weights, or as it is
             factorise({name: chosen[name] for name in (layer.name,) if name in chosen})(model)
             continue
-        joint = Joint(layer, sums.moments())
+        joint = Joint(layer, sums.moments(), was.get(layer.name))
         if layer.name in chosen:
             factorise({layer.name: chosen[layer.name]}, _fitted_to(joint))(model)
         elif joint.moments.patches >= ENOUGH * joint.size:
@@ -91,6 +95,11 @@ def factorise_in_turn(
             ReplaceWeightsPass({layer.name: (best, joint.shift(best))}, keep)(model)
             refitted.append(layer.name)
     return refitted
+
+
+def _narrower(layer: Layer, was: Was | None) -> bool:
+    """Whether a layer lost inputs."""
+    return was is not None and (layer.shape or ())[2:] != (was.layer.shape or ())[2:]
 
 
 def _fitted_to(joint: Joint) -> Callable[[Layer, Scheme, Rank], tuple[Sequence[Array], Array | None]]:

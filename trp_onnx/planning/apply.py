@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import onnx_ir as ir
 
 from trp_onnx.calibration.batch_norm import reestimate_statistics, unfolded
+from trp_onnx.calibration.joint import Original, Was
 from trp_onnx.calibration.moments import Moments, collect_moments
 from trp_onnx.calibration.narrow import refit_in_turn, refit_readers
 from trp_onnx.calibration.output_factors import by_outputs
@@ -18,7 +19,7 @@ from trp_onnx.graph.spaces import find_spaces
 from trp_onnx.passes import CutChannelsPass, FactorisePass
 from trp_onnx.passes.factorise import Keep, in_memory
 from trp_onnx.planning import Evidence, Plan
-from trp_onnx.planning.spaces import columns_gone
+from trp_onnx.planning.spaces import columns_gone, was_before
 from trp_onnx.progress import track
 
 ASYMMETRIC_SAMPLES = 256
@@ -66,13 +67,16 @@ def carry_out(
 
     original = to_proto(model, apart=True) if samples is not None and unfolded(model) else None
     moments = evidence.moments
+    before = None
     if plan.kept:
-        layers, moments = _cut(plan, model, layers, moments, samples, keep, input_shapes)
+        whole = to_proto(model, apart=True) if asymmetric and samples is not None else None
+        layers, moments, was = _cut(plan, model, layers, moments, samples, keep, input_shapes)
+        before = None if whole is None else Original(whole, was)
     if asymmetric and samples is not None:
         walking = samples.first(ASYMMETRIC_SAMPLES)
         refitted = factorise_in_turn(
             model, layers, plan.chosen, walking, moments, keep,
-            input_shapes=input_shapes, untouched=untouched, progress=progress,
+            input_shapes=input_shapes, untouched=untouched, original=before, progress=progress,
         )  # fmt: skip
         if refitted:
             notes.append(
@@ -99,10 +103,14 @@ def _cut(
     samples: Samples | None,
     keep: Keep,
     input_shapes: Mapping[str, Sequence[int]] | None,
-) -> tuple[list[Layer], Mapping[str, Moments]]:
-    """Cut the spaces of a plan; the layers of the thinner network, and the moments of those that are factorised."""
+) -> tuple[list[Layer], Mapping[str, Moments], dict[str, Was]]:
+    """Cut the spaces of a plan.
+
+    Returns:
+        The layers of the thinner network, the moments of those that are factorised, and what all layers were.
+    """
     spaces = [space for space in find_spaces(model, layers, input_shapes) if space.name in plan.kept]
-    gone = columns_gone(spaces, plan.kept)
+    was, gone = was_before(layers, spaces, plan.kept), columns_gone(spaces, plan.kept)
     if samples is None:
         refit_readers(model, layers, gone, moments)
     else:
@@ -110,6 +118,6 @@ def _cut(
     CutChannelsPass(plan.kept, keep=keep, input_shapes=input_shapes)(model)
     thin = find_layers(model, input_shapes)
     if samples is None or not plan.chosen:
-        return thin, {}
+        return thin, {}, was
     wanted = [layer for layer in thin if layer.name in plan.chosen]
-    return thin, collect_moments(model, wanted, samples, progress=lambda runs: track(runs, "moments"))
+    return thin, collect_moments(model, wanted, samples, progress=lambda runs: track(runs, "moments")), was

@@ -15,9 +15,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from trp_onnx.calibration.joint import Was
 from trp_onnx.calibration.moments import Moments, mean_error
 from trp_onnx.errors import UsageError
 from trp_onnx.graph.bias import corrects_bias
+from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.spaces import Space
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.surgeon import NO_UNIT, Elimination, Reader, eliminate, refit
@@ -25,6 +27,7 @@ from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.damage import Level
 from trp_onnx.planning.moved import Move
 from trp_onnx.planning.rules import Rule, SpaceRule, space_match
+from trp_onnx.planning.widths import is_depthwise
 from trp_onnx.process.parallel import each
 
 MEASURED_AT = (0.02, 0.1, 0.3)
@@ -178,3 +181,23 @@ def columns_gone(spaces: Sequence[Space], kept: Mapping[str, Sequence[int]]) -> 
             mine = goes[np.asarray(consumer.unit)].reshape(consumer.layer.geometry.groups, -1)
             found[consumer.layer.name] = found.get(consumer.layer.name, np.zeros_like(mine)) | mine
     return found
+
+
+def was_before(layers: Sequence[Layer], spaces: Sequence[Space], kept: Mapping[str, Sequence[int]]) -> dict[str, Was]:
+    """What layers are before spaces are cut, and which of their outputs will be left, by name."""
+    free = [layer for layer in layers if layer.reason is None and layer.geometry is not None]
+    stored: dict[int, list[Layer]] = {}
+    for layer in free:
+        assert layer.constant is not None
+        stored.setdefault(id(layer.constant.value), []).append(layer)
+    rows: dict[str, NDArray[np.bool_]] = {}
+    for space in spaces:
+        stays = np.zeros(space.size + 1, dtype=bool)
+        stays[[*kept[space.name], NO_UNIT]] = True
+        for part, layer in [(one, layer) for one in space.parts for layer in stored.get(id(one.value), ())]:
+            assert layer.layout is not None and layer.geometry is not None
+            groups, outputs = layer.geometry.groups, layer.geometry.out_channels
+            if part.axis == (0 if is_depthwise(layer.geometry) else layer.layout.output_axis):
+                mine = np.broadcast_to(stays[part.unit].reshape(-1, outputs), (groups, outputs))
+                rows[layer.name] = rows.get(layer.name, np.ones_like(mine)) & mine
+    return {layer.name: Was.of(layer, rows.get(layer.name)) for layer in free}
