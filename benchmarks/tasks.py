@@ -6,8 +6,8 @@
 
 Each is asked for speed-ups, and for what `--max-drop` allows by a metric without labels: a point of the lines that are
 read as the original reads them, or 0.01 of the mean cosine; with layers that are fitted alone, and in turn
-(`--asymmetric`), and with channels removed as well. The command runs as that of a user, nothing cached. The test samples
-are run once, on the file that was written; `--out` keeps the files.
+(`--asymmetric`), and with channels removed as well. The command runs as that of a user, nothing cached. The test
+samples are run once, on the file that was written; `--out` keeps the files.
 
     python benchmarks/tasks.py --data DIR --out DIR [crnn] [ppocr_rec] [minilm]
 """

@@ -139,3 +139,14 @@ def test_a_wrong_entry_gets_a_sentence(tmp_path: Path, entry: str, sentence: str
     with pytest.raises(UsageError, match=sentence):
         compress(bottleneck(tmp_path / "net.onnx"), tmp_path / "out.onnx", config=tmp_path / "map.toml")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_layers_in_turn_make_up_for_what_was_cut(tmp_path: Path, samples: Path) -> None:
+    net = bottleneck(tmp_path / "net.onnx")
+    errors = {}
+    for asymmetric in (False, True):
+        out = tmp_path / f"{asymmetric}.onnx"
+        report = compress(net, out, macs=0.5, align=8, data=samples, asymmetric=asymmetric)
+        assert any(space.kept < space.units for space in report.spaces)
+        errors[asymmetric] = distance(run(net, feeds())[0], run(out, feeds())[0])
+    assert errors[True] <= errors[False]
