@@ -47,6 +47,7 @@ class Known:
         evidence: What options are judged by.
         align: Ranks are multiples of this.
         samples: What factors are fitted to; None without data, and where training takes it.
+        apart: Samples of the same that nothing is fitted to, where spaces may be cut.
         spaces: What may be cut, and what that does.
     """
 
@@ -54,6 +55,7 @@ class Known:
     align: int
     samples: Samples | None = None
     spaces: tuple[SpaceSite, ...] = ()
+    apart: Samples | None = None
 
 
 def gather(work: Workspace) -> Known:
@@ -76,24 +78,24 @@ def gather(work: Workspace) -> Known:
         work.notes += (note for note in table.notes if note not in work.notes)
         work.clock.lap("time")
     left = _left(work, table, align)
-    evidence, samples = Evidence(table=table, left=left), None
+    evidence, samples, apart = Evidence(table=table, left=left), None, None
     reading = {consumer.layer.name for space in spaces for consumer in space.consumers}
     judged = [layer for layer in work.network.layers if layer.name not in left]
     if work.samples is not None:
-        samples = without_padding(work.network.normal, work.samples.fitting())
+        whole = samples = without_padding(work.network.normal, work.samples.fitting())
         seen = [layer for layer in work.network.layers if layer.name not in left or layer.name in reading]
         # What cutting does is told by samples that no refit has seen: a few hundred can be fitted by heart.
-        apart = min(DAMAGE_SAMPLES, len(samples) // 4) if any(space.closed is None for space in spaces) else 0
-        fitted = samples.after(apart)
-        moments = collect_moments(work.network.normal, seen, fitted, progress=lambda runs: track(runs, "moments"))
+        count = min(DAMAGE_SAMPLES, len(whole) // 4) if any(space.closed is None for space in spaces) else 0
+        apart, samples = (whole.first(count), whole.after(count)) if count else (None, whole)
+        moments = collect_moments(work.network.normal, seen, samples, progress=lambda runs: track(runs, "moments"))
         evidence = replace(evidence, moments=moments)
         work.clock.lap("moments")
     sites = survey_spaces(spaces, evidence.moments, align, job.goal.rules)
     if _by_damage(work):
-        evidence = _with_damage(work, evidence, judged, samples)
-        sites = _with_space_damage(work, evidence, sites, samples)
+        evidence = _with_damage(work, evidence, judged, apart or samples)
+        sites = _with_space_damage(work, evidence, sites, apart)
         work.clock.lap("damage")
-    return Known(evidence, align, samples, tuple(sites))
+    return Known(evidence, align, samples, tuple(sites), apart)
 
 
 def _check_precision(table: LatencyTable, device: Device) -> None:
@@ -129,7 +131,7 @@ def _with_space_damage(
     damage = measure_space_damage(
         work.network.normal,
         {site.space.name: cuts_to_measure(site, evidence.moments) for site in choice},
-        samples.first(min(DAMAGE_SAMPLES, len(samples) // 4)),
+        samples,
         told=_told(work),
         progress=lambda names: track(names, "damage of spaces"),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from trp_onnx.errors import VerificationError
 from trp_onnx.evaluation.divergence import (
     FEW,
     channel_errors,
+    divergence,
     item_axis,
     items,
     items_agree,
@@ -24,7 +26,9 @@ from trp_onnx.evaluation.divergence import (
     without_shared_infinities,
 )
 from trp_onnx.evaluation.outputs import Output, OutputKind, Told, is_float, output_kinds
-from trp_onnx.graph.session import Arrays, relative_error
+from trp_onnx.graph.batching import find_batching
+from trp_onnx.graph.inputs import Samples
+from trp_onnx.graph.session import Arrays, open_session, relative_error, run_session
 
 SMALL, SHARE = 0.01, 0.02
 """Size of a channel, beside the largest, below which its error is hidden, and the least part of all that such are."""
@@ -173,3 +177,18 @@ def _note(name: str, before: Arrays, after: Arrays, kinds: Mapping[str, Output])
         f"values decide on the size of output '{name}': it is {list(after[key].shape)} on the inputs it was verified "
         f"on, {list(before[key].shape)} in the original; compared as a set"
     )
+
+
+def divergence_on(samples: Samples, original: Path, candidate: Path, graph: ir.Model, told: Told) -> float:
+    """How far a candidate's outputs moved from the original's, see `divergence`: the mean over samples.
+
+    Raises:
+        ModelError: One of them does not run, or there is no output that can be measured.
+    """
+    before, after = open_session(original), open_session(candidate)
+    kinds, total, count = None, 0.0, 0
+    for run in find_batching(before, samples.longest, samples.inputs).split(samples.by_shape()):
+        expected, actual = (run.counted(run_session(session, run.feeds)) for session in (before, after))
+        kinds = output_kinds(graph, expected, told) if kinds is None else kinds
+        total, count = total + run.count * divergence(expected, actual, kinds), count + run.count
+    return total / max(1, count)

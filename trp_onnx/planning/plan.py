@@ -101,6 +101,7 @@ class Plan:
         macs_after: The same after factorisation.
         unknown: Operators whose MACs are not known, and so not among these.
         spaces: One decision for every space of channels, where these were looked at.
+        damage: What it does to the outputs as predicted, or else errors: the sum over layers and spaces.
     """
 
     decisions: tuple[Decision, ...]
@@ -109,6 +110,7 @@ class Plan:
     macs_after: int = 0
     unknown: int = 0
     spaces: tuple[SpaceDecision, ...] = ()
+    damage: float = 0.0
 
     @property
     def chosen(self) -> dict[str, tuple[str, Rank]]:
@@ -162,11 +164,13 @@ class Cut:
         widths: Of its layers.
         kept: Units that stay, by space.
         decisions: On every space.
+        damage: What that does to the outputs, all together.
     """
 
     widths: Widths
     kept: Kept
     decisions: tuple[SpaceDecision, ...] = ()
+    damage: float = 0.0
 
     def touches(self, layer: Layer) -> bool:
         """Whether a layer stands at a space that may be cut."""
@@ -217,6 +221,7 @@ def make_plan(
         network_macs((layer, d.macs_after) for layer, d in zip(layers, decisions, strict=True)),
         sum(layer.macs is None for layer in layers),
         cut.decisions,
+        cut.damage + sum({id(site): option.damage for site, option, _ in verdicts.values()}.values()),
     )
 
 

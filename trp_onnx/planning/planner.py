@@ -112,6 +112,12 @@ class Planner:
         ]
         return other
 
+    def whole(self) -> Planner:
+        """The same layers, where no space is cut."""
+        other = copy(self)
+        other._spaces, other._widths = [], Widths(())
+        return other
+
     def _offered(self, site: Site, *, by_size: bool = False) -> Site:
         """The site without options that save next to nothing of the network; `by_size` parameters count as well."""
         if site.layers[0].name in self.evidence.left:
@@ -163,7 +169,11 @@ class Planner:
 
         thin = [narrowed(site, self._widths, kept, self.evidence.table) for site in self._sites]
         verdicts = {layer.name: (site, *fixed[i]) for i, site in enumerate(thin) for layer in site.layers}
-        cut = Cut(self._widths, kept, tuple(self._decision(site, kept) for site in self._spaces))
+        lost = [
+            site.damages[site.levels.index(kept[site.space.name])] for site in self._spaces if site.space.name in kept
+        ]
+        decisions = tuple(self._decision(site, kept) for site in self._spaces)
+        cut = Cut(self._widths, kept, decisions, float(sum(lost)))
         plan = make_plan(self.layers, verdicts, self.evidence, self._notes_on_moments(), cut)
         if not plan.chosen and not plan.kept:
             raise TargetError(

@@ -60,11 +60,14 @@ class SpaceSite:
         """Relative squared error of the outputs of the layers that read the space."""
         return float(self.elimination.errors[kept // self.space.groups])
 
+    def harm(self, kept: int) -> float:
+        """What a width does to the outputs, or else its error."""
+        return self.error(kept) if self.damage is None else self.damage(self.error(kept))
+
     @cached_property
     def damages(self) -> Array:
         """What each level does to the outputs, or else the errors."""
-        errors = np.array([self.error(level) for level in self.levels])
-        return errors if self.damage is None else np.array([self.damage(float(error)) for error in errors])
+        return np.array([self.harm(level) for level in self.levels])
 
 
 def levels_of(space: Space, align: int) -> tuple[int, ...]:
