@@ -36,10 +36,27 @@ class Rotation:
     encode: Array
     decode: Array
 
-    def of_outputs(self, rows: Array) -> Array:
-        """What a producer computes, from rows by unit, of a weight or a bias: (size, ...)."""
-        groups, each, _ = self.encode.shape
-        return np.asarray(self.encode @ rows.reshape(groups, each, -1)).reshape(rows.shape)
+    def of_outputs(self, rows: Array, unit: Units | None = None) -> Array:
+        """What a producer computes, from rows of a weight or a bias; rows of no unit stay.
+
+        Args:
+            rows: (rows, ...).
+            unit: The unit of each row; by default they are the units in turn.
+        """
+        return _turned(rows, np.arange(self.encode.shape[0] * self.encode.shape[1]) if unit is None else unit, self.encode)
+
+    def of_columns(self, columns: Array, unit: Units) -> Array:
+        """What a reader has in place of columns W[:, i] of these units: (N, D)."""
+        return _turned(columns.T, unit, np.swapaxes(self.decode, 1, 2)).T
+
+    @property
+    def inverse(self) -> Rotation:
+        """Back to units."""
+        return Rotation(self.decode, self.encode)
+
+    def of_weight(self, weight: Array, unit: Units) -> Array:
+        """A reader's weight (G, N, D), of which the units of columns are (G, D), as one of components."""
+        return np.stack([self.of_columns(block, each) for block, each in zip(weight, unit, strict=True)])
 
     def of(self, reader: Reader) -> Reader:
         """The reader of components: its outputs are the same."""
@@ -48,14 +65,19 @@ class Rotation:
             assert isinstance(turned.moment, np.ndarray)
             weight = unfolded(turned.weight, reader.weight.shape)
             return Reader(weight, Separable(turned.moment, reader.moment.axes), reader.unit)
-        weight, moment = np.array(reader.weight, np.float64), np.array(reader.moment, np.float64)
-        for block, unit in enumerate(reader.unit):
-            for group, (encode, decode) in enumerate(zip(self.encode, self.decode, strict=True)):
-                for tap in _taps(unit, group, len(encode)):
-                    weight[block][:, tap] = weight[block][:, tap] @ decode
-                    moment[block][tap] = encode @ moment[block][tap]
-                    moment[block][:, tap] = moment[block][:, tap] @ encode.T
-        return Reader(weight, moment, reader.unit)
+        moments = []
+        for moment, unit in zip(reader.moment, reader.unit, strict=True):
+            moments.append(_turned(_turned(moment, unit, self.encode).T, unit, self.encode).T)
+        return Reader(self.of_weight(reader.weight, reader.unit), np.stack(moments), reader.unit)
+
+
+def _turned(rows: Array, unit: Units, by: Array) -> Array:
+    """Rows of units as rows of components, one matrix for each group: (rows, ...)."""
+    found = np.array(rows, np.float64)
+    for group, matrix in enumerate(by):
+        for tap in _taps(unit, group, len(matrix)):
+            found[tap] = np.tensordot(matrix, found[tap], axes=1)
+    return found
 
 
 def can_rotate(reader: Reader, size: int, groups: int = 1) -> bool:

@@ -12,6 +12,7 @@ from trp_onnx.graph.observed import observe_shapes
 from trp_onnx.graph.roles import bodies_of
 from trp_onnx.graph.shapes import infer_shapes
 from trp_onnx.graph.spaces import elementwise, mixing, moving  # noqa: F401  their rules
+from trp_onnx.graph.spaces.linear import told_apart
 from trp_onnx.graph.spaces.resolve import resolve
 from trp_onnx.graph.spaces.rules import RULES, closed, named
 from trp_onnx.graph.spaces.sizes import pass_on
@@ -87,3 +88,5 @@ def _visit(trace: Trace, node: ir.Node) -> None:
     except (IndexError, ValueError):  # of an invalid model, which no runtime takes
         labels = closed(trace, node, f"the shapes around {named(node)} contradict one another")
     trace.put(node.outputs[0], labels)
+    for label in told_apart(trace, node):
+        trace.tell_apart(label.ids)

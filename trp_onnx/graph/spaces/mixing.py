@@ -243,4 +243,5 @@ def _contracted(trace: Trace, node: ir.Node, sides: list[tuple[list[Label], int]
     both = np.where(first == NONE, second, first)
     trace.places.append(Place(both, both.ndim - 1, (None,) * both.ndim, strict=True))
     trace.passed.append((node, both.reshape(-1)))
+    trace.tell_apart(both)
     return passing

@@ -56,6 +56,7 @@ class _Found:
     counts: list[Count] = field(default_factory=list)
     values: list[ir.Value] = field(default_factory=list)
     closed: str | None = None
+    linear: bool = True
 
 
 def resolve(trace: Trace) -> list[Space]:
@@ -235,6 +236,9 @@ def _gather(
         for label in labels:
             for into, _ in shares(_as_units(label.ids, units)):
                 into.values.append(value)
+    for ids in trace.apart:
+        for into, _ in shares(units[ids]):
+            into.linear = False
     for place in places:
         target = place.target
         if isinstance(target, ShrinkPart):
@@ -281,9 +285,22 @@ def _described(found: Iterable[_Found]) -> list[Space]:
                 name, _kind(space), len(space.units), space.groups, tuple(producers),
                 tuple(node for node in dict.fromkeys(space.within) if node not in producers), tuple(space.consumers),
                 tuple(space.parts), tuple(space.counts), tuple(space.values), space.closed,
+                space.closed is None and space.linear and _together(space),
             )
         )  # fmt: skip
     return spaces
+
+
+def _together(space: _Found) -> bool:
+    """Whether layers read the units, and wherever one stands all of its group do, each equally often."""
+    made = {(layer.constant.value, layer.layout.output_axis) for layer in space.producers
+            if layer.constant is not None and layer.layout is not None}  # fmt: skip
+    for part in space.parts:
+        for row in part.unit.reshape(-1, part.unit.shape[-1]):
+            times = np.bincount(row[row != NONE], minlength=len(space.units)).reshape(space.groups, -1)
+            if (times != times[:, :1]).any() or ((part.value, part.axis) in made and times.max() > 1):
+                return False
+    return bool(space.consumers)
 
 
 def _kind(space: _Found) -> str:

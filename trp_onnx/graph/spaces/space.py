@@ -81,6 +81,8 @@ class Space:
         counts: The numbers that change.
         values: The values that hold them.
         closed: Why nothing can be removed, or None.
+        linear: Whether whatever lies between the layers treats all units of a group alike: these can be turned to
+            another basis, see `lowrank.rotation`.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Space:
     counts: tuple[Count, ...] = field(repr=False)
     values: tuple[ir.Value, ...] = field(repr=False)
     closed: str | None = None
+    linear: bool = False
 
     def obstacle(self, kept: Sequence[int]) -> str | None:
         """Why these units cannot be the ones that stay, in a clause, or None."""

@@ -121,6 +121,7 @@ class Trace:
         self.produced: list[tuple[Layer, Ids]] = []
         self.consumed: list[tuple[Layer, Ids]] = []
         self.passed: list[tuple[Layer | ir.Node, Ids]] = []
+        self.apart: list[Ids] = []
         self.weights: dict[ir.Value, tuple[Layer, Ids, Ids]] = {}
 
     # what is known
@@ -176,6 +177,12 @@ class Trace:
         ids = ids[ids != NONE].ravel()
         if ids.size:
             self.closings.append((ids, reason))
+
+    def tell_apart(self, ids: Ids) -> None:
+        """Something is done to these units that is not done to all units alike."""
+        ids = ids[ids != NONE].ravel()
+        if ids.size:
+            self.apart.append(ids)
 
     def close_value(self, value: ir.Value | None, reason: str) -> None:
         """The units of a value stay."""
