@@ -3,7 +3,7 @@
 `normalise` is a sequence of the common passes of onnx_ir (inline functions, lift constants, drop initializers
 from the inputs) and, from here, `SimplifyPass`, which `CheckedPass` undoes where outputs change,
 `FoldBatchNormPass` and `UniqueNamesPass`. `FactorisePass` carries out a plan, `CutChannelsPass` removes
-channels from a whole network, `ReplaceWeightsPass` refits what they keep, `FoldWeightsPass` and `BalanceFactorsPass`
+channels from a whole network, `TurnSpacesPass` turns them to components before, `ReplaceWeightsPass` refits what they keep, `FoldWeightsPass` and `BalanceFactorsPass`
 prepare a model for int8. All of them find the layers themselves and say what they require: they run in anybody's
 `onnx_ir.passes.Sequential`. What onnx_ir already has is used from there and not wrapped.
 """
@@ -18,6 +18,7 @@ from trp_onnx.passes.fold_weights import FoldWeightsPass
 from trp_onnx.passes.lift_constants import LiftConstantsPass
 from trp_onnx.passes.replace_weights import ReplaceWeightsPass
 from trp_onnx.passes.simplify import SimplifyPass
+from trp_onnx.passes.turn_spaces import TurnSpacesPass
 from trp_onnx.passes.unique_names import UniqueNamesPass
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "LiftConstantsPass",
     "ReplaceWeightsPass",
     "SimplifyPass",
+    "TurnSpacesPass",
     "UniqueNamesPass",
 ]

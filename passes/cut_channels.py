@@ -5,7 +5,7 @@ No node is added, dropped or renamed, and the weights of the units that stay are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from trp_onnx.graph.layers import layers_named
 from trp_onnx.graph.spaces import Count, Part, Space, find_spaces
 from trp_onnx.graph.spaces.space import Use
 from trp_onnx.passes.factorise import Keep, in_memory
-from trp_onnx.passes.free_names import free_name
+from trp_onnx.passes.put_constant import put_constant, read_instead
 
 _Mask = NDArray[np.bool_]
 
@@ -122,30 +122,18 @@ class _Cutting:
                 continue
             key = (value, *((axis, axes[axis].tobytes()) for axis in sorted(axes)))
             if key in made:
-                _read_instead(uses, made[key])
+                read_instead(uses, made[key])
                 continue
             constant = resolve_constant(value, self._opset)
             assert isinstance(constant, Constant)
             array = cut_array(constant.array(), axes)
             assert constant.dtype is not None
-            made[key] = self._put(value, uses, array, constant.dtype)
+            made[key] = put_constant(self._graph, self._keep, value, uses, array, constant.dtype, "cut")
         for (node, where), positions in self._counts.items():
             numbers = list(self._values[node, where])
             for position, stay in positions.items():
                 numbers[position] = int(stay.sum())
             self._recount(node, where, numbers)
-
-    def _put(self, value: ir.Value | None, uses: Sequence[Use], array: np.ndarray, dtype: ir.DataType) -> ir.Value:
-        """A constant in place of another, which stays where others read it."""
-        alone = value is not None and value.is_initializer() and not value.is_graph_output()
-        if alone and value is not None and {(use.node, use.idx) for use in value.uses()} <= set(uses):
-            value.const_value = self._keep(value.name or "", array, dtype)
-            value.shape = ir.Shape(array.shape)
-            return value
-        name = free_name(f"{value.name if value is not None else uses[0][0].name}/cut", self._graph.initializers)
-        cut = ir.tape.Tape(self._graph).initializer(self._keep(name, array, dtype))
-        _read_instead(uses, cut)
-        return cut
 
     def _recount(self, node: ir.Node, where: int | str, numbers: Sequence[int]) -> None:
         if isinstance(where, str):
@@ -162,7 +150,8 @@ class _Cutting:
             node.attributes.pop("allowzero", None)
         old = node.inputs[where]
         dtype = (old.dtype if old is not None else None) or ir.DataType.INT64
-        self._put(old, [(node, where)], np.array(numbers, np.int64), dtype)
+        array = np.array(numbers, np.int64)
+        put_constant(self._graph, self._keep, old, [(node, where)], array, dtype, "cut")
 
 
 def cut_array(array: np.ndarray, axes: Mapping[int, _Mask]) -> np.ndarray:
@@ -182,8 +171,3 @@ def cut_array(array: np.ndarray, axes: Mapping[int, _Mask]) -> np.ndarray:
         rows = [block.compress(row, 1) for block, row in zip(blocks, stay, strict=True)]
         array = np.stack(rows).reshape(*shape[:axis], rows[0].shape[1], *shape[axis + 1 :])
     return array
-
-
-def _read_instead(uses: Iterable[Use], value: ir.Value) -> None:
-    for node, index in uses:
-        node.replace_input_with(index, value)

@@ -22,7 +22,7 @@ def test_a_rotation_alone_changes_nothing(groups: int, each: int, taps: int, oth
     for before in readers:
         after = rotation.of(before)
         x = np.where(before.unit[0, :, None] >= 0, units[before.unit[0]], 1.0)
-        z = np.where(before.unit[0, :, None] >= 0, rotation.of_outputs(units)[before.unit[0]], 1.0)
+        z = np.where(before.unit[0, :, None] >= 0, rotation.of_outputs(units, np.arange(size))[before.unit[0]], 1.0)
         assert after.weight[0] @ z == pytest.approx(before.weight[0] @ x, abs=1e-8)
         energies = [np.trace(r.weight[0] @ np.asarray(r.moment)[0] @ r.weight[0].T) for r in (before, after)]
         assert energies[0] == pytest.approx(energies[1], rel=1e-8)

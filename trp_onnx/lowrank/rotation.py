@@ -36,18 +36,18 @@ class Rotation:
     encode: Array
     decode: Array
 
-    def of_outputs(self, rows: Array, unit: Units | None = None) -> Array:
-        """What a producer computes, from rows of a weight or a bias; rows of no unit stay.
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Groups, and units of all of them."""
+        return len(self.encode), len(self.encode) * self.encode.shape[1]
 
-        Args:
-            rows: (rows, ...).
-            unit: The unit of each row; by default they are the units in turn.
-        """
-        return _turned(rows, np.arange(self.encode.shape[0] * self.encode.shape[1]) if unit is None else unit, self.encode)
+    def of_outputs(self, rows: Array, unit: Units) -> Array:
+        """What a producer computes, from the rows of its weight or bias: (rows, ...), with the unit of each, or none."""
+        return _turned(rows, unit, self.encode)
 
     def of_columns(self, columns: Array, unit: Units) -> Array:
-        """What a reader has in place of columns W[:, i] of these units: (N, D)."""
-        return _turned(columns.T, unit, np.swapaxes(self.decode, 1, 2)).T
+        """What a reader has in place of its columns: (columns, ...), with the unit of each, or none."""
+        return _turned(columns, unit, np.swapaxes(self.decode, 1, 2))
 
     @property
     def inverse(self) -> Rotation:
@@ -56,7 +56,7 @@ class Rotation:
 
     def of_weight(self, weight: Array, unit: Units) -> Array:
         """A reader's weight (G, N, D), of which the units of columns are (G, D), as one of components."""
-        return np.stack([self.of_columns(block, each) for block, each in zip(weight, unit, strict=True)])
+        return np.stack([self.of_columns(block.T, each).T for block, each in zip(weight, unit, strict=True)])
 
     def of(self, reader: Reader) -> Reader:
         """The reader of components: its outputs are the same."""

@@ -16,7 +16,7 @@ from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import to_proto
 from trp_onnx.graph.spaces import find_spaces
-from trp_onnx.passes import CutChannelsPass, FactorisePass
+from trp_onnx.passes import CutChannelsPass, FactorisePass, TurnSpacesPass
 from trp_onnx.passes.factorise import Keep, in_memory
 from trp_onnx.planning import Evidence, Plan
 from trp_onnx.planning.spaces import columns_gone, was_before
@@ -109,6 +109,8 @@ def _cut(
     Returns:
         The layers of the thinner network, the moments of those that are factorised, and what all layers were.
     """
+    if plan.bases:
+        layers, moments = _turn(plan, model, moments, samples, keep, input_shapes)
     spaces = [space for space in find_spaces(model, layers, input_shapes) if space.name in plan.kept]
     was, gone = was_before(layers, spaces, plan.kept), columns_gone(spaces, plan.kept)
     if samples is None:
@@ -121,3 +123,27 @@ def _cut(
         return thin, {}, was
     wanted = [layer for layer in thin if layer.name in plan.chosen]
     return thin, collect_moments(model, wanted, samples, progress=lambda runs: track(runs, "moments")), was
+
+
+def _turn(
+    plan: Plan,
+    model: ir.Model,
+    moments: Mapping[str, Moments],
+    samples: Samples | None,
+    keep: Keep,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+) -> tuple[list[Layer], Mapping[str, Moments]]:
+    """Turn the units of spaces to components; the layers then, and the moments of what flows into them."""
+    reading = {
+        consumer.layer.name
+        for space in find_spaces(model, find_layers(model, input_shapes), input_shapes)
+        for consumer in space.consumers
+        if space.name in plan.bases
+    }
+    TurnSpacesPass(plan.bases, keep=keep, input_shapes=input_shapes)(model)
+    layers = find_layers(model, input_shapes)
+    known = {name: found for name, found in moments.items() if name not in reading}
+    if samples is not None:
+        again = [layer for layer in layers if layer.name in reading]
+        known |= collect_moments(model, again, samples, progress=lambda runs: track(runs, "moments"))
+    return layers, known

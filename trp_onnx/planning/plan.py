@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from trp_onnx.errors import UsageError
 from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer, network_macs
+from trp_onnx.lowrank.rotation import Rotation
 from trp_onnx.lowrank.schemes import SCHEMES, Geometry, Rank
 from trp_onnx.planning.options import Evidence, Option, Site
 from trp_onnx.planning.rules import LayerRule, Rule, SpaceRule, plan_to_toml
@@ -78,6 +79,8 @@ class SpaceDecision:
         reason: Why it is not cut, or what that costs.
         relative_error: `|Y - Y'| / |Y|` of the outputs of the layers that read it; 0 where nothing goes.
         stays: Which units stay; empty where all do.
+        basis: What the units are turned to first, so that they are components, which the layers around take up; None
+            where they are removed as they are.
     """
 
     name: str
@@ -87,6 +90,7 @@ class SpaceDecision:
     reason: str
     relative_error: float = 0.0
     stays: tuple[int, ...] = field(default=(), repr=False)
+    basis: Rotation | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,11 @@ class Plan:
     def kept(self) -> dict[str, tuple[int, ...]]:
         """The units that stay of the spaces that are cut, by name."""
         return {space.name: space.stays for space in self.spaces if space.kept < space.units}
+
+    @property
+    def bases(self) -> dict[str, Rotation]:
+        """What the units of spaces are turned to before they are cut, by name."""
+        return {space.name: space.basis for space in self.spaces if space.basis is not None}
 
     def rules(self) -> tuple[Rule, ...]:
         """The plan as a map of layers and spaces that can be edited, and given to a `Goal`."""

@@ -296,9 +296,10 @@ class Planner:
             return SpaceDecision(space.name, space.kind, space.size, stays, why)
         error = site.error(stays)
         harm = "" if site.damage is None else f", for a damage of {site.damage(error):.2g} to the outputs"
-        why = f"the units that go take {error:.4f} of the energy of what reads them{harm}"
+        going = "the units that go" if site.basis is None else "turned to components, of which those that go"
+        why = f"{going} take {error:.4f} of the energy of what reads them{harm}"
         units = tuple(int(unit) for unit in site.elimination.kept(stays // space.groups))
-        return SpaceDecision(space.name, space.kind, space.size, stays, why, sqrt(error), units)
+        return SpaceDecision(space.name, space.kind, space.size, stays, why, sqrt(error), units, site.basis)
 
     def _notes_on_moments(self) -> list[str]:
         if not self.evidence.moments:

@@ -22,7 +22,8 @@ from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.spaces import Space
 from trp_onnx.lowrank.linalg import Array
-from trp_onnx.lowrank.surgeon import NO_UNIT, Elimination, Reader, eliminate, refit
+from trp_onnx.lowrank.rotation import Rotation, rotate
+from trp_onnx.lowrank.surgeon import NO_UNIT, Elimination, Reader, Units, eliminate, refit
 from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.damage import Level
 from trp_onnx.planning.moved import Move
@@ -48,12 +49,14 @@ class SpaceSite:
         space: The space.
         elimination: Its units in the order in which they go, and what that costs.
         levels: Units that may stay, rising; the last is all of them.
+        basis: In which units are removed; None where they are what the network has.
         damage: What relative squared errors of what reads the space do to the network's outputs, where measured.
     """
 
     space: Space
     elimination: Elimination
     levels: tuple[int, ...]
+    basis: Rotation | None = None
     damage: DamageCurve | None = None
 
     def error(self, kept: int) -> float:
@@ -106,12 +109,25 @@ def survey_spaces(
     """
     found = [(space, rule_levels(space, space_match(rules, space.name), align)) for space in spaces]
     wanted = [(space, levels) for space, levels in found if levels]
-    eliminations = each(lambda pair: eliminate(readers_of(pair[0], moments), pair[0].size, pair[0].groups), wanted)
+    eliminations = each(lambda pair: _eliminated(pair[0], readers_of(pair[0], moments)), wanted)
     known = damage or {}
     return [
-        SpaceSite(space, elimination, levels, known.get(space.name))
-        for (space, levels), elimination in zip(wanted, eliminations, strict=True)
+        SpaceSite(space, elimination, levels, basis, known.get(space.name))
+        for (space, levels), (elimination, basis) in zip(wanted, eliminations, strict=True)
     ]
+
+
+def _eliminated(space: Space, readers: Sequence[Reader]) -> tuple[Elimination, Rotation | None]:
+    """Units of a space in the order in which they go, of a linear one in the basis that loses least."""
+    if not space.linear:
+        return eliminate(readers, space.size, space.groups), None
+    basis = rotate(readers, space.size, space.groups)
+    turned = eliminate([basis.of(reader) for reader in readers], space.size, space.groups)
+    if len(readers) > 1:  # whose best bases differ
+        plain = eliminate(readers, space.size, space.groups)
+        if plain.errors.mean() <= turned.errors.mean():
+            return plain, None
+    return turned, basis
 
 
 def rule_levels(space: Space, rule: SpaceRule | None, align: int) -> tuple[int, ...]:
@@ -120,10 +136,11 @@ def rule_levels(space: Space, rule: SpaceRule | None, align: int) -> tuple[int, 
     Raises:
         UsageError: The map asks for units that the space does not have.
     """
-    if rule is None or space.closed is not None:
-        levels = () if space.closed is not None else levels_of(space, align)
+    why = space.closed or (None if space.consumers else "its units are multiplied with others, and no layer reads them")
+    if rule is None or why is not None:
+        levels = () if why is not None else levels_of(space, align)
         if rule is not None and not rule.keep and rule.units != space.size:
-            raise UsageError(f"the space '{space.name}' cannot be cut: {space.closed}")
+            raise UsageError(f"the space '{space.name}' cannot be cut: {why}")
         return levels if len(levels) > 1 else ()
     if rule.keep:
         return ()
@@ -167,10 +184,17 @@ def _moves(site: SpaceSite, moments: Mapping[str, Moments], kept: int) -> tuple[
     for consumer, reader in zip(site.space.consumers, readers_of(site.space, moments), strict=True):
         layer = consumer.layer
         weight, known = layer.weight(), moments.get(layer.name)
-        step = refit(reader, units).reshape(weight.shape) - weight
+        step = _refitted(reader, units, site.basis).reshape(weight.shape) - weight
         shift = mean_error(-step, known) if known is not None and corrects_bias(layer) else None
         moves.append(Move((layer,), step, shift))
     return tuple(moves)
+
+
+def _refitted(reader: Reader, units: Units, basis: Rotation | None) -> Array:
+    """The weight that reads some units or components only, (G, N, D), as the network reads units."""
+    if basis is None:
+        return refit(reader, units)
+    return basis.inverse.of_weight(refit(basis.of(reader), units), reader.unit)
 
 
 def columns_gone(spaces: Sequence[Space], kept: Mapping[str, Sequence[int]]) -> dict[str, NDArray[np.bool_]]:

@@ -222,7 +222,7 @@ def _layer(decision: Decision) -> dict[str, Any]:
 
 
 def _space(decision: SpaceDecision) -> dict[str, Any]:
-    """A decision; which units stay is the plan's to know."""
+    """A decision; which units stay, in what basis, is the plan's to know."""
     entry: dict[str, Any] = plain(decision)
-    del entry["stays"]
+    del entry["stays"], entry["basis"]
     return entry
