@@ -3,9 +3,10 @@
 `normalise` is a sequence of the common passes of onnx_ir (inline functions, lift constants, drop initializers
 from the inputs) and, from here, `SimplifyPass`, which `CheckedPass` undoes where outputs change,
 `FoldBatchNormPass` and `UniqueNamesPass`. `FactorisePass` carries out a plan, `CutChannelsPass` removes
-channels from a whole network, `TurnSpacesPass` turns them to components before, `ReplaceWeightsPass` refits what they keep, `FoldWeightsPass` and `BalanceFactorsPass`
-prepare a model for int8. All of them find the layers themselves and say what they require: they run in anybody's
-`onnx_ir.passes.Sequential`. What onnx_ir already has is used from there and not wrapped.
+channels from a whole network, which `TurnSpacesPass` turns to components where they are linear, `ReplaceWeightsPass`
+refits what is kept, `FoldWeightsPass` and `BalanceFactorsPass` prepare a model for int8. All of them find the layers
+themselves and say what they require: they run in anybody's `onnx_ir.passes.Sequential`. What onnx_ir already has is
+used from there and not wrapped.
 """
 
 from trp_onnx.passes.balance_factors import BalanceFactorsPass

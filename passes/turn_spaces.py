@@ -1,7 +1,7 @@
 """Turn the units of linear spaces to components: other weights in the layers around, and the network computes the same.
 
-A constant that makes units, or is added to them, gets the rows `E b`; a weight that reads them the columns `W E^-1` (see
-`lowrank.rotation`).
+A constant that makes units, or is added to them, gets the rows `E b`; a weight that reads them the columns `W E^-1`
+(see `lowrank.rotation`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def _turned(array: np.ndarray, part: Part, basis: Rotation, *, read: bool) -> np
     """An array with one of its axes turned, in each of its blocks."""
     if part.unit.ndim > 1:
         blocks = array.reshape(len(part.unit), -1, *array.shape[1:])
-        turned = [_turned(block, replace(part, unit=unit), basis, read=read) for block, unit in zip(blocks, part.unit)]
+        pairs = zip(blocks, part.unit, strict=True)
+        turned = [_turned(block, replace(part, unit=unit), basis, read=read) for block, unit in pairs]
         return np.concatenate(turned).reshape(array.shape)
     rows = np.moveaxis(array, part.axis, 0)
     turn = basis.of_columns if read else basis.of_outputs

@@ -42,7 +42,7 @@ class Rotation:
         return len(self.encode), len(self.encode) * self.encode.shape[1]
 
     def of_outputs(self, rows: Array, unit: Units) -> Array:
-        """What a producer computes, from the rows of its weight or bias: (rows, ...), with the unit of each, or none."""
+        """What a producer computes, from rows of its weight or bias: (rows, ...), with the unit of each, or none."""
         return _turned(rows, unit, self.encode)
 
     def of_columns(self, columns: Array, unit: Units) -> Array:

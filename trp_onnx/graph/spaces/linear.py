@@ -1,7 +1,7 @@
 """Which operators tell the units of a space apart: those of all other spaces can be turned to another basis.
 
-A node that sees the units of a value as a vector h, and gives nothing but h, sums of such vectors, and multiples by what
-is the same for all units, gives E of that for E h. So do the layers that make and read units.
+A node that reads the units of a value as a vector h, and gives nothing but h, sums of such vectors, and multiples by
+what is the same for all units, gives E times the same for E h.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MIXING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def told_apart(trace: Trace, node: ir.Node) -> list[Label]:
-    """The labels around a node whose units it does not treat alike; those that a product sums over are not looked at."""
+    """The labels around a node whose units it does not treat alike, but for those that a product sums over."""
     if node.op_type in _PASSING:
         return []
     if node.op_type in _MIXING:
@@ -44,9 +44,10 @@ def _around(trace: Trace, node: ir.Node) -> list[Label]:
 def _by_layer(trace: Trace, node: ir.Node) -> list[Label]:
     """Those of a convolution of single channels, or of one whose groups share outputs; a bias that all units share."""
     layer = trace.layers.get(node)
-    if layer is not None and layer.geometry is not None and layer.geometry.groups > 1:
-        if layer.op == "ConvTranspose" or (layer.op == "Conv" and layer.geometry.in_channels == 1):
-            return _around(trace, node)
+    geometry = layer.geometry if layer is not None else None
+    groups, inputs = (geometry.groups, geometry.in_channels) if geometry is not None else (1, 1)
+    if groups > 1 and (node.op_type == "ConvTranspose" or (node.op_type == "Conv" and inputs == 1)):
+        return _around(trace, node)
     if node.op_type == "Gemm" and len(node.inputs) > 2:
         beside = operands_of(trace, node, 2, first=2)
         return [label for label in trace.of(node.outputs[0]) if _added_alike(label, beside)]
