@@ -69,9 +69,11 @@ def samples(path: Path, *shape: int) -> Path:
     return path
 
 
-def test_a_chain_is_cut_to_its_rank_at_no_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_a_chain_is_cut_to_its_rank_at_no_loss(tmp_path: Path, asymmetric: bool) -> None:
     net, out = chain(tmp_path / "net.onnx"), tmp_path / "out.onnx"
-    report = compress(net, out, macs=0.38, align=8, data=samples(tmp_path / "x.npz", WIDTH))
+    data = samples(tmp_path / "x.npz", WIDTH)
+    report = compress(net, out, macs=0.38, align=8, data=data, asymmetric=asymmetric)
     (space,) = report.spaces
     assert (space.name, space.units, space.kept) == ("a", WIDTH, RANK) and "components" in space.reason
     feeds = {"x": rng(8).standard_normal((16, WIDTH)).astype(np.float32)}

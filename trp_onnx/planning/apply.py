@@ -68,6 +68,8 @@ def carry_out(
     original = to_proto(model, apart=True) if samples is not None and unfolded(model) else None
     moments = evidence.moments
     before = None
+    if plan.bases:
+        layers, moments = _turn(plan, model, moments, samples, keep, input_shapes)
     if plan.kept:
         whole = to_proto(model, apart=True) if asymmetric and samples is not None else None
         layers, moments, was = _cut(plan, model, layers, moments, samples, keep, input_shapes)
@@ -109,8 +111,6 @@ def _cut(
     Returns:
         The layers of the thinner network, the moments of those that are factorised, and what all layers were.
     """
-    if plan.bases:
-        layers, moments = _turn(plan, model, moments, samples, keep, input_shapes)
     spaces = [space for space in find_spaces(model, layers, input_shapes) if space.name in plan.kept]
     was, gone = was_before(layers, spaces, plan.kept), columns_gone(spaces, plan.kept)
     if samples is None:
