@@ -201,7 +201,7 @@ def test_metrics_that_fail_are_wrong_options(net: Path, metric: Any) -> None:
 def test_metrics_are_started_by_functions(net: Path) -> None:
     with pytest.raises(UsageError, match="start is a function"):
         trp_onnx.Metric("mine", 5)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="is a Running, not NoneType"):
+    with pytest.raises(UsageError, match="is a Running, not None"):
         trp_onnx.evaluate(net, (X, np.zeros(8, int)), metric=trp_onnx.Metric("mine", lambda setting: None))  # type: ignore[arg-type, return-value]
 
 
