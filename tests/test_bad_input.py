@@ -276,7 +276,7 @@ def test_images_that_go_in_as_they_are_stored(tmp_path: Path, net: Path) -> None
 @pytest.mark.parametrize(
     ("option", "text", "complaint"),
     [
-        ("--config", "layer = [1, 2]", "holds [[layer]] entries: layer[0] takes a table, not 1"),
+        ("--config", "layer = [1, 2]", "holds [[layer]] and [[space]] entries: layer[0] takes a table, not 1"),
         ("--training", '[output_weights]\nlogits = "a"', "output_weights takes"),
         ("--training", 'milestones = ["a"]', "milestones[0] takes"),
         ("--training", 'augment = ["wild"]', "augment[0] is one of crop, flip, resized, color, not 'wild'"),
@@ -405,7 +405,7 @@ def test_wrong_usage_exits_with_2(tmp_path: Path, net: Path, options: tuple[obje
         ("[[layer]]\nname = 'conv2'\nratio = 0.001\n", "cannot be brought to 0.001"),
         ("[[layer]]\nname = 'conv2'\nscheme = 'cp'\n", "unknown scheme 'cp'"),
         ("[[layer]]\nregex = '('\nkeep = true\n", "not a regular expression"),
-        ("layer = 3\n", "[[layer]] entries"),
+        ("layer = 3\n", "[[layer]] and [[space]] entries"),
         ("[[layer]\n", "is not TOML"),
     ],
 )

@@ -345,7 +345,7 @@ def test_a_run_that_is_killed_before_its_folder_has_a_marker(net: Path, data: Pa
 def test_a_folder_that_is_not_ours_is_no_demo(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     (tmp_path / "plan.toml").write_text("mine")
-    with pytest.raises(UsageError, match=r"holds 'plan\.toml'"):
+    with pytest.raises(UsageError, match=r"plan\.toml' is no part of a report"):
         trp_onnx.demo(tmp_path)
     assert (tmp_path / "plan.toml").read_text() == "mine"
 

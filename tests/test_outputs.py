@@ -288,6 +288,7 @@ def test_networks_that_decide_are_planned_by_what_they_decide_from(net: Path, sa
     report = compress(net, tmp_path / "out.onnx", macs=0.6, align=1, data=samples)
     assert 0.5 < report.macs.ratio <= 0.6
     damages = [layer.reason for layer in report.layers if layer.scheme]
+    damages += [space.reason for space in report.spaces if space.kept < space.units]
     assert damages and all("damage" in reason and "damage of 0 " not in reason for reason in damages)
 
 

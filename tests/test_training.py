@@ -71,7 +71,7 @@ def test_training_to_a_speed(net: Path, data: Path, tmp_path: Path) -> None:
     for by in document["parts"].values():
         for knots in by.values():
             knots[:] = [([rank] * len(knots[0][0]), rank / 20) for rank in (1, 20) if knots]
-    document |= {"shares": {"conv1": 0.0, "conv2": 0.9, "fc": 0.0}, "step": 1}
+    document |= {"shares": {"conv1": 0.0, "conv2": 0.9, "fc": 0.0}, "others": {}, "step": 1}
     document["target"] |= {"machine": "a phone"}
     (tmp_path / "table.json").write_text(json.dumps(document))
     report = compress(
@@ -94,6 +94,7 @@ def test_training_to_a_speed(net: Path, data: Path, tmp_path: Path) -> None:
 )
 def test_what_there_is_to_win_is_said(net: Path, data: Path, tmp_path: Path, share: float, said: str) -> None:
     document = trp_onnx.profile(net).to_dict() | {"shares": {"conv1": 0.0, "conv2": share, "fc": 0.0}}
+    document["others"] = {}
     document["target"] |= {"machine": "a phone"}
     (tmp_path / "table.json").write_text(json.dumps(document))
     report = compress(net, tmp_path / "out.onnx", data, latency_table=tmp_path / "table.json", train=options(epochs=1))

@@ -52,6 +52,7 @@ from .latency import read_table as read_table
 from .latency import save_table as save_table
 from .latency.measured import Latency as Latency
 from .latency.trial import Trial as Trial
+from .lowrank.rotation import Rotation as Rotation
 from .planning import Candidate as Candidate
 from .planning import Decision as Decision
 from .planning import LayerRule as LayerRule

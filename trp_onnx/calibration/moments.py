@@ -93,9 +93,13 @@ class Moments:
         """
         found: NDArray[Any] = self.spread.astype(np.float64 if exact else np.float32)
         if not centred:
-            mean = (self.mean / self.scale).astype(found.dtype)
-            found += mean[:, :, None] * mean[:, None, :]
+            found += self._mean_square(found.dtype)
         return found
+
+    def _mean_square(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """What the mean adds to the moments about it, over the square of `scale`: (G, D, D)."""
+        mean = (self.mean / self.scale).astype(dtype)
+        return np.asarray(mean[:, :, None] * mean[:, None, :])
 
     def moment(self, *, centred: bool, exact: bool = True) -> Moment:
         """What an error of the weight is weighed with, whose scale means nothing: (G, D, D), or a product.
@@ -115,12 +119,14 @@ class Moments:
         `PER_ENTRY` patches for each entry of one, the part that is missing is taken from the diagonal (shrinkage as by
         Ledoit and Wolf, "Honey, I Shrunk the Sample Covariance Matrix", 2004, by as much as counts say).
         """
-        found = self.second(centred=centred, exact=exact)
+        found = self.second(centred=True, exact=exact)
         missing = 1.0 - self.patches / (PER_ENTRY * found.shape[1])
         if missing > 0:
             diagonal = np.einsum("gdd->gd", found).copy()
             found *= np.asarray(1.0 - missing, found.dtype)
             np.einsum("gdd->gd", found)[:] = diagonal
+        if not centred:
+            found += self._mean_square(found.dtype)
         power = np.trace(found, axis1=1, axis2=2, dtype=np.float64) / found.shape[1]
         # Where nothing flows, the weights' own errors count.
         floor = np.where(power > np.finfo(np.float64).tiny, SHRINKAGE * power, 1.0)

@@ -78,7 +78,7 @@ def main() -> None:
 @target_option("What int8 is made for.", common=False)
 @training_options
 @option("--recover", group=TRAINING, type=float, metavar="MINUTES",
-        help="Let the compressed network learn from the original on --data, without labels.")  # fmt: skip
+        help="Then learn from the original, without labels.")  # fmt: skip
 @option("-o", "--output", "out", group=OUTPUT, type=FILE, help="Where the compressed model goes (MODEL.lowrank.onnx).")
 @external_data_option
 @option("--report", "report_dir", group=OUTPUT, type=FILE, metavar="DIR",

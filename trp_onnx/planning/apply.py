@@ -65,7 +65,6 @@ def carry_out(
     def progress(layers: Sequence[Layer]) -> Iterable[Layer]:
         return track(layers, "factorising")
 
-    original = to_proto(model, apart=True) if samples is not None and unfolded(model) else None
     moments = evidence.moments
     before = None
     if plan.bases:
@@ -74,6 +73,7 @@ def carry_out(
         whole = to_proto(model, apart=True) if asymmetric and samples is not None else None
         layers, moments, was = _cut(plan, model, layers, moments, samples, keep, input_shapes)
         before = None if whole is None else Original(whole, was)
+    original = to_proto(model, apart=True) if samples is not None and unfolded(model) else None
     if asymmetric and samples is not None:
         walking = samples.first(ASYMMETRIC_SAMPLES)
         refitted = factorise_in_turn(
