@@ -18,7 +18,14 @@ from tests.conftest import REPO
 
 DOCS = REPO / "docs"
 PAGES = sorted([REPO / "README.md", REPO / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
-ELSEWHERE = {"data.md", "edge.md", "python.md", "training.md"}  # samples of code, or run by other tests
+ELSEWHERE = {
+    "data.md",
+    "edge.md",
+    "metrics.md",
+    "python.md",
+    "recover.md",
+    "training.md",
+}  # samples of code, or run by other tests
 MADE = {"cli.md", "python.md", "json.md", "architecture.md", "changelog.md", "benchmarks.md"}  # by the site
 
 
