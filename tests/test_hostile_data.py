@@ -373,12 +373,14 @@ def test_data_of_nothing(net: Path) -> None:
         trp_onnx.evaluate(net, data=None)
 
 
-def test_a_product_that_sums_over_its_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--asymmetric",)])
+def test_a_product_that_sums_over_its_samples(tmp_path: Path, more: tuple[str, ...]) -> None:
     """Gemm of a transposed input: what fills up a batch of a fixed size is summed over like the rest."""
     w = {"w": graphs.weights(48, 40), "b": np.ones(40, np.float32)}
     node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="layer", transA=1)
     model = graphs.model([node], [graphs.info("x", [48, 3])], [graphs.info("y", [3, 40])], w)
     data = archive(tmp_path / "d.npz", x=npy(rng().standard_normal((40, 3)).astype(np.float32)))
     path = graphs.save(model, tmp_path / "m.onnx")
-    code, message = cli("compress", path, "-o", tmp_path / "o.onnx", "--macs", 0.6, "--align", 1, "--data", data)
+    goal = ("--macs", 0.6, "--align", 1, "--scheme", "svd")
+    code, message = cli("compress", path, "-o", tmp_path / "o.onnx", *goal, "--data", data, *more)
     assert code == 0, message

@@ -85,8 +85,8 @@ def _statistics(walk: Walk, model: onnx.ModelProto, name: str) -> tuple[Array, A
     """Mean and variance of each channel of a value: (C,) each."""
     count, first, second = 0, np.zeros(()), np.zeros(())
     shift: Array | None = None
-    for values, _ in walk.run(model, [name]):
-        rows = np.moveaxis(values[name], 1, -1).astype(np.float64)
+    for run, values in walk.run(model, [name]):
+        rows = np.moveaxis(run.counted(values)[name], 1, -1).astype(np.float64)
         rows = rows.reshape(-1, rows.shape[-1])
         shift = rows.mean(axis=0) if shift is None else shift
         count, first = count + len(rows), first + (rows - shift).sum(axis=0)

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from trp_onnx.calibration.moments import Moments, flow_of, patches_of
+from trp_onnx.calibration.moments import Moments, flow_of, patches_of, seen_by
 from trp_onnx.graph.bias import bias_of, corrects_bias
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
@@ -112,9 +112,9 @@ class SideBySide:
         self._after.advance(now, output)
         positions = (np.random.default_rng(0), np.random.default_rng(0))
         runs = zip(self._before.run(self._original, [flow]), self._after.run(now, [flow]), strict=True)
-        for (before, _), (after, _) in runs:
-            then = patches_of(was.layer, before[flow], self._count, positions[0])[was.groups]
-            here = patches_of(layer, after[flow], self._count, positions[1], was.layer)
+        for (run, before), (again, after) in runs:
+            then = patches_of(was.layer, seen_by(was.layer, run, before[flow]), self._count, positions[0])[was.groups]
+            here = patches_of(layer, seen_by(layer, again, after[flow]), self._count, positions[1], was.layer)
             yield np.concatenate([then, here], axis=2)
 
 

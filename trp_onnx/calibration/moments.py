@@ -224,13 +224,11 @@ def collect_moments(
         sharing[layer.key].append(layer)
     positions = {key: np.random.default_rng([*sharing[key][0].name.encode()]) for key in sums}
     for run in progress(_runs(session, samples, batching)):
-        whole = run_session(session, run.feeds) | run.feeds
-        counted = run.counted(whole)
+        values = run_session(session, run.feeds) | run.feeds
 
-        def gather(key: LayerKey, whole: Arrays = whole, counted: Arrays = counted) -> None:
+        def gather(key: LayerKey, run: Run = run, values: Arrays = values) -> None:
             for layer in sharing[key]:
-                name = flows[layer.name]
-                value = whole[name] if _sums_over_samples(layer, whole[name]) else counted[name]
+                value = seen_by(layer, run, values[flows[layer.name]])
                 if value.size:  # of a branch that was not taken it is empty
                     sums[key].add(patches_of(layer, value, len(samples), positions[key]))
 
@@ -354,9 +352,10 @@ def _summed_axis(layer: Layer, value: np.ndarray) -> int:
     return value.ndim - 1 - turned
 
 
-def _sums_over_samples(layer: Layer, value: np.ndarray) -> bool:
-    """Whether a layer mixes the samples of a batch, so that the batch counts as a whole, what pads it too."""
-    return layer.op not in ("Conv", "ConvTranspose") and _summed_axis(layer, value) == 0
+def seen_by(layer: Layer, run: Run, value: np.ndarray) -> np.ndarray:
+    """What flows into a layer in a run, without what fills the batch up; with it where the layer mixes samples."""
+    mixes = layer.op not in ("Conv", "ConvTranspose") and _summed_axis(layer, value) == 0
+    return value if mixes else np.asarray(run.counted({"": value})[""])
 
 
 def _windows(layer: Layer, value: np.ndarray, per_sample: int, rng: np.random.Generator) -> np.ndarray:

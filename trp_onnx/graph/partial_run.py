@@ -87,10 +87,10 @@ class Walk:
         """The part of a network from here to some values, or to its outputs: a copy."""
         return part_from(model, {name: self.runs[0].feeds[name].dtype for name in self.at}, outputs)
 
-    def run(self, model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[tuple[Arrays, int]]:
-        """From here to some values, run by run, and how many samples each holds."""
+    def run(self, model: onnx.ModelProto, outputs: Sequence[str]) -> Iterator[tuple[Run, Arrays]]:
+        """From here to some values: each run, and what it gives, with that of samples which only fill it up."""
         if set(outputs) <= set(self.at):
-            return ((run.counted({name: run.feeds[name] for name in outputs}), run.count) for run in self.runs)
+            return ((run, {name: run.feeds[name] for name in outputs}) for run in self.runs)
         return self.feed(open_session(self.rest(model, outputs)), outputs)
 
     def feed(
@@ -99,8 +99,8 @@ class Walk:
         outputs: Sequence[str],
         runs: slice = slice(None),
         others: Mapping[str, np.ndarray] | None = None,
-    ) -> Iterator[tuple[Arrays, int]]:
-        """Run a session of the rest, run by run.
+    ) -> Iterator[tuple[Run, Arrays]]:
+        """Run a session of the rest: what `run` gives.
 
         Args:
             session: Of what `rest` gave.
@@ -110,7 +110,7 @@ class Walk:
         """
         for run in self.runs[runs]:
             here = {name: run.feeds[name] for name in outputs if name in run.feeds}
-            yield run.counted(here | run_session(session, {**run.feeds, **(others or {})})), run.count
+            yield run, here | run_session(session, {**run.feeds, **(others or {})})
 
 
 def part_from(

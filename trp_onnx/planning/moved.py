@@ -105,7 +105,7 @@ class MovedNetwork:
 
     def _outputs(self, session: Any, piece: slice, others: Arrays | None = None) -> dict[str, Value]:
         found = list(self._walk.feed(session, self._measured, piece, others))
-        return joined([values for values, _ in found], [count for _, count in found])
+        return joined([run.counted(values) for run, values in found], [run.count for run, _ in found])
 
 
 def _pieces(runs: Sequence[Run], size: int) -> list[slice]:

@@ -159,9 +159,8 @@ def _spaces(
     signature = np.zeros(len(closed), np.uint64)
 
     def seen(ids: Ids) -> None:
-        ids = ids[ids != NONE]
-        times = np.bincount(ids, minlength=0).astype(np.uint64)
-        signature[: len(times)] += times * rng.integers(1, 2**63, dtype=np.uint64)
+        here, times = np.unique(ids[ids != NONE], return_counts=True)  # of all units a place holds few
+        signature[here] += times.astype(np.uint64) * rng.integers(1, 2**63, dtype=np.uint64)
 
     for place in places:
         if place.place.apart:
