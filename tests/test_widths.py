@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import helper
 import trp_onnx
 from tests.easy import compress
 from tests.graphs import distance, info, initializers, model, rng, run, save, weights
-from trp_onnx import Goal, SearchSpace
+from trp_onnx import Goal, SearchSpace, SpaceRule
 from trp_onnx.errors import UsageError
 
 HIDDEN = 48
@@ -150,3 +151,50 @@ def test_layers_in_turn_make_up_for_what_was_cut(tmp_path: Path, samples: Path) 
         assert any(space.kept < space.units for space in report.spaces)
         errors[asymmetric] = distance(run(net, feeds())[0], run(out, feeds())[0])
     assert errors[True] <= errors[False]
+
+
+def upsampling(path: Path, group: int, outputs: int) -> Path:
+    """1x1 -> ConvTranspose of so many groups -> 1x1."""
+    w = {
+        "wa": weights(8, 8, 1, 1, seed=1),
+        "wt": weights(8, outputs // group, 2, 2, seed=2),
+        "wb": weights(4, outputs, 1, 1, seed=3),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "wa"], ["a"], name="a"),
+        helper.make_node("Relu", ["a"], ["ar"]),
+        helper.make_node("ConvTranspose", ["ar", "wt"], ["t"], name="t", group=group, strides=[2, 2]),
+        helper.make_node("Relu", ["t"], ["tr"]),
+        helper.make_node("Conv", ["tr", "wb"], ["y"], name="b"),
+    ]
+    return save(model(nodes, [info("x", ["N", 8, 8, 8])], [info("y", ["N", 4, 16, 16])], w), path)
+
+
+def experts(path: Path) -> Path:
+    """Two batched products; all matrices of the first share their bias, and so their units."""
+    w = {"wa": weights(3, 8, 16, seed=1), "bias": weights(16, 1, seed=3)[:, 0], "wb": weights(3, 16, 8, seed=2)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "wa"], ["a"], name="a"),
+        helper.make_node("Add", ["a", "bias"], ["ab"]),
+        helper.make_node("Relu", ["ab"], ["ar"]),
+        helper.make_node("MatMul", ["ar", "wb"], ["y"], name="b"),
+    ]
+    return save(model(nodes, [info("x", ["N", 3, 5, 8])], [info("y", ["N", 3, 5, 8])], w), path)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "space"),
+    [
+        (lambda path: upsampling(path, 2, 16), (8, 8, 8), "t"),
+        (lambda path: upsampling(path, 8, 16), (8, 8, 8), "a"),
+        (experts, (3, 5, 8), "a"),
+    ],
+    ids=["one set of outputs for all groups", "two outputs of each channel", "one bias for all matrices"],
+)
+def test_the_macs_of_grouped_layers_are_those_of_the_file(
+    tmp_path: Path, net: Callable[[Path], Path], shape: tuple[int, ...], space: str
+) -> None:
+    path, out = net(tmp_path / "net.onnx"), tmp_path / "out.onnx"
+    np.savez(tmp_path / "samples.npz", x=rng(7).standard_normal((32, *shape)).astype(np.float32))
+    report = compress(path, out, config=(SpaceRule(space, ratio=0.5),), data=tmp_path / "samples.npz")
+    assert report.macs.after == trp_onnx.inspect(out).macs < report.macs.before

@@ -66,7 +66,7 @@ WAYS: dict[str, Way] = {**SCHEMES, WIDTH.name: WIDTH, DEPTHWISE.name: DEPTHWISE}
 
 def width_of(geometry: Geometry) -> Width:
     """How a layer's channels are counted."""
-    return DEPTHWISE if geometry.kernel and geometry.groups > 1 == geometry.in_channels else WIDTH
+    return DEPTHWISE if geometry.depthwise else WIDTH
 
 
 def rank_of(geometry: Geometry, inputs: int, outputs: int) -> Rank:

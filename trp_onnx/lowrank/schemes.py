@@ -81,6 +81,11 @@ class Geometry:
         return int(_chain_macs(self, (0,) * len(self.kernel), (self.in_channels, self.out_channels)))
 
     @property
+    def depthwise(self) -> bool:
+        """Whether every input channel of a convolution has a group of its own: channels are groups there."""
+        return self.groups > 1 and self.in_channels == 1 and bool(self.kernel)
+
+    @property
     def parameters(self) -> int:
         """Entries of the dense weight."""
         return self.groups * self.out_channels * self.in_channels * prod(self.kernel)

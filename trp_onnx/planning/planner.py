@@ -6,7 +6,7 @@
     speedup S   the same within 1 / S of the network's time, by a latency table
     vbmf        the rank that variational Bayes takes for signal, under the cheapest scheme
 
-Where spaces may be cut, their widths are chosen together with the ranks (see `joint`), for macs and speedup.
+Where spaces may be cut, their widths are chosen together with the ranks (see `width_search`), for macs and speedup.
 
 No option is dearer than the dense layer, none has a rank below 1, all ranks are multiples of the
 alignment. A layer that saves no thousandth of the network, whatever becomes of it, stays as it is. A map of
@@ -27,7 +27,6 @@ from trp_onnx.graph.layers import Layer, counted_layers, network_macs
 from trp_onnx.job import Goal
 from trp_onnx.lowrank.schemes import SCHEMES
 from trp_onnx.planning.allocate import allocate
-from trp_onnx.planning.joint import Joint
 from trp_onnx.planning.options import (
     Cost,
     Evidence,
@@ -45,6 +44,7 @@ from trp_onnx.planning.rules import Rule, check_all_match, site_match
 from trp_onnx.planning.select import by_energy, by_rule, by_vbmf, nothing_to_do, why_chosen, why_dense
 from trp_onnx.planning.spaces import SpaceSite
 from trp_onnx.planning.ties import ties_of
+from trp_onnx.planning.width_search import WidthSearch
 from trp_onnx.planning.widths import Kept, Widths, narrowed
 from trp_onnx.process.parallel import each
 
@@ -270,9 +270,9 @@ class Planner:
         table = self.evidence.table if cost is in_time else None
         settled = [replace(self._sites[i], dense=option, options=()) for i, option in given.items()]
         others = [layer for layer in self._widths.layers if layer.reason is not None]
-        joint = Joint(self._spaces, [*(site for _, site in free), *settled], cost, others, table)
-        spare = sum(cost(site.dense) for site in settled) + joint.rest({})
-        found = joint.choose(budget + spare)
+        search = WidthSearch(self._spaces, [*(site for _, site in free), *settled], cost, others, table)
+        spare = sum(cost(site.dense) for site in settled) + search.rest({})
+        found = search.choose(budget + spare)
         return {site.space.name: site.levels[0] for site in self._spaces} if found is None else found
 
     def _other_macs(self, layer: Layer, kept: Kept) -> int:

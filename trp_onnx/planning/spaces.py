@@ -20,7 +20,7 @@ from trp_onnx.calibration.moments import Moments, mean_error
 from trp_onnx.errors import UsageError
 from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.layers import Layer
-from trp_onnx.graph.spaces import Space
+from trp_onnx.graph.spaces import Space, outputs_of
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.rotation import Rotation, rotate
 from trp_onnx.lowrank.surgeon import NO_UNIT, Elimination, Reader, Units, eliminate, refit
@@ -28,7 +28,6 @@ from trp_onnx.planning.curve import DamageCurve
 from trp_onnx.planning.damage import Level
 from trp_onnx.planning.moved import Move
 from trp_onnx.planning.rules import Rule, SpaceRule, space_match
-from trp_onnx.planning.widths import is_depthwise
 from trp_onnx.process.parallel import each
 
 MEASURED_AT = (0.02, 0.1, 0.3)
@@ -222,9 +221,7 @@ def was_before(layers: Sequence[Layer], spaces: Sequence[Space], kept: Mapping[s
         stays = np.zeros(space.size + 1, dtype=bool)
         stays[[*kept[space.name], NO_UNIT]] = True
         for part, layer in [(one, layer) for one in space.parts for layer in stored.get(id(one.value), ())]:
-            assert layer.layout is not None and layer.geometry is not None
-            groups, outputs = layer.geometry.groups, layer.geometry.out_channels
-            if part.axis == (0 if is_depthwise(layer.geometry) else layer.layout.output_axis):
-                mine = np.broadcast_to(stays[part.unit].reshape(-1, outputs), (groups, outputs))
-                rows[layer.name] = rows.get(layer.name, np.ones_like(mine)) & mine
+            units = outputs_of(part, layer)
+            if units is not None:
+                rows[layer.name] = stays[units] & rows.get(layer.name, np.True_)
     return {layer.name: Was.of(layer, rows.get(layer.name)) for layer in free}

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trp_onnx.graph.layers import Layer
-from trp_onnx.graph.spaces import Space
+from trp_onnx.graph.spaces import Space, outputs_of
 from trp_onnx.lowrank.schemes import SCHEMES, Geometry
 from trp_onnx.planning.options import Option, Site
 
@@ -94,14 +94,9 @@ class Widths:
         geometry = layer.geometry
         assert geometry is not None
         inputs, outputs = self.channels(layer, kept)
-        if is_depthwise(geometry):
+        if geometry.depthwise:
             return replace(geometry, groups=inputs)
         return replace(geometry, in_channels=inputs // geometry.groups, out_channels=outputs // geometry.groups)
-
-
-def is_depthwise(geometry: Geometry) -> bool:
-    """Whether a layer has a group of its own for every input channel: it is cut by groups."""
-    return geometry.groups > 1 and geometry.in_channels == 1 and bool(geometry.kernel)
 
 
 def _touched(space: Space) -> list[tuple[Layer, float, float]]:
@@ -115,23 +110,21 @@ def _touched(space: Space) -> list[tuple[Layer, float, float]]:
         layers[layer.name] = layer
         inputs[layer.name] += np.count_nonzero(consumer.unit >= 0) / math.prod(geometry.kernel) / space.size
     for layer in space.producers:
-        assert layer.layout is not None
         layers[layer.name] = layer
-        outputs[layer.name] += _entries(space, layer, layer.layout.output_axis) / space.size
+        outputs[layer.name] += _outputs(space, layer) / space.size
     for layer in (passing for passing in space.within if isinstance(passing, Layer)):
         assert layer.geometry is not None
         layers[layer.name] = layer
-        own = _entries(space, layer, 0) / space.size
+        own = _outputs(space, layer) / space.size
         outputs[layer.name] += own
         inputs[layer.name] += own / layer.geometry.out_channels
     return [(layer, inputs[name], outputs[name]) for name, layer in layers.items()]
 
 
-def _entries(space: Space, layer: Layer, axis: int) -> int:
-    """How many entries of an axis of a layer's stored weight are units of a space."""
-    assert layer.constant is not None
-    mine = [part for part in space.parts if part.value is layer.constant.value and part.axis == axis]
-    return sum(int(np.count_nonzero(part.unit >= 0)) for part in mine)
+def _outputs(space: Space, layer: Layer) -> int:
+    """How many outputs of a layer are units of a space."""
+    found = [units for part in space.parts if (units := outputs_of(part, layer)) is not None]
+    return sum(int(np.count_nonzero(units >= 0)) for units in found)
 
 
 def narrowed(site: Site, widths: Widths, kept: Kept, table: LatencyTable | None) -> Site:

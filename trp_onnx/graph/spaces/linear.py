@@ -45,8 +45,7 @@ def _by_layer(trace: Trace, node: ir.Node) -> list[Label]:
     """Those of a convolution of single channels, or of one whose groups share outputs; a bias that all units share."""
     layer = trace.layers.get(node)
     geometry = layer.geometry if layer is not None else None
-    groups, inputs = (geometry.groups, geometry.in_channels) if geometry is not None else (1, 1)
-    if groups > 1 and (node.op_type == "ConvTranspose" or (node.op_type == "Conv" and inputs == 1)):
+    if geometry is not None and (geometry.depthwise or (geometry.transposed and geometry.groups > 1)):
         return _around(trace, node)
     if node.op_type == "Gemm" and len(node.inputs) > 2:
         beside = operands_of(trace, node, 2, first=2)

@@ -31,8 +31,7 @@ def _convolution(trace: Trace, node: ir.Node) -> Labels:
     geometry = layer.geometry
     source = np.full(geometry.groups * geometry.in_channels, NONE, np.int64)
     source = next((label.ids for label in trace.of(node.inputs[0]) if label.axes == (1,)), source)
-    depthwise = geometry.groups > 1 and geometry.in_channels == 1
-    made = _depthwise(trace, layer, source) if depthwise else _mixing(trace, layer, source)
+    made = _depthwise(trace, layer, source) if geometry.depthwise else _mixing(trace, layer, source)
     label = Label((1,), made)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and (made != NONE).any():

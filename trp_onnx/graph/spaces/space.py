@@ -65,6 +65,19 @@ class Consumer:
     unit: np.ndarray
 
 
+def outputs_of(part: Part, layer: Layer) -> np.ndarray | None:
+    """The unit of each output of a layer, (G, N), where a part is its weight along the axis that holds them."""
+    layout, geometry, constant = layer.layout, layer.geometry, layer.constant
+    if layout is None or geometry is None or constant is None or part.value is not constant.value:
+        return None
+    shape = geometry.groups, geometry.out_channels
+    if geometry.depthwise and geometry.transposed:  # stored by its inputs: each makes N outputs
+        return np.broadcast_to(part.unit.reshape(-1, 1), shape) if part.axis == 0 else None
+    if part.axis != layout.output_axis:
+        return None
+    return np.broadcast_to(part.unit.reshape(-1, geometry.out_channels), shape)  # one row may stand for all groups
+
+
 @dataclass(frozen=True, eq=False)
 class Space:
     """Units that can be removed one by one from a whole network.

@@ -33,7 +33,7 @@ _STEPS, _SWEEPS = 30, 10
 """Halvings of the price's interval, on a scale of powers; sweeps over the spaces at one price."""
 
 
-class Joint:
+class WidthSearch:
     """The widths of a network and the options of its layers, under one measure of cost."""
 
     def __init__(
