@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trp_onnx.graph.constants import Constant, resolve_constant
 from trp_onnx.graph.layers import layers_named
+from trp_onnx.graph.model import interface_of
 from trp_onnx.graph.spaces import Count, Part, Space, find_spaces
 from trp_onnx.graph.spaces.space import Use
 from trp_onnx.passes.factorise import Keep, in_memory
@@ -49,7 +50,7 @@ class CutChannelsPass(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Refuse a model without the spaces, or units that cannot be the ones that stay."""
-        self._interface = _interface(model)
+        self._interface = interface_of(model)
         layers = list(layers_named(model, input_shapes=self.input_shapes).values())
         self._spaces = {space.name: space for space in find_spaces(model, layers, self.input_shapes)}
         for name, units in self.kept.items():
@@ -79,12 +80,8 @@ class CutChannelsPass(ir.passes.InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """Inputs and outputs have the names, types and shapes that they had."""
-        if _interface(model) != self._interface:
+        if interface_of(model) != self._interface:
             raise ir.passes.PostconditionError("the cut changed the model's inputs or outputs: please report it")
-
-
-def _interface(model: ir.Model) -> list[object]:
-    return [(value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]
 
 
 def _staying(unit: NDArray[np.int64], stay: _Mask) -> _Mask:

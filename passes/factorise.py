@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from trp_onnx.graph.bias import bias_of
 from trp_onnx.graph.layers import Layer, layers_named
+from trp_onnx.graph.model import interface_of
 from trp_onnx.graph.provenance import mark_factor
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.schemes import SCHEMES, Rank, Scheme
@@ -91,7 +92,7 @@ class FactorisePass(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Refuse a model that the plan was not made for, with the name of a layer that does not fit."""
-        self._interface = _interface(model)
+        self._interface = interface_of(model)
         layers = layers_named(model, self.chosen, self.input_shapes)
         for name, (scheme, rank) in self.chosen.items():
             why = _obstacle(name, layers.get(name), self.shapes.get(name), SCHEMES[scheme], rank)
@@ -118,7 +119,7 @@ class FactorisePass(ir.passes.InPlacePass):
 
     def ensures(self, model: ir.Model) -> None:
         """Inputs and outputs have the names, types and shapes that they had."""
-        if _interface(model) != self._interface:
+        if interface_of(model) != self._interface:
             raise ir.passes.PostconditionError("factorisation changed the model's inputs or outputs: please report it")
 
     def _key(self, layer: Layer) -> object:
@@ -128,10 +129,6 @@ class FactorisePass(ir.passes.InPlacePass):
     def _split(self, layer: Layer) -> tuple[Sequence[Array], Array | None]:
         name, rank = self.chosen[layer.name]
         return self.split(layer, SCHEMES[name], rank)
-
-
-def _interface(model: ir.Model) -> list[object]:
-    return [(value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]
 
 
 def _obstacle(

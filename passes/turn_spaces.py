@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from trp_onnx.graph.constants import Constant, resolve_constant
 from trp_onnx.graph.layers import layers_named
+from trp_onnx.graph.model import interface_of
 from trp_onnx.graph.spaces import Part, Space, find_spaces
 from trp_onnx.graph.spaces.space import Use
 from trp_onnx.lowrank.rotation import Rotation
@@ -24,7 +25,8 @@ from trp_onnx.passes.put_constant import put_constant
 class TurnSpacesPass(ir.passes.InPlacePass):
     """Change the basis of linear spaces.
 
-    It requires that the model has the spaces and that they are linear. It ensures that all shapes stay.
+    It requires that the model has the spaces and that they are linear, and ensures that inputs and outputs stay what
+    they are.
     """
 
     def __init__(
@@ -44,15 +46,22 @@ class TurnSpacesPass(ir.passes.InPlacePass):
         super().__init__()
         self.bases, self.keep, self.input_shapes = bases, keep, input_shapes
         self._spaces: dict[str, Space] = {}
+        self._interface: list[object] = []
 
     def requires(self, model: ir.Model) -> None:
         """Refuse a model without the spaces, or with others under their names."""
+        self._interface = interface_of(model)
         layers = list(layers_named(model, input_shapes=self.input_shapes).values())
         self._spaces = {space.name: space for space in find_spaces(model, layers, self.input_shapes)}
         for name, basis in self.bases.items():
             space = self._spaces.get(name)
             if space is None or not space.linear or (space.groups, space.size) != basis.shape:
                 raise ir.passes.PreconditionError(f"the model has no linear space '{name}' of {basis.shape[1]} units")
+
+    def ensures(self, model: ir.Model) -> None:
+        """Inputs and outputs have the names, types and shapes that they had."""
+        if interface_of(model) != self._interface:
+            raise ir.passes.PostconditionError("turning changed the model's inputs or outputs: please report it")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run; `modified` says whether there was anything to turn."""

@@ -122,8 +122,8 @@ def test_a_plan_of_widths_is_timed_against_the_original(
     machine = runs_on(monkeypatch, tmp_path)
     trials = Trials(network.source, network.normal, network.feeds(), tmp_path, network.input_shapes)
     kept = {"expand": range(3, 43), "project": [*range(2, 14), *range(18, 30)]}
-    found = trials.refined(table, network.layers, {}, kept)
     widths = {"expand": (16, 40), "depthwise": (40, 40), "project": (40, 24), "grouped": (24, 32)}
+    found = trials.refined(table, network.layers, {}, widths)
     parts = {name: found.width_part(layer(network, name), *left) for name, left in widths.items()}
     saved = sum(found.share(layer(network, name)) * (1 - part) for name, part in parts.items())
     assert parts["project"] == pytest.approx(40 * 24 / 64 / 32, abs=0.01)

@@ -14,7 +14,7 @@ from trp_onnx.evaluation.divergence import divergence
 from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import open_model, to_proto
 from trp_onnx.passes import ReplaceWeightsPass
-from trp_onnx.planning import LayerRule, Level, Move, left_by_budgets, measure_space_damage
+from trp_onnx.planning import Cuts, LayerRule, Level, Move, left_by_budgets, measure_space_damage
 from trp_onnx.planning.curve import DamageCurve
 
 
@@ -119,12 +119,17 @@ def cut(layer: Layer, units: int, shift: np.ndarray | None = None) -> Move:
     return Move((layer,), step, shift)
 
 
+def cuts(*levels: Level) -> Cuts:
+    layers = dict.fromkeys(layer for level in levels for move in level.moves for layer in move.layers)
+    return Cuts(tuple(layers), "", lambda: levels)
+
+
 def test_a_space_is_cut_in_all_its_readers_at_every_width(hidden: Path) -> None:
     opened = open_model(hidden)
     loud, quiet = (layer for layer in find_layers(opened) if layer.name != "producer")
     samples = drawn(x=rng().standard_normal((16, 5, 8)).astype(np.float32))
     levels = [Level(0.1, (cut(loud, 2), cut(quiet, 2))), Level(0.5, (cut(loud, 12), cut(quiet, 12)))]
-    curve = measure_space_damage(opened, {"producer": levels}, samples)["producer"]
+    curve = measure_space_damage(opened, {"producer": cuts(*levels)}, samples)["producer"]
     before = run(hidden, samples.runs[0].feeds)[0]
     for level, damage in zip(levels, curve.damages[1:], strict=True):
         changed = {move.layers[0].name: (move.layers[0].weight() + move.step, None) for move in level.moves}
@@ -139,12 +144,12 @@ def test_spaces_are_measured_in_any_order_and_alone(hidden: Path) -> None:
     opened = open_model(hidden)
     producer, loud, quiet = find_layers(opened)
     samples = drawn(x=rng().standard_normal((16, 5, 8)).astype(np.float32))
-    levels = {name: [Level(0.3, (cut(layer, 4),))] for name, layer in (("q", quiet), ("l", loud), ("p", producer))}
+    levels = {name: cuts(Level(0.3, (cut(layer, 4),))) for name, layer in (("q", quiet), ("l", loud), ("p", producer))}
     together = measure_space_damage(opened, levels, samples)
     assert together["q"](0.3) < 1e-3 * together["l"](0.3)
     for name in levels:
         assert measure_space_damage(opened, {name: levels[name]}, samples)[name](0.3) == together[name](0.3)
-    assert measure_space_damage(opened, {"p": []}, samples) == {}
+    assert measure_space_damage(opened, {}, samples) == {}
 
 
 def test_biases_take_up_their_part_of_a_move(tmp_path: Path) -> None:
@@ -154,5 +159,5 @@ def test_biases_take_up_their_part_of_a_move(tmp_path: Path) -> None:
     samples = drawn(x=rng().standard_normal((16, 3, 12, 12)).astype(np.float32))
     still = Move((fc,), np.zeros(fc.shape or ()), np.zeros(10))
     lifted = Move((fc,), np.zeros(fc.shape or ()), np.arange(10.0))
-    curves = measure_space_damage(opened, {"a": [Level(0.1, (still,))], "b": [Level(0.1, (lifted,))]}, samples)
+    curves = measure_space_damage(opened, {"a": cuts(Level(0.1, (still,))), "b": cuts(Level(0.1, (lifted,)))}, samples)
     assert curves["a"](0.1) == pytest.approx(0, abs=1e-9) and curves["b"](0.1) > 0.1

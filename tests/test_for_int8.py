@@ -50,19 +50,20 @@ def test_int8_has_a_table_of_its_own(net: Path, table: LatencyTable, tmp_path: P
     assert 0.3 < sum(table.shares.values()) <= 1 and table.shares.keys() == {"conv1", "conv2", "fc"}
 
 
+@pytest.mark.parametrize("name", ["out.onnx", "net.onnx"])  # the original's own, elsewhere
 def test_a_speed_up_is_that_of_int8_against_int8(
-    net: Path, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: Path, table: LatencyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     machine = runs_on(monkeypatch, tmp_path)
-    report = compress(net, tmp_path / "out.onnx", speedup=1.3, latency_table=table, scheme="spatial", int8=True)
+    report = compress(net, tmp_path / name, speedup=1.3, latency_table=table, scheme="spatial", int8=True)
     assert report.latency is not None and report.latency.measured is not None
     assert report.latency.measured.median >= 1.3 and "int8" in report.latency.target
     assert report.latency.measured.median == pytest.approx(report.latency.predicted, rel=0.03)
     assert all(in_int8(model) for models in machine.prepared for model in models)
     assert split(machine.prepared[-1][1]) and not split(machine.prepared[-1][0])
-    assert not in_int8(onnx.load(tmp_path / "out.onnx"))
+    assert not in_int8(onnx.load(tmp_path / name))
     assert any("int8" in note for note in report.notes)
-    assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} == {name, "cache"}
 
 
 def test_no_plan_that_makes_int8_slower(net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,8 @@ def test_a_table_of_the_other_kernels_is_refused(
         compress(net, tmp_path / "out.onnx", speedup=1.2, latency_table=table)
     with pytest.raises(
         UsageError,
-        match="one for int8-signed: compress --for-int8, or measure with trp-onnx profile --precision int8-signed",
+        match="one for int8-signed: compress without --target arm, or measure with trp-onnx profile "
+        "--precision int8-signed",
     ):
         compress(net, tmp_path / "out.onnx", speedup=1.2, latency_table=table, int8=True, target="arm")
 

@@ -198,3 +198,19 @@ def test_the_macs_of_grouped_layers_are_those_of_the_file(
     np.savez(tmp_path / "samples.npz", x=rng(7).standard_normal((32, *shape)).astype(np.float32))
     report = compress(path, out, config=(SpaceRule(space, ratio=0.5),), data=tmp_path / "samples.npz")
     assert report.macs.after == trp_onnx.inspect(out).macs < report.macs.before
+
+
+def test_spaces_of_the_map_are_cut_whatever_ranks_alone_would_do(tmp_path: Path, samples: Path) -> None:
+    rules = [trp_onnx.SpaceRule("expand", units=8), trp_onnx.LayerRule("project", rank=(4,))]
+    report = compress(bottleneck(tmp_path / "net.onnx"), tmp_path / "out.onnx", config=rules, data=samples)
+    assert [(space.name, space.kept) for space in report.spaces if space.kept < space.units] == [("expand", 8)]
+    assert {layer.name for layer in report.layers if layer.scheme} == {"project"}
+
+
+def test_training_with_spaces_is_refused_before_any_work(tmp_path: Path, samples: Path) -> None:
+    rules = [trp_onnx.SpaceRule("expand", units=8)]
+    with pytest.raises(UsageError, match="training keeps all channels"):
+        compress(
+            bottleneck(tmp_path / "net.onnx"), tmp_path / "out.onnx", macs=0.5, config=rules, data=samples,
+            train=trp_onnx.TrainingOptions(epochs=1),
+        )  # fmt: skip

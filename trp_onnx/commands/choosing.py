@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from trp_onnx.evaluation.judging import Judge
 from trp_onnx.evaluation.outputs import Told
 from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.sizes import shape_options
+from trp_onnx.job import Goal
 from trp_onnx.latency.predicted import forecast
 from trp_onnx.latency.trial import Trial, Trials
 from trp_onnx.lowrank.schemes import Rank
@@ -24,7 +25,7 @@ from trp_onnx.passes import CleanUpPass
 from trp_onnx.planning import Candidate, Plan, Planner, choose_schemes, fastest_within, plan_for_speedup
 from trp_onnx.planning.apply import carry_out
 from trp_onnx.planning.search import Limit
-from trp_onnx.progress import note, say, track
+from trp_onnx.progress import note, track
 
 KEPT_AGREEMENT, KEPT_ERROR = 99.0, 2.0
 """Without a goal: per cent of answers that stay the original's, or where there is no data, of relative output error."""
@@ -88,28 +89,27 @@ def _planned(work: Workspace, known: Known) -> Choice:
 
         plan, candidates = fastest_within(planner, limit, lost)
         return Choice(plan, candidates, limit=limit)
-    found = _for_target(work, planner)
-    if found.plan.kept and known.apart is not None:
-        found = _less_harm(work, known, planner, found)
+    timing = Trials(network.source, network.normal, network.feeds(), work.staging.folder, network.input_shapes)
+    found = _for_target(goal, planner, timing)
+    if found.plan.kept and any(len(site.levels) > 1 for site in known.spaces):
+        found = _less_harm(work, known, found, lambda: _for_target(goal, planner.whole(), timing))
     return replace(found, limit=limit)
 
 
-def _for_target(work: Workspace, planner: Planner) -> Choice:
-    goal, network = work.job.goal, work.network
+def _for_target(goal: Goal, planner: Planner, timing: Trials) -> Choice:
     if goal.speedup is None:
         return Choice(planner.plan(goal))
-    timing = Trials(network.source, network.normal, network.feeds(), work.staging.folder, network.input_shapes)
     plan, trials = plan_for_speedup(planner, goal.speedup, timing)
     return Choice(plan, trials=trials)
 
 
-def _less_harm(work: Workspace, known: Known, planner: Planner, cut: Choice) -> Choice:
+def _less_harm(work: Workspace, known: Known, cut: Choice, uncut: Callable[[], Choice]) -> Choice:
     """A plan that cuts spaces, or one for the same target that cuts none: what moves the outputs less, as measured.
 
     What layers in turn make up for is in no prediction, and that is more where they are factorised.
     """
     try:
-        whole = _for_target(work, planner.whole())
+        whole = uncut()
     except TargetError:
         return cut
     if whole.plan.damage > HOPELESS * cut.plan.damage:
@@ -119,8 +119,12 @@ def _less_harm(work: Workspace, known: Known, planner: Planner, cut: Choice) -> 
     for choice in (cut, whole):
         with _file_of(choice.plan, work, known) as path:
             harm.append(divergence_on(known.apart, work.network.source, path, work.network.original, Told(work.said)))
-    say(f"with spaces cut the outputs move by {harm[0]:.3g} on samples held out, with none by {harm[1]:.3g}")
-    return cut if harm[0] <= harm[1] else whole
+    kept, moved = (cut, "less") if harm[0] <= harm[1] else (whole, "more")
+    note(
+        f"cutting spaces moves the outputs {moved} than ranks alone, {harm[0]:.3g} against {harm[1]:.3g} on "
+        f"{len(known.apart)} samples set apart{'' if kept is cut else ', so none is cut'}"
+    )
+    return kept
 
 
 def _trained(

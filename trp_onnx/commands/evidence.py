@@ -102,7 +102,8 @@ def _check_precision(table: LatencyTable, device: Device) -> None:
     """Refuse a table of other kernels."""
     has, wanted = table.target.precision, device.precision
     if has != wanted:
-        said = {"float": "without --for-int8", "int8": "--for-int8", "int8-signed": "--for-int8 and --target arm"}
+        int8 = "--for-int8" if wanted == "float" else "without --target arm"
+        said = {"float": "without --for-int8", "int8": int8, "int8-signed": "--for-int8 and --target arm"}
         raise UsageError(
             f"the latency table has the times of {has}, and the plan is to be one for {wanted}: compress "
             f"{said[has]}, or measure with trp-onnx profile --precision {wanted}"

@@ -40,17 +40,6 @@ RUINED = 1e3
 FEW = 8
 """Values of a channel that make a spread at the least."""
 
-AGREEMENT_NAMES: Mapping[OutputKind, str] = {
-    OutputKind.SCORES: "equal top-1 answers",
-    OutputKind.PROBABILITIES: "equal top-1 answers",
-    OutputKind.UNIT_VECTORS: "mean cosine",
-    OutputKind.DISCRETE: "equal elements",
-    OutputKind.ITEMS: "common items",
-    OutputKind.BOXES: "1 - relative mean square error",
-    OutputKind.VALUES: "1 - relative mean square error",
-}
-"""What `agreement` is of each kind."""
-
 CONSTANT = 1e-6
 """Part of a channel's mean square below which its variance is none."""
 
@@ -111,7 +100,7 @@ def agreement(
 def agreements(
     expected: Mapping[str, Value], actual: Mapping[str, Value], kinds: Mapping[str, Output] | None = None
 ) -> dict[str, float]:
-    """How much of each output stayed the same, 0 to 1; what that means of each kind is in `AGREEMENT_NAMES`."""
+    """How much of each output stayed the same, 0 to 1; what that means of each kind stands above."""
     kinds = output_kinds(None, expected) if kinds is None else kinds
     return {name: agreement_of(value, actual[name], kinds[name]) for name, value in expected.items() if name in kinds}
 

@@ -266,3 +266,8 @@ def first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def interface_of(model: ir.Model) -> list[object]:
+    """Names, types and shapes of a model's inputs and outputs."""
+    return [(value.name, value.type, value.shape) for value in (*model.graph.inputs, *model.graph.outputs)]

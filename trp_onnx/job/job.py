@@ -53,6 +53,8 @@ class Job:
             raise UsageError("training: its workers take a metric by name, 'top-1' or 'pkg.module:function'")
         if self.search.asymmetric and (trained or self.data is None):
             raise UsageError("--asymmetric fits factors to --data, without --train")
+        if trained and any(rule.of_spaces for rule in goal.rules):
+            raise UsageError("training keeps all channels: take the [[space]] entries out of the configuration")
         if trained and goal.max_drop is not None:
             raise UsageError(
                 "--max-drop chooses among plans that need no training; with --train give --speedup or --macs"

@@ -42,8 +42,8 @@ def in_precision(model: ir.Model, precision: Precision, feeds: Arrays) -> ir.Mod
     return ir.from_proto(Calibrated(copy, [run], signed=precision == "int8-signed").quantised())
 
 
-def file_in_precision(source: Path, folder: Path, precision: Precision, feeds: Arrays, shapes: Shapes | None) -> Path:
-    """The same of a file: itself, or another one in a folder.
+def file_in_precision(source: Path, path: Path, precision: Precision, feeds: Arrays, shapes: Shapes | None) -> Path:
+    """The same of a file: itself, or another one, which is written.
 
     Raises:
         ModelError: The quantiser does not take it.
@@ -51,6 +51,5 @@ def file_in_precision(source: Path, folder: Path, precision: Precision, feeds: A
     """
     if precision == "float":
         return source
-    path = folder / f"int8-of-{source.name}"
     write_model(in_precision(Network.of(source, open_model(source), shapes).normal, precision, feeds), path)
     return path

@@ -96,7 +96,8 @@ def realise(
             return Latency(str(target), predicted, None, None)
         feeds = feeds_for(open_model(before), input_shapes)
         before, after = (
-            file_in_precision(file, after.parent, target.precision, feeds, input_shapes) for file in (before, after)
+            file_in_precision(file, after.parent / f"int8-{name}.onnx", target.precision, feeds, input_shapes)
+            for name, file in (("before", before), ("after", after))
         )
         try:
             runner.prepare([before, after], feeds, target.provider, target.threads)

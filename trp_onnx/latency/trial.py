@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.graph.layers import Layer, layers_named
+from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.model import write_model
 from trp_onnx.graph.session import Arrays
 from trp_onnx.latency.int8 import in_precision
@@ -91,19 +91,17 @@ class Trials:
         return table.target.is_here(self._runner)
 
     def refined(
-        self, table: LatencyTable, layers: Sequence[Layer], chosen: Chosen, kept: Kept | None = None
+        self, table: LatencyTable, layers: Sequence[Layer], chosen: Chosen, widths: Mapping[str, tuple[int, int]]
     ) -> LatencyTable:
-        """The table with the ranks and the widths that were chosen timed; the same one where they all are."""
-        return measure_points(table, layers, chosen, self._runner, self._widths(kept) if kept else None)
+        """The table with what was chosen timed; the same one where all of it is.
 
-    def _widths(self, kept: Kept) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs that are left of every layer."""
-        found = {}
-        for name, layer in layers_named(self._cut(kept), input_shapes=self._input_shapes).items():
-            geometry = layer.geometry
-            if geometry is not None:
-                found[name] = geometry.groups * geometry.in_channels, geometry.groups * geometry.out_channels
-        return found
+        Args:
+            table: Of this network.
+            layers: Its layers.
+            chosen: Scheme and rank by layer name.
+            widths: Inputs and outputs that are left of the layers that are cut.
+        """
+        return measure_points(table, layers, chosen, self._runner, widths)
 
     def _cut(self, kept: Kept | None) -> ir.Model:
         """A copy of the network with what stays of its spaces."""

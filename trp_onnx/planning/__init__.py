@@ -7,7 +7,7 @@ on one layer, `allocate` on all within a budget; `planner` puts them together to
 
 from trp_onnx.planning.alignment import resolve_alignment
 from trp_onnx.planning.closed_loop import plan_for_speedup
-from trp_onnx.planning.damage import Level, measure_damage, measure_space_damage
+from trp_onnx.planning.damage import Cuts, Level, measure_damage, measure_space_damage
 from trp_onnx.planning.left import left_by_budgets
 from trp_onnx.planning.moved import Move
 from trp_onnx.planning.options import Evidence
@@ -19,6 +19,7 @@ from trp_onnx.planning.trained import choose_schemes, plan_at_ranks
 
 __all__ = [
     "Candidate",
+    "Cuts",
     "Decision",
     "Evidence",
     "LayerRule",

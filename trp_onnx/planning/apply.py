@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import onnx_ir as ir
 
 from trp_onnx.calibration.batch_norm import reestimate_statistics, unfolded
-from trp_onnx.calibration.joint import Original, Was
+from trp_onnx.calibration.joint import Original
 from trp_onnx.calibration.moments import Moments, collect_moments
 from trp_onnx.calibration.narrow import refit_in_turn, refit_readers
 from trp_onnx.calibration.output_factors import by_outputs
@@ -15,7 +15,7 @@ from trp_onnx.calibration.sequential import factorise_in_turn
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer, find_layers
 from trp_onnx.graph.model import to_proto
-from trp_onnx.graph.spaces import find_spaces
+from trp_onnx.graph.spaces import Space, find_spaces
 from trp_onnx.passes import CutChannelsPass, FactorisePass, TurnSpacesPass
 from trp_onnx.passes.factorise import Keep, in_memory
 from trp_onnx.planning import Evidence, Plan
@@ -70,9 +70,10 @@ def carry_out(
     if plan.bases:
         layers, moments = _turn(plan, model, moments, samples, keep, input_shapes)
     if plan.kept:
-        whole = to_proto(model, apart=True) if asymmetric and samples is not None else None
-        layers, moments, was = _cut(plan, model, layers, moments, samples, keep, input_shapes)
-        before = None if whole is None else Original(whole, was)
+        spaces = [space for space in find_spaces(model, layers, input_shapes) if space.name in plan.kept]
+        if asymmetric and samples is not None:
+            before = Original(to_proto(model, apart=True), was_before(layers, spaces, plan.kept))
+        layers, moments = _cut(plan, model, layers, spaces, moments, samples, keep, input_shapes)
     original = to_proto(model, apart=True) if samples is not None and unfolded(model) else None
     if asymmetric and samples is not None:
         walking = samples.first(ASYMMETRIC_SAMPLES)
@@ -101,18 +102,14 @@ def _cut(
     plan: Plan,
     model: ir.Model,
     layers: Sequence[Layer],
+    spaces: Sequence[Space],
     moments: Mapping[str, Moments],
     samples: Samples | None,
     keep: Keep,
     input_shapes: Mapping[str, Sequence[int]] | None,
-) -> tuple[list[Layer], Mapping[str, Moments], dict[str, Was]]:
-    """Cut the spaces of a plan.
-
-    Returns:
-        The layers of the thinner network, the moments of those that are factorised, and what all layers were.
-    """
-    spaces = [space for space in find_spaces(model, layers, input_shapes) if space.name in plan.kept]
-    was, gone = was_before(layers, spaces, plan.kept), columns_gone(spaces, plan.kept)
+) -> tuple[list[Layer], Mapping[str, Moments]]:
+    """Cut spaces; the layers of the thinner network, and the moments of those that are factorised."""
+    gone = columns_gone(spaces, plan.kept)
     if samples is None:
         refit_readers(model, layers, gone, moments)
     else:
@@ -120,9 +117,9 @@ def _cut(
     CutChannelsPass(plan.kept, keep=keep, input_shapes=input_shapes)(model)
     thin = find_layers(model, input_shapes)
     if samples is None or not plan.chosen:
-        return thin, {}, was
+        return thin, {}
     wanted = [layer for layer in thin if layer.name in plan.chosen]
-    return thin, collect_moments(model, wanted, samples, progress=lambda runs: track(runs, "moments")), was
+    return thin, collect_moments(model, wanted, samples, progress=lambda runs: track(runs, "moments"))
 
 
 def _turn(

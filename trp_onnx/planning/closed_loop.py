@@ -105,7 +105,7 @@ def _settled(planner: Planner, speedup: float, saving: float, trials: Trials) ->
                 "nothing was written"
             )
         plan = planner.plan(Goal(speedup=1.0 / (1.0 - asked)))
-        table = trials.refined(_table(planner), planner.layers, plan.chosen, plan.kept)
+        table = trials.refined(_table(planner), planner.layers, plan.chosen, planner.widths_of(plan))
         if table is _table(planner):
             break
         planner = planner.retimed(table)

@@ -56,11 +56,8 @@ has little of the network's MACs, at most the second, see `_clear`."""
 _SLOPE = 0.01
 """Part of the last damage that a curve rises by at least: of errors that do as much damage the smallest is best."""
 
-_VERSION = 6
+_VERSION = 7
 """Changes with what the curves mean: older ones in a cache are measured again."""
-
-_RUIN = 1e30
-"""The damage of outputs that are no numbers any more."""
 
 
 def measure_damage(
@@ -117,9 +114,24 @@ class Level:
     moves: tuple[Move, ...]
 
 
+@dataclass(frozen=True)
+class Cuts:
+    """How a space is cut to measure what that does.
+
+    Attributes:
+        readers: The layers that read it.
+        mark: What the levels depend on, as text.
+        make: The levels, by rising error; made where they are not in the cache, for a move takes as much as a weight.
+    """
+
+    readers: tuple[Layer, ...]
+    mark: str
+    make: Callable[[], Sequence[Level]]
+
+
 def measure_space_damage(
     model: ir.Model,
-    levels: Mapping[str, Sequence[Level]],
+    cuts: Mapping[str, Cuts],
     samples: Samples,
     *,
     told: Told | None = None,
@@ -129,7 +141,7 @@ def measure_space_damage(
 
     Args:
         model: Normalised; not changed.
-        levels: By the space's name, by rising error.
+        cuts: By the space's name.
         samples: As the model takes them; others than those that the levels are fitted to, which flatter them.
         told: What is known of the outputs, see `output_kinds`.
         progress: Wraps the list of names.
@@ -141,35 +153,18 @@ def measure_space_damage(
         The curves by the space's name; none where no output moves, which a note says.
     """
     survey = _Survey(model, samples, told or Told(), "spaces")
-    keys = {name: _key_of_levels(name, each) for name, each in levels.items()}
+    keys = {name: f"{name} {cut.mark}" for name, cut in cuts.items()}
     made = {value.name: place for place, node in enumerate(model.graph) for value in node.outputs}
 
     def place(name: str) -> int:
-        outputs = [
-            layer.node.outputs[0].name for level in levels[name] for move in level.moves for layer in move.layers
-        ]
-        return min((made.get(output, -1) for output in outputs), default=-1)
+        return min(made.get(layer.node.outputs[0].name, -1) for layer in cuts[name].readers)
 
-    clear = _clear({name: sum(_macs(move) for move in each[0].moves) for name, each in levels.items() if each})
-    for name in progress(sorted(levels, key=place)):  # the samples go through the network once
-        if levels[name] and keys[name] not in survey:
-            survey.measure(keys[name], [Point(each.error, each.moves, 1.0) for each in levels[name]], clear[name])
-    return survey.curves({name: keys[name] for name in levels if levels[name]})
-
-
-def _macs(move: Move) -> int:
-    return sum(layer.macs or 0 for layer in move.layers)
-
-
-def _key_of_levels(name: str, levels: Sequence[Level]) -> str:
-    """A space, and what its cuts do."""
-    digest = hashlib.sha256()
-    for level in levels:
-        for move in level.moves:
-            digest.update(f"{level.error} {move.layers[0].name}".encode())
-            digest.update(np.ascontiguousarray(move.step).data)
-            digest.update(b"" if move.shift is None else np.ascontiguousarray(move.shift).data)
-    return f"{name} {digest.hexdigest()}"
+    clear = _clear({name: sum(layer.macs or 0 for layer in cut.readers) for name, cut in cuts.items()})
+    for name in progress(sorted(cuts, key=place)):  # the samples go through the network once
+        if keys[name] not in survey:
+            points = [Point(level.error, level.moves, 1.0) for level in cuts[name].make()]
+            survey.measure(keys[name], points, clear[name])
+    return survey.curves(keys)
 
 
 def _key(layer: Layer, moments: Mapping[str, Moments]) -> str:
@@ -217,7 +212,7 @@ class _Survey:
         for name, key in keys.items():
             errors, damages = np.array(self._cache.get(key)).T
             if len(errors) > 1:
-                rising = np.maximum.accumulate(np.nan_to_num(damages, nan=_RUIN, posinf=_RUIN))
+                rising = np.maximum.accumulate(damages)
                 curves[name] = DamageCurve(errors, rising + _SLOPE * rising[-1] * errors)
         if curves and all(curve.damages[-1] <= 0 for curve in curves.values()):
             note("no output moves when the layers do: there is nothing to plan by but the weights")

@@ -112,6 +112,12 @@ class Planner:
         ]
         return other
 
+    def widths_of(self, plan: Plan) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs that are left of the layers that a plan makes thinner, by name."""
+        kept = {space.name: space.kept for space in plan.spaces}
+        cut = [layer for layer in self._widths.layers if self._widths.geometry(layer, kept) != layer.geometry]
+        return {layer.name: self._widths.channels(layer, kept) for layer in cut}
+
     def whole(self) -> Planner:
         """The same layers, where no space is cut."""
         other = copy(self)

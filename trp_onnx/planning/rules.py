@@ -77,6 +77,11 @@ class LayerRule:
         """Those that are set: none where the entry names a scheme alone, and one in any other."""
         return [key for key in _TARGETS if getattr(self, key) is not None and getattr(self, key) is not False]
 
+    @property
+    def of_spaces(self) -> bool:
+        """Whether the entry speaks of spaces."""
+        return False
+
     def matches(self, name: str) -> bool:
         """Whether the entry speaks of the layer of this name."""
         return bool(_compiled(self.pattern).search(name)) if self.regex else fnmatch.fnmatchcase(name, self.pattern)
@@ -103,6 +108,11 @@ class SpaceRule:
             raise UsageError(f"say of the space '{self.pattern}' either units, ratio or keep = true")
         if self.regex:
             _compiled(self.pattern)
+
+    @property
+    def of_spaces(self) -> bool:
+        """Whether the entry speaks of spaces."""
+        return True
 
     def matches(self, name: str) -> bool:
         """Whether the entry speaks of the space of this name."""

@@ -7,6 +7,7 @@ where the space stands.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.spaces import Space, outputs_of
 from trp_onnx.lowrank.linalg import Array
-from trp_onnx.lowrank.rotation import Rotation, rotate
+from trp_onnx.lowrank.rotation import Rotation, can_rotate, rotate
 from trp_onnx.lowrank.surgeon import NO_UNIT, Elimination, Reader, Units, eliminate, refit
 from trp_onnx.planning.curve import DamageCurve
-from trp_onnx.planning.damage import Level
+from trp_onnx.planning.damage import Cuts, Level
 from trp_onnx.planning.moved import Move
 from trp_onnx.planning.rules import Rule, SpaceRule, space_match
 from trp_onnx.process.parallel import each
@@ -57,6 +58,10 @@ class SpaceSite:
     levels: tuple[int, ...]
     basis: Rotation | None = None
     damage: DamageCurve | None = None
+
+    def stays(self, kept: int) -> Units:
+        """Which units stay where so many of all groups do, ascending."""
+        return self.elimination.kept(kept // self.space.groups)
 
     def error(self, kept: int) -> float:
         """Relative squared error of the outputs of the layers that read the space."""
@@ -92,7 +97,6 @@ def survey_spaces(
     moments: Mapping[str, Moments],
     align: int,
     rules: Sequence[Rule] = (),
-    damage: Mapping[str, DamageCurve] | None = None,
 ) -> list[SpaceSite]:
     """What each open space loses at every width.
 
@@ -101,24 +105,22 @@ def survey_spaces(
         moments: Of what flows into the layers that read them, by the layers' names; others go by their weights.
         align: Channels in a block of the kernels.
         rules: The map; a space that it speaks of has one level.
-        damage: What errors of the spaces do to the network's outputs, by name.
 
     Raises:
         UsageError: The map asks for units that a space does not have.
     """
-    found = [(space, rule_levels(space, space_match(rules, space.name), align)) for space in spaces]
+    found = [(space, _levels(space, space_match(rules, space.name), align)) for space in spaces]
     wanted = [(space, levels) for space, levels in found if levels]
     eliminations = each(lambda pair: _eliminated(pair[0], readers_of(pair[0], moments)), wanted)
-    known = damage or {}
     return [
-        SpaceSite(space, elimination, levels, basis, known.get(space.name))
+        SpaceSite(space, elimination, levels, basis)
         for (space, levels), (elimination, basis) in zip(wanted, eliminations, strict=True)
     ]
 
 
 def _eliminated(space: Space, readers: Sequence[Reader]) -> tuple[Elimination, Rotation | None]:
     """Units of a space in the order in which they go, of a linear one in the basis that loses least."""
-    if not space.linear:
+    if not (space.linear and all(can_rotate(reader, space.size, space.groups) for reader in readers)):
         return eliminate(readers, space.size, space.groups), None
     basis = rotate(readers, space.size, space.groups)
     turned = eliminate([basis.of(reader) for reader in readers], space.size, space.groups)
@@ -129,7 +131,7 @@ def _eliminated(space: Space, readers: Sequence[Reader]) -> tuple[Elimination, R
     return turned, basis
 
 
-def rule_levels(space: Space, rule: SpaceRule | None, align: int) -> tuple[int, ...]:
+def _levels(space: Space, rule: SpaceRule | None, align: int) -> tuple[int, ...]:
     """The widths that a space may have: one where the map says which, none where there is no choice.
 
     Raises:
@@ -168,22 +170,37 @@ def readers_of(space: Space, moments: Mapping[str, Moments]) -> list[Reader]:
     return readers
 
 
-def cuts_to_measure(site: SpaceSite, moments: Mapping[str, Moments]) -> list[Level]:
-    """The widths at which the damage of a space is measured: those whose errors are nearest to `MEASURED_AT`."""
+def cuts_to_measure(site: SpaceSite, moments: Mapping[str, Moments]) -> Cuts:
+    """How the damage of a space is measured: at the widths whose errors are nearest to `MEASURED_AT`."""
     errors = np.array([site.error(level) for level in site.levels[:-1]])
     places = {int(np.argmin(np.abs(np.log(np.maximum(errors, 1e-12) / wanted)))) for wanted in MEASURED_AT}
-    found = [(float(errors[place]), site.levels[place]) for place in places if errors[place] > 0]
-    return [Level(error, _moves(site, moments, level)) for error, level in sorted(found)]
+    found = sorted((float(errors[place]), site.levels[place]) for place in places if errors[place] > 0)
+    layers = tuple(consumer.layer for consumer in site.space.consumers)
+    digest = hashlib.sha256()
+    for error, kept in found:
+        digest.update(f"{error} {site.stays(kept).tolist()}".encode())
+    for layer in layers:
+        digest.update(layer.name.encode())
+        digest.update(np.ascontiguousarray(moments[layer.name].mean).data if layer.name in moments else b"")
+    if site.basis is not None:
+        digest.update(np.ascontiguousarray(site.basis.encode).data)
+
+    def make() -> list[Level]:
+        readers = readers_of(site.space, moments)
+        return [Level(error, _moves(site, readers, moments, kept)) for error, kept in found]
+
+    return Cuts(layers, digest.hexdigest(), make)
 
 
-def _moves(site: SpaceSite, moments: Mapping[str, Moments], kept: int) -> tuple[Move, ...]:
+def _moves(
+    site: SpaceSite, readers: Sequence[Reader], moments: Mapping[str, Moments], kept: int
+) -> tuple[Move, ...]:  # fmt: skip
     """What cutting a space does to the layers that read it."""
-    units = site.elimination.kept(kept // site.space.groups)
     moves = []
-    for consumer, reader in zip(site.space.consumers, readers_of(site.space, moments), strict=True):
+    for consumer, reader in zip(site.space.consumers, readers, strict=True):
         layer = consumer.layer
         weight, known = layer.weight(), moments.get(layer.name)
-        step = _refitted(reader, units, site.basis).reshape(weight.shape) - weight
+        step = _refitted(reader, site.stays(kept), site.basis).reshape(weight.shape) - weight
         shift = mean_error(-step, known) if known is not None and corrects_bias(layer) else None
         moves.append(Move((layer,), step, shift))
     return tuple(moves)

@@ -17,7 +17,7 @@ from trp_onnx.graph.spaces.trace import NONE, Ids, Label, Place, ShrinkCount, Sh
 def _weight_of(trace: Trace, node: ir.Node) -> Layer | None:
     """The layer of a node, where its weight is a constant that can shrink."""
     layer = trace.layers.get(node)
-    return layer if layer is not None and layer.layout is not None and layer.constant is not None else None
+    return layer if layer is not None and layer.reason is None else None
 
 
 @rule("Conv", "ConvTranspose")
