@@ -23,7 +23,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_onnx.calibration.separable import TRUSTED, Marginals, MarginalSums, countable
+from trp_onnx.calibration.separable import TRUSTED, Marginals, MarginalSums, alike, bearable, countable
 from trp_onnx.graph.batching import Batching, find_batching
 from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.branch_values import Asked, give_out
@@ -195,6 +195,7 @@ def collect_moments(
     layers: Sequence[Layer],
     samples: Samples,
     *,
+    beside: Samples | None = None,
     progress: Callable[[Sequence[Run]], Iterable[Run]] = lambda runs: runs,
 ) -> dict[str, Moments]:
     """Run the samples, and take the moments of what every layer sees.
@@ -203,6 +204,7 @@ def collect_moments(
         model: Normalised; not changed.
         layers: Its layers.
         samples: As the model takes them.
+        beside: Others that the layers are judged on, of which no moments are taken.
         progress: Wraps the list of runs.
 
     Returns:
@@ -230,10 +232,17 @@ def collect_moments(
             for layer in sharing[key]:
                 value = seen_by(layer, run, values[flows[layer.name]])
                 if value.size:  # of a branch that was not taken it is empty
+                    if not sums[key].count:  # whose scale is that of the first
+                        sums[key].finite = sums[key].finite and alike(value)
                     sums[key].add(patches_of(layer, value, len(samples), positions[key]))
 
         for _ in each(gather, list(sums)):
             pass
+    for run in _runs(session, beside, batching) if beside is not None else ():
+        values = run_session(session, run.feeds) | run.feeds
+        for layer in seen:
+            if sums[layer.key].count:
+                sums[layer.key].beside(seen_by(layer, run, values[flows[layer.name]]))
     strange = [layer.name for layer in seen if not sums[layer.key].finite]
     if strange:
         note(
@@ -459,6 +468,10 @@ class Sums:
         self._few.append(patches)
         if self._second.size or self.count > FEW * patches.shape[-1]:
             self._multiply()
+
+    def beside(self, value: np.ndarray) -> None:
+        """What other samples bring, which is not summed; see `bearable`."""
+        self.finite = self.finite and bearable(value, self._scale)
 
     def _multiply(self) -> None:
         """Add the patches that are kept to the second moment."""

@@ -86,6 +86,19 @@ def countable(patches: np.ndarray) -> bool:
     return bool(np.abs(patches).max(initial=0.0) < _FAR)
 
 
+def alike(value: np.ndarray) -> bool:
+    """Whether none of the samples, (b, ...), is so large that the others would not count beside it."""
+    largest = np.abs(value).max(axis=tuple(range(1, value.ndim))).astype(np.float64)
+    some = largest[largest > 0]
+    return not some.size or bool(some.max() < _FAR * np.median(some))
+
+
+def bearable(value: np.ndarray, scale: np.float32) -> bool:
+    """Whether a value of other samples is countable on the scale of the first patches."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return countable(np.asarray(value, np.float32) / scale)
+
+
 class MarginalSums:
     """Running sums of one layer's shifted patches."""
 
@@ -123,6 +136,10 @@ class MarginalSums:
         self.count += patches.shape[1]
         self._first = self._first + first if self._first.size else first
         self._second = second if self._second is None else _added(self._second, second, 1.0)
+
+    def beside(self, value: np.ndarray) -> None:
+        """What other samples bring, which is not summed; see `bearable`."""
+        self.finite = self.finite and bearable(value, self._scale)
 
     def _hold_out(self, patches: np.ndarray) -> None:
         self._held_out.append(patches)

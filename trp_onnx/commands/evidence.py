@@ -87,7 +87,9 @@ def gather(work: Workspace) -> Known:
         # What cutting does is told by samples that no refit has seen: a few hundred can be fitted by heart.
         count = min(DAMAGE_SAMPLES, len(whole) // 4) if any(space.closed is None for space in spaces) else 0
         apart, samples = (whole.first(count), whole.after(count)) if count else (None, whole)
-        moments = collect_moments(work.network.normal, seen, samples, progress=lambda runs: track(runs, "moments"))
+        moments = collect_moments(
+            work.network.normal, seen, samples, beside=apart, progress=lambda runs: track(runs, "moments")
+        )
         evidence = replace(evidence, moments=moments)
         work.clock.lap("moments")
     sites = survey_spaces(spaces, evidence.moments, align, job.goal.rules)
