@@ -36,7 +36,7 @@ def test_the_help_of_a_command_is_one_screen(command: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_the_options_that_all_have(command: str) -> None:
     flags = {flag for parameter in main.commands[command].params for flag in parameter.opts}
-    assert {"-v", "--verbose"} <= flags
+    assert {"-v", "--verbose", "--help-all"} <= flags and said(command, "--help-all").startswith("Usage:")
     assert command == "setup-training" or {"-q", "--quiet", "--json"} <= flags
 
 

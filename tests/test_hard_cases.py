@@ -25,7 +25,7 @@ def interface(path: Path) -> tuple[object, ...]:
         [i.SerializeToString() for i in built.graph.input if i.name not in stored],
         [o.SerializeToString() for o in built.graph.output],
         sorted((o.domain, o.version) for o in built.opset_import),
-        {p.key: p.value for p in built.metadata_props if not p.key.startswith("trp_onnx")},  # what we say of it
+        {p.key: p.value for p in built.metadata_props if p.key not in ("trp_onnx", "trp_onnx.record")},
     )
 
 

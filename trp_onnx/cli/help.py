@@ -42,20 +42,18 @@ class GroupedCommand(click.Command):
     """A command whose help lists its options under their headings, in the order in which they first come."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
-        """Like `click.Command`; it has `--help-all` where `--help` leaves something out."""
+        """Like `click.Command`; it has `--help-all`."""
         super().__init__(*args, **attributes)
-        options = [parameter for parameter in self.params if isinstance(parameter, GroupedOption)]
-        if any(not option.common or option.says_more for option in options):
-            self.params.append(
-                click.Option(
-                    ["--help-all"],
-                    is_flag=True,
-                    is_eager=True,
-                    expose_value=False,
-                    callback=_show_all,
-                    help="Show every option and exit.",
-                )
+        self.params.append(
+            click.Option(
+                ["--help-all"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_all,
+                help="Show every option and exit.",
             )
+        )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group; plain ones last."""
