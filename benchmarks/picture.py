@@ -1,5 +1,7 @@
 """The README's picture: what is lost against the measured speed-up, on networks of the committed results.
 
+Every curve is `compress --speedup S --data SAMPLES --asymmetric --no-widths`, at the speed-ups that were measured.
+
 python benchmarks/picture.py            # writes docs/images/accuracy-speed.svg
 python benchmarks/picture.py --check    # exits with 1 where the picture is not that of the results
 """
@@ -15,7 +17,8 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "accuracy-speed.svg"
-MOST = 5.0  # points; what loses more is of no use, and the legend says where a curve ends
+METHOD = "in turn"  # --asymmetric --no-widths
+MOST = 5.0  # points; what loses more is not drawn
 NAMES = {
     "resnet20": "ResNet-20", "resnet56": "ResNet-56", "squeezenet": "SqueezeNet 1.1",
     "crnn": "CRNN (reads text)", "ppocr_rec": "PP-OCR (reads text)", "minilm": "MiniLM (sentences)",
@@ -25,15 +28,12 @@ COLOURS = ("#1f6feb", "#0b3d91", "#8a63d2", "#d9480f", "#b08800", "#18794e")
 
 def curves() -> dict[str, list[tuple[float, float]]]:
     """Speed-up measured, points lost (below 0 for a gain): by network, nothing trained."""
-    found: dict[str, dict[float, float]] = {}
-    for file, methods in (("without_training", {"in turn"}), ("tasks", {"alone", "in turn"})):
+    found = {net: [(1.0, 0.0)] for net in NAMES}
+    for file in ("without_training", "tasks"):
         for row in json.loads((RESULTS / f"{file}.json").read_text())["rows"]:
-            if row["method"] not in methods or row["net"] not in NAMES:
-                continue
-            lost = row.get("lost", -row.get("points", 0.0))
-            points = found.setdefault(row["net"], {1.0: 0.0})
-            points[row["measured"]] = min(lost, points.get(row["measured"], lost))
-    return {net: [p for p in sorted(points.items()) if p[1] <= MOST] for net, points in found.items()}
+            if row["method"] == METHOD and row["net"] in NAMES and row.get("asked", "speedup").startswith("speedup"):
+                found[row["net"]].append((row["measured"], row["lost"] if "lost" in row else -row["points"]))
+    return {net: sorted(point for point in points if point[1] <= MOST) for net, points in found.items()}
 
 
 def drawn() -> str:
@@ -66,14 +66,15 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; say whether the picture is up to date")
     wanted = drawn()
     if parser.parse_args().check:
-        # Releases of matplotlib draw the same curve with other digits: what is compared is the text and the numbers.
+        # Releases of matplotlib draw the same curve with other digits: what is compared is its text and its marks.
         sys.exit(0 if marks(PICTURE.read_text(encoding="utf-8")) == marks(wanted) else "run picture.py again")
     PICTURE.write_text(wanted, encoding="utf-8")
 
 
 def marks(svg: str) -> list[str]:
-    """Its marks, to a tenth of a point of the page."""
-    return [f"{float(x):.1f} {float(y):.1f}" for x, y in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', svg)]
+    """Its text, and its marks to a tenth of a point of the page."""
+    places = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', svg)
+    return [*re.findall(r"<text[^>]*>([^<]*)", svg), *(f"{float(x):.1f} {float(y):.1f}" for x, y in places)]
 
 
 if __name__ == "__main__":

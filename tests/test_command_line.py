@@ -241,6 +241,8 @@ def _demo(folder: Path) -> str:
     report = json.loads((folder / "report.json").read_text())
     assert report["score"]["samples"] == 540
     assert report["score"]["before"] > 95 and report["score"]["lost"] <= 1.5
+    (printed,) = [line for line in result.stdout.splitlines() if line.startswith("top-1 of 540")]
+    assert [f"{report['score'][side]:.2f}%" for side in ("before", "after")] == printed.split()[3:5]
     assert report["macs"]["ratio"] < 0.7
     assert sum(layer["scheme"] == "spatial" for layer in report["layers"]) >= 3
     assert sorted(p.name for p in folder.iterdir()) == DEMO_FILES

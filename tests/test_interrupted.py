@@ -169,7 +169,7 @@ def test_killed_exports_and_small_files(net: Path, tmp_path: Path) -> None:
 # Interrupted.
 
 
-def test_an_interrupt_while_scikit_learn_fits_is_heard(tmp_path: Path) -> None:
+def test_an_interrupt_while_the_demo_fits_its_network_leaves_nothing(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     told = (
         "import time; from sklearn.linear_model import LogisticRegression as R\n"
@@ -206,7 +206,7 @@ def test_an_interrupt_while_samples_are_spooled(net: Path, tmp_path: Path) -> No
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.strip().splitlines()[-1] == "trp-onnx: interrupted; nothing was written"
-    assert not list((tmp_path / "spool").iterdir()) and not partials(tmp_path) and not Path("out.onnx").exists()
+    assert not list((tmp_path / "spool").iterdir()) and not partials(tmp_path) and not (tmp_path / "out.onnx").exists()
 
 
 def test_an_interrupt_that_a_library_swallows_is_heard(net: Path, tmp_path: Path) -> None:
