@@ -8,14 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
 import trp_onnx
 from tests.easy import compress
-from tests.graphs import distance, info, initializers, model, rng, run, save, weights
-from trp_onnx import Goal, SearchSpace, SpaceRule
+from tests.graphs import distance, info, initializers, model, rng, run, save, softmax_net, weights
+from trp_onnx import Goal, LayerRule, SearchSpace, SpaceRule
 from trp_onnx.errors import UsageError
+from trp_onnx.graph.layers import find_layers
+from trp_onnx.graph.spaces import find_spaces
+from trp_onnx.latency.probe import signature
+from trp_onnx.latency.table import LatencyTable, Target
+from trp_onnx.passes.normalise import normalise
+from trp_onnx.planning import Evidence, Planner
+from trp_onnx.planning.rules import Rule
+from trp_onnx.planning.spaces import survey_spaces
 
 HIDDEN = 48
 
@@ -214,3 +223,77 @@ def test_training_with_spaces_is_refused_before_any_work(tmp_path: Path, samples
             bottleneck(tmp_path / "net.onnx"), tmp_path / "out.onnx", macs=0.5, config=rules, data=samples,
             train=trp_onnx.TrainingOptions(epochs=1),
         )  # fmt: skip
+
+
+def pair(path: Path) -> Path:
+    """Two 3x3 convolutions of 24 channels, pooled to ten numbers."""
+    return softmax_net(path, channels=24, layers=1, size=8)
+
+
+def test_an_energy_is_one_of_what_the_cut_spaces_leave(tmp_path: Path) -> None:
+    net, out = pair(tmp_path / "net.onnx"), tmp_path / "out.onnx"
+    report = compress(net, out, energy=0.3, config=(SpaceRule("conv0", units=3),))
+    assert (report.spaces[0].kept, report.macs.after) == (3, trp_onnx.inspect(out).macs)
+    after = sum(layer.parameters_after or 0 for layer in report.layers)
+    assert after == sum(array.size for array in initializers(out).values() if array.ndim > 1)
+
+
+def test_a_rank_above_what_the_cut_spaces_leave_gets_a_sentence(tmp_path: Path) -> None:
+    rules = (SpaceRule("conv0", units=3), LayerRule("conv1", rank=(20,), scheme="spatial"))
+    with pytest.raises(UsageError, match=r"'conv1': rank \[20\] exceeds the full rank \[9\] that its cut spaces leave"):
+        compress(pair(tmp_path / "net.onnx"), tmp_path / "out.onnx", config=rules)
+
+
+def test_spaces_keep_what_a_rank_of_the_map_needs(tmp_path: Path) -> None:
+    net, out = pair(tmp_path / "net.onnx"), tmp_path / "out.onnx"
+    np.savez(tmp_path / "samples.npz", x=rng(7).standard_normal((48, 3, 8, 8)).astype(np.float32))
+    rules = (LayerRule("conv1", rank=(40,), scheme="spatial"),)
+    report = compress(net, out, macs=0.7, data=tmp_path / "samples.npz", align=1, config=rules)
+    kept = {space.name: space.kept for space in report.spaces}
+    assert 3 * min(kept["conv0"], kept["conv1"]) >= 40
+    (layer,) = [layer for layer in report.layers if layer.name == "conv1"]
+    assert layer.rank == (40,)
+    assert layer.parameters_after == 40 * 3 * (kept["conv0"] + kept["conv1"])
+    assert report.macs.after == trp_onnx.inspect(out).macs
+
+
+def planner_of(path: Path, rules: tuple[Rule, ...] = (), others: float = 0.0) -> Planner:
+    """A planner of a network by its weights and a table where time is MACs, but for that part of Relus."""
+    network = normalise(ir.load(path))
+    layers = find_layers(network)
+    spaces = find_spaces(network, layers)
+    relus = [node for node in network.graph if node.op_type == "Relu"]
+    total = sum(layer.macs or 0 for layer in layers)
+    table = LatencyTable(
+        Target("a machine", "1.0", "CPUExecutionProvider", 1), 1, 1.0,
+        {layer.name: signature(layer) for layer in layers},
+        {layer.name: (1 - others) * (layer.macs or 0) / total for layer in layers}, {},
+        {node.name or node.outputs[0].name or "": others / len(relus) for node in relus},
+    )  # fmt: skip
+    return Planner(
+        layers, rules=rules, evidence=Evidence(table=table), spaces=survey_spaces(spaces, {}, 4, rules),
+        looked_at=spaces, align=4,
+    )  # fmt: skip
+
+
+def test_the_speed_up_of_a_plan_counts_what_other_nodes_save(tmp_path: Path) -> None:
+    plan = planner_of(bottleneck(tmp_path / "net.onnx"), others=0.4).plan(Goal(speedup=1.5))
+    assert plan.kept
+    assert 1.5 <= (plan.speedup or 0) < 1.8
+
+
+def test_a_plan_that_cuts_no_space_of_its_own_cuts_those_of_the_map(tmp_path: Path) -> None:
+    planner = planner_of(softmax_net(tmp_path / "net.onnx", layers=3), (SpaceRule("conv1", units=8),))
+    whole = planner.whole().plan(Goal(macs=0.6))
+    assert {name: len(units) for name, units in whole.kept.items()} == {"conv1": 8}
+    assert planner.plan(Goal(macs=0.999)).kept.keys() >= {"conv1"}
+
+
+def test_every_space_that_was_looked_at_gets_a_reason(tmp_path: Path) -> None:
+    net = softmax_net(tmp_path / "net.onnx", layers=3)
+    rules = (SpaceRule("conv1", keep=True), SpaceRule("conv2", units=8))
+    reasons = {space.name: space.reason for space in planner_of(net, rules).plan(Goal(macs=0.99)).spaces}
+    assert reasons["conv1"] == "the configuration keeps it"
+    assert "the output 'probabilities'" in reasons["fc"] or "Softmax" in reasons["fc"]
+    assert reasons["conv2"].startswith("the units that go take")
+    assert reasons.keys() == {"conv0", "conv1", "conv2", "conv3", "fc"}

@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from os import PathLike
-from typing import TYPE_CHECKING
 
 from trp_onnx.errors import UsageError
 from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer, network_macs
 from trp_onnx.lowrank.rotation import Rotation
-from trp_onnx.lowrank.schemes import SCHEMES, Geometry, Rank
+from trp_onnx.lowrank.schemes import Geometry, Rank
+from trp_onnx.planning.narrowing import layer_macs, layer_time
 from trp_onnx.planning.options import Evidence, Option, Site
 from trp_onnx.planning.rules import LayerRule, Rule, SpaceRule, plan_to_toml
 from trp_onnx.planning.ties import Tie, ties_of
 from trp_onnx.planning.widths import Kept, Widths
 from trp_onnx.schema import path_of
 
-if TYPE_CHECKING:
-    from trp_onnx.latency.table import LatencyTable
+DENSE = Option(None, (), 0, 0, 0.0)
+"""A layer as it is, where costs are those of what is left of it."""
 
 Verdict = tuple[Site, Option, str]
 """What a layer's site becomes, and why."""
@@ -106,6 +106,7 @@ class Plan:
         unknown: Operators whose MACs are not known, and so not among these.
         spaces: One decision for every space of channels, where these were looked at.
         damage: What it does to the outputs as predicted, or else errors: the sum over layers and spaces.
+        saved_by_nodes: Part of the dense network's time that nodes save which are no layers, as the latency table says.
     """
 
     decisions: tuple[Decision, ...]
@@ -115,6 +116,7 @@ class Plan:
     unknown: int = 0
     spaces: tuple[SpaceDecision, ...] = ()
     damage: float = 0.0
+    saved_by_nodes: float = 0.0
 
     @property
     def chosen(self) -> dict[str, tuple[str, Rank]]:
@@ -161,7 +163,7 @@ class Plan:
     def speedup(self) -> float | None:
         """How many times as fast the network becomes, as the latency table predicts; None without one."""
         timed = [(d.time_before, d.time_after) for d in self.decisions if d.time_before is not None]
-        saved = sum(before - (after or 0.0) for before, after in timed)
+        saved = self.saved_by_nodes + sum(before - (after or 0.0) for before, after in timed)
         return 1.0 / (1.0 - saved) if timed else None
 
 
@@ -174,12 +176,14 @@ class Cut:
         kept: Units that stay, by space.
         decisions: On every space.
         damage: What that does to the outputs, all together.
+        saved_by_nodes: See `Plan`.
     """
 
     widths: Widths
     kept: Kept
     decisions: tuple[SpaceDecision, ...] = ()
     damage: float = 0.0
+    saved_by_nodes: float = 0.0
 
     def touches(self, layer: Layer) -> bool:
         """Whether a layer stands at a space that may be cut."""
@@ -188,10 +192,6 @@ class Cut:
     def geometry(self, layer: Layer) -> Geometry | None:
         """What is left of a layer's geometry, if it has one."""
         return None if layer.geometry is None else self.widths.geometry(layer, self.kept)
-
-    def part(self, layer: Layer, table: LatencyTable) -> float:
-        """Time of a dense layer over what it was."""
-        return table.width_part(layer, *self.widths.channels(layer, self.kept)) if self.touches(layer) else 1.0
 
 
 UNCUT = Cut(Widths(()), {})
@@ -231,6 +231,7 @@ def make_plan(
         sum(layer.macs is None for layer in layers),
         cut.decisions,
         cut.damage + sum({id(site): option.damage for site, option, _ in verdicts.values()}.values()),
+        cut.saved_by_nodes,
     )
 
 
@@ -241,25 +242,19 @@ def _decide(layer: Layer, verdict: Verdict | None, evidence: Evidence, tie: Tie 
     time = table.share(layer) if table is not None and timed else None
     left = cut.geometry(layer)
     shape = None if left is None else (left.groups, left.out_channels, left.in_channels, *left.kernel)
-    if verdict is None or verdict[1].scheme is None:
-        reason = layer.reason or (verdict[2] if verdict else "kept")
-        macs = left.macs if left is not None and layer.sized else layer.macs
+    reason = layer.reason or (verdict[2] if verdict else "kept")
+    if left is None:
         return Decision(
-            layer.name, layer.op, None, None, reason, layer.macs, macs, layer.parameters,
-            layer.parameters if left is None else left.parameters, 0.0, layer.role, time,
-            None if table is None or time is None else time * cut.part(layer, table), shape,
+            layer.name, layer.op, None, None, reason, layer.macs, layer.macs, layer.parameters, layer.parameters, 0.0,
+            layer.role,
         )  # fmt: skip
-    _, option, reason = verdict
-    assert left is not None and layer.geometry is not None and option.scheme is not None
-    scheme = SCHEMES[option.scheme]
-    after = int(scheme.macs(left, option.rank)) if layer.sized else None
-    taken = None
-    if table is not None and time is not None:
-        whole = max(1, int(scheme.macs(layer.geometry, option.rank)))
-        taken = time * table.part(layer, scheme, option.rank) * int(scheme.macs(left, option.rank)) / whole
+    option = DENSE if verdict is None else verdict[1]
+    factors = option.scheme is not None
+    parameters = option.parameters + (tie.entries if tie is not None else 0) if factors else left.parameters
     return Decision(
-        layer.name, layer.op, option.scheme, option.rank, reason, layer.macs, after, layer.parameters,
-        option.parameters + (tie.entries if tie is not None else 0), sqrt(option.error), layer.role, time, taken, shape,
+        layer.name, layer.op, option.scheme, option.rank if factors else None, reason, layer.macs,
+        layer_macs(layer, option, left) if layer.sized else None, layer.parameters, parameters, sqrt(option.error),
+        layer.role, time, None if table is None or time is None else layer_time(layer, option, left, table), shape,
     )  # fmt: skip
 
 

@@ -6,13 +6,23 @@ from collections.abc import Sequence
 
 from trp_onnx.errors import UsageError
 from trp_onnx.graph.layers import Layer
-from trp_onnx.lowrank.schemes import candidates
+from trp_onnx.lowrank.schemes import SCHEMES, Geometry, candidates
 from trp_onnx.planning.options import LEAST_GAIN, Evidence, Option, Site, exact_option, variational_ranks
 from trp_onnx.planning.rules import LayerRule
 
 
-def by_rule(site: Site, rule: LayerRule, choice: str, align: int, evidence: Evidence) -> tuple[Option, str] | None:
+def by_rule(
+    site: Site, rule: LayerRule, choice: str, align: int, evidence: Evidence, left: Geometry
+) -> tuple[Option, str] | None:
     """What the map asks for; None where it only restricts the scheme.
+
+    Args:
+        site: The layers, as the spaces that the map cuts leave them.
+        rule: Its entry.
+        choice: A scheme name or "auto".
+        align: Ranks are multiples of this many channels.
+        evidence: What errors are read from.
+        left: The geometry that the first of the layers has left.
 
     Raises:
         UsageError: It asks for what the layer cannot be.
@@ -39,18 +49,18 @@ def by_rule(site: Site, rule: LayerRule, choice: str, align: int, evidence: Evid
         raise UsageError(
             f"'{name}': rank {list(rule.rank)} does not fit scheme {choice} and kernel {list(geometry.kernel)}"
         )
-    options = []
-    for scheme in fitting:
-        full = scheme.full_rank(geometry)
-        if all(r <= f for r, f in zip(rule.rank, full, strict=True)):
-            options.append(exact_option(site.layers, scheme, rule.rank, evidence))
-    if not options:
+    possible = [s for s in fitting if all(r <= f for r, f in zip(rule.rank, s.full_rank(left), strict=True))]
+    if not possible:
+        asked, full = f"'{name}': rank {list(rule.rank)}", f"full rank {list(fitting[0].full_rank(left))}"
+        if left == geometry:
+            raise UsageError(f"{asked} exceeds its {full}")
         raise UsageError(
-            f"'{name}': rank {list(rule.rank)} exceeds its full rank {list(fitting[0].full_rank(geometry))}"
+            f"{asked} exceeds the {full} that its cut spaces leave: give a lower rank, or keep more of their units"
         )
+    options = [exact_option(site.layers, scheme, rule.rank, evidence) for scheme in possible]
     best = min(options, key=lambda option: (option.error, option.macs))
-    dearer = "" if best.macs < site.dense.macs else ", dearer than the dense layer"
-    return best, f"the configuration gives the rank{dearer}"
+    cheaper = SCHEMES[best.scheme or ""].macs(left, best.rank) < left.macs
+    return best, f"the configuration gives the rank{'' if cheaper else ', dearer than the dense layer'}"
 
 
 def by_energy(site: Site, energy: float) -> tuple[Option, str]:

@@ -131,13 +131,20 @@ def _eliminated(space: Space, readers: Sequence[Reader]) -> tuple[Elimination, R
     return turned, basis
 
 
+def why_closed(space: Space) -> str | None:
+    """Why no width of a space is weighed, or None."""
+    return space.closed or (
+        None if space.consumers else "its units are multiplied with others, and no layer reads them"
+    )
+
+
 def _levels(space: Space, rule: SpaceRule | None, align: int) -> tuple[int, ...]:
     """The widths that a space may have: one where the map says which, none where there is no choice.
 
     Raises:
         UsageError: The map asks for units that the space does not have.
     """
-    why = space.closed or (None if space.consumers else "its units are multiplied with others, and no layer reads them")
+    why = why_closed(space)
     if rule is None or why is not None:
         levels = () if why is not None else levels_of(space, align)
         if rule is not None and not rule.keep and rule.units != space.size:

@@ -15,19 +15,15 @@ allocated exactly behind that (see `allocate`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.spaces import Space
-from trp_onnx.lowrank.linalg import Array
-from trp_onnx.planning.options import Cost, Site, pareto
+from trp_onnx.planning.narrowing import Narrowing, rest_time
+from trp_onnx.planning.options import Cost, Site, in_time
 from trp_onnx.planning.spaces import SpaceSite
-from trp_onnx.planning.widths import Kept, Widths, narrowed
-
-if TYPE_CHECKING:
-    from trp_onnx.latency.table import LatencyTable
+from trp_onnx.planning.widths import Kept
 
 _STEPS, _SWEEPS = 30, 10
 """Halvings of the price's interval, on a scale of powers; sweeps over the spaces at one price."""
@@ -38,32 +34,28 @@ class WidthSearch:
 
     def __init__(
         self, spaces: Sequence[SpaceSite], sites: Sequence[Site], cost: Cost, others: Sequence[Layer],
-        table: LatencyTable | None,
+        narrowing: Narrowing,
     ) -> None:  # fmt: skip
         """Say what is chosen.
 
         Args:
-            spaces: Those that may be cut.
+            spaces: Those that are cut, or may be, at widths at which all sites are possible.
             sites: The layers that may be factorised, or have no option but one.
             cost: Of an option.
             others: Layers at the spaces that are in no site.
-            table: Where the cost is time.
+            narrowing: What options cost where spaces are cut; it has a latency table where the cost is time.
         """
-        self._spaces, self._cost, self._table = spaces, cost, table
-        self.widths = Widths([site.space for site in spaces])
-        fronts = {id(site): pareto(site.options, cost) for site in sites}
-        self._sites = [Site(site.layers, site.dense, tuple(fronts[id(site)])) for site in sites]
-        self._others = others
+        self._spaces, self._sites, self._cost, self._others = spaces, sites, cost, others
+        self._narrowing, self._widths = narrowing, narrowing.widths
         self._near: dict[str, tuple[list[Site], list[Layer]]] = {}
         for space in spaces:
-            at = {layer.name for layer in self.widths.at(space.space)}
-            near = [site for site in self._sites if any(layer.name in at for layer in site.layers)]
+            at = {layer.name for layer in self._widths.at(space.space)}
+            near = [site for site in sites if any(layer.name in at for layer in site.layers)]
             self._near[space.space.name] = near, [layer for layer in others if layer.name in at]
-        self._known: dict[tuple[object, ...], tuple[Array, Array]] = {}
 
     def choose(self, budget: float) -> dict[str, int] | None:
         """Units that each space keeps; None where the budget is out of reach."""
-        everything = {site.space.name: site.space.size for site in self._spaces}
+        everything = {site.space.name: site.levels[-1] for site in self._spaces}
         best: dict[str, int] | None = None
         kept = dict(everything)
         if self._spent(everything, 0.0) <= budget:
@@ -99,7 +91,7 @@ class WidthSearch:
         sites, layers = self._near[site.space.name]
         found = price * self._rest(layers, [site.space], kept)
         for near in sites:
-            costs, damages = self._options(near, kept)
+            costs, damages = self._narrowing.front(near, kept, self._cost)
             found += float((damages + price * costs).min())
         return found
 
@@ -107,32 +99,19 @@ class WidthSearch:
         """What all costs where the layers choose at a price."""
         total = self.rest(kept)
         for site in self._sites:
-            costs, damages = self._options(site, kept)
+            costs, damages = self._narrowing.front(site, kept, self._cost)
             total += float(costs[int(np.argmin(damages + price * costs))])
         return total
-
-    def _options(self, site: Site, kept: Kept) -> tuple[Array, Array]:
-        """Costs and damages of a site's options, the dense one first."""
-        key = (id(site), *(self.widths.channels(layer, kept) for layer in site.layers))
-        known = self._known.get(key)
-        if known is None:
-            thin = narrowed(site, self.widths, kept, self._table)
-            options = (thin.dense, *thin.options)
-            known = self._known[key] = (
-                np.array([self._cost(option) for option in options], np.float64),
-                np.array([option.damage for option in options]),
-            )
-        return known
 
     def rest(self, kept: Kept) -> float:
         """What the layers that are in no site cost, and the nodes that are no layers."""
         return self._rest(self._others, [site.space for site in self._spaces], kept)
 
     def _rest(self, layers: Sequence[Layer], spaces: Sequence[Space], kept: Kept) -> float:
-        widths, table = self.widths, self._table
-        if table is None:
-            return sum(float(layer.times * widths.geometry(layer, kept).macs) for layer in layers if layer.sized)
-        return 1e9 * widths.rest(layers, spaces, kept, table)
+        widths, table = self._widths, self._narrowing.table
+        if self._cost is in_time and table is not None:
+            return 1e9 * rest_time(layers, spaces, widths, kept, table)
+        return sum(float(layer.times * widths.geometry(layer, kept).macs) for layer in layers if layer.sized)
 
     def _filled(self, kept: dict[str, int], price: float, budget: float) -> dict[str, int]:
         """Widen spaces one level at a time while the budget lasts, those first that gain most for it."""

@@ -1,19 +1,13 @@
-"""What layers cost when the spaces between them are cut: MACs, time or parameters.
+"""How wide layers are when the spaces between them are cut.
 
 A space that keeps fewer of its units leaves its producers fewer outputs and its consumers fewer inputs; a layer may
-stand at several spaces, so what one space saves depends on the others. With i inputs and o outputs left,
-
-    MACs(scheme, rank)    those of the thinner layer, as `schemes` counts them
-    time(dense)           share * part(i, o), see `LatencyTable`
-    time(scheme, rank)    share * part(scheme, rank) * MACs(i, o, rank) / MACs(rank)
-
-a factor's time being in proportion to its MACs where its neighbours get thinner.
+stand at several spaces, so what one space saves depends on the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,8 +17,7 @@ import onnx_ir as ir
 
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.spaces import Space, outputs_of
-from trp_onnx.lowrank.schemes import SCHEMES, Geometry
-from trp_onnx.planning.options import Option, Site
+from trp_onnx.lowrank.schemes import Geometry
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
@@ -50,6 +43,7 @@ class Widths:
         self.spaces = spaces
         self._touches: dict[str, list[_Touch]] = {}
         self._layers: dict[str, Layer] = {}
+        self._within = Counter(node for space in spaces for node in _nodes(space))
         for space in spaces:
             for layer, inputs, outputs in _touched(space):
                 self._layers[layer.name] = layer
@@ -64,15 +58,19 @@ class Widths:
         """Whether a layer stands at one of the spaces."""
         return layer.name in self._touches
 
-    def rest(self, layers: Sequence[Layer], spaces: Sequence[Space], kept: Kept, table: LatencyTable) -> float:
-        """Part of the network's time of some layers, as they are, and of the nodes within some spaces that are none.
+    def around(self, layer: Layer) -> list[str]:
+        """Names of the spaces at which a layer stands."""
+        return [touch.space.name for touch in self._touches.get(layer.name, ())]
 
-        The time of such nodes is in proportion to what the space keeps.
+    def node_time(self, spaces: Sequence[Space], kept: Kept, table: LatencyTable) -> float:
+        """Part of the network's time of the nodes within some spaces that are no layers.
+
+        It is in proportion to what a space keeps; that of a node within several is divided among them.
         """
-        found = sum(table.share(layer) * table.width_part(layer, *self.channels(layer, kept)) for layer in layers)
+        found = 0.0
         for space in spaces:
-            nodes = (node for node in space.within if isinstance(node, ir.Node))
-            found += sum(map(table.node_share, nodes)) * kept.get(space.name, space.size) / space.size
+            share = sum(table.node_share(node) / self._within[node] for node in _nodes(space))
+            found += share * kept.get(space.name, space.size) / space.size
         return found
 
     def at(self, space: Space) -> list[Layer]:
@@ -97,6 +95,10 @@ class Widths:
         if geometry.depthwise:
             return replace(geometry, groups=inputs)
         return replace(geometry, in_channels=inputs // geometry.groups, out_channels=outputs // geometry.groups)
+
+
+def _nodes(space: Space) -> list[ir.Node]:
+    return [node for node in space.within if isinstance(node, ir.Node)]
 
 
 def _touched(space: Space) -> list[tuple[Layer, float, float]]:
@@ -125,40 +127,3 @@ def _outputs(space: Space, layer: Layer) -> int:
     """How many outputs of a layer are units of a space."""
     found = [units for part in space.parts if (units := outputs_of(part, layer)) is not None]
     return sum(int(np.count_nonzero(units >= 0)) for units in found)
-
-
-def narrowed(site: Site, widths: Widths, kept: Kept, table: LatencyTable | None) -> Site:
-    """A site whose layers stand at cut spaces: what its options cost there, without ranks that are none any more."""
-    geometries = [widths.geometry(layer, kept) for layer in site.layers]
-    if all(geometry == layer.geometry for geometry, layer in zip(geometries, site.layers, strict=True)):
-        return site
-    found = [other for option in site.options if (other := _narrow(option, site, geometries, table)) is not None]
-    channels = [widths.channels(layer, kept) for layer in site.layers]
-    time = None
-    if table is not None:
-        time = sum(
-            table.share(layer) * table.width_part(layer, *at) for layer, at in zip(site.layers, channels, strict=True)
-        )
-    macs = sum(layer.times * geometry.macs for layer, geometry in zip(site.layers, geometries, strict=True))
-    if site.dense.scheme is not None:  # the map gives it: there is no other
-        return replace(site, dense=_narrow(site.dense, site, geometries, table) or site.dense)
-    dense = replace(site.dense, macs=macs, parameters=geometries[0].parameters, time=time)
-    paying = [o for o in found if o.macs < macs and (o.time is None or time is None or o.time < time)]
-    return replace(site, dense=dense, options=tuple(paying), surveyed=tuple(found))
-
-
-def _narrow(option: Option, site: Site, geometries: Sequence[Geometry], table: LatencyTable | None) -> Option | None:
-    assert option.scheme is not None
-    scheme = SCHEMES[option.scheme]
-    if any(r >= full for r, full in zip(option.rank, scheme.full_rank(geometries[0]), strict=True)):
-        return None
-    macs, time = 0, 0.0
-    for layer, geometry in zip(site.layers, geometries, strict=True):
-        assert layer.geometry is not None
-        mine = int(scheme.macs(geometry, option.rank))
-        macs += layer.times * mine
-        if table is not None:
-            whole = max(1, int(scheme.macs(layer.geometry, option.rank)))
-            time += table.share(layer) * table.part(layer, scheme, option.rank) * mine / whole
-    parameters = int(scheme.parameters(geometries[0], option.rank))
-    return replace(option, macs=macs, parameters=parameters, time=None if table is None else time)
