@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trp_onnx.graph.layers import Layer
-from trp_onnx.graph.spaces import Space
 from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.schemes import SCHEMES, Geometry, Scheme
 from trp_onnx.planning.options import Cost, Option, Site, in_time
@@ -29,6 +28,9 @@ from trp_onnx.planning.widths import Kept, Widths
 
 if TYPE_CHECKING:
     from trp_onnx.latency.table import LatencyTable
+
+DENSE = Option(None, (), 0, 0, 0.0)
+"""A layer as it is, where costs are those of what is left of it."""
 
 Front = tuple[Array, Array]
 """Costs and damages of the options that no other one beats in both, by rising cost."""
@@ -47,14 +49,6 @@ def layer_time(layer: Layer, option: Option, left: Geometry, table: LatencyTable
     scheme = SCHEMES[option.scheme]
     whole = table.share(layer) * table.part(layer, scheme, option.rank)
     return float(whole * _thinner(layer, scheme, option.rank, left))
-
-
-def rest_time(
-    layers: Sequence[Layer], spaces: Sequence[Space], widths: Widths, kept: Kept, table: LatencyTable
-) -> float:
-    """Part of the network's time of some layers, as they are, and of the nodes within some spaces that are none."""
-    found = sum(table.share(layer) * table.width_part(layer, *widths.channels(layer, kept)) for layer in layers)
-    return found + widths.node_time(spaces, kept, table)
 
 
 def _thinner(layer: Layer, scheme: Scheme, rank: Sequence[Any], left: Geometry) -> Any:
@@ -93,6 +87,8 @@ class Narrowing:
         self._harm: dict[Site, Array] = {}
         self._around: dict[Site, list[str]] = {}
         self._fronts: dict[tuple[object, ...], Front] = {}
+        self._places: dict[Layer, list[str]] = {}
+        self._alone: dict[tuple[object, ...], float] = {}
 
     def left(self, site: Site, kept: Kept) -> list[Geometry]:
         """The geometries that the layers of a site have left."""
@@ -148,6 +144,22 @@ class Narrowing:
         if known is None:
             known = self._fronts[key] = self._front(site, kept, cost)
         return known
+
+    def alone(self, layer: Layer, kept: Kept, cost: Cost) -> float:
+        """What a layer costs there that is in no site, as `cost` counts; nothing where its MACs are unknown."""
+        if layer not in self._places:
+            self._places[layer] = self.widths.around(layer)
+        key = (layer, cost, *(kept.get(name) for name in self._places[layer]))
+        known = self._alone.get(key)
+        if known is None:
+            known = self._alone[key] = self._dense(layer, self.widths.geometry(layer, kept), cost)
+        return known
+
+    def _dense(self, layer: Layer, left: Geometry, cost: Cost) -> float:
+        if cost is in_time:
+            assert self.table is not None
+            return 1e9 * layer_time(layer, DENSE, left, self.table)
+        return float(layer.times * left.macs) if layer.sized else 0.0
 
     def _front(self, site: Site, kept: Kept, cost: Cost) -> Front:
         dense = self.option(site, site.dense, kept)

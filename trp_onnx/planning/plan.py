@@ -14,15 +14,12 @@ from trp_onnx.files.staging import write_text
 from trp_onnx.graph.layers import Layer, network_macs
 from trp_onnx.lowrank.rotation import Rotation
 from trp_onnx.lowrank.schemes import Geometry, Rank
-from trp_onnx.planning.narrowing import layer_macs, layer_time
+from trp_onnx.planning.narrowing import DENSE, layer_macs, layer_time
 from trp_onnx.planning.options import Evidence, Option, Site
 from trp_onnx.planning.rules import LayerRule, Rule, SpaceRule, plan_to_toml
 from trp_onnx.planning.ties import Tie, ties_of
 from trp_onnx.planning.widths import Kept, Widths
 from trp_onnx.schema import path_of
-
-DENSE = Option(None, (), 0, 0, 0.0)
-"""A layer as it is, where costs are those of what is left of it."""
 
 Verdict = tuple[Site, Option, str]
 """What a layer's site becomes, and why."""

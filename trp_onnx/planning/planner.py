@@ -27,7 +27,7 @@ from trp_onnx.graph.layers import Layer, counted_layers, network_macs
 from trp_onnx.graph.spaces import Space
 from trp_onnx.job import Goal
 from trp_onnx.planning.allocate import allocate
-from trp_onnx.planning.narrowing import Narrowing, layer_macs, rest_time
+from trp_onnx.planning.narrowing import Narrowing, layer_macs
 from trp_onnx.planning.options import (
     Cost,
     Evidence,
@@ -341,7 +341,8 @@ class Planner:
         if table is None:
             return 0.0
         others = [layer for layer in self._widths.layers if layer.reason is not None]
-        return rest_time(others, self._widths.spaces, self._widths, kept, table)
+        layers = sum(self._narrowing.alone(layer, kept, in_time) for layer in others) / 1e9
+        return layers + self._widths.node_time(self._widths.spaces, kept, table)
 
     def _decision(self, space: Space, kept: Kept) -> SpaceDecision:
         site = next((site for site in self._spaces if site.space is space), None)

@@ -20,7 +20,7 @@ import numpy as np
 
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.spaces import Space
-from trp_onnx.planning.narrowing import Narrowing, rest_time
+from trp_onnx.planning.narrowing import Narrowing
 from trp_onnx.planning.options import Cost, Site, in_time
 from trp_onnx.planning.spaces import SpaceSite
 from trp_onnx.planning.widths import Kept
@@ -46,10 +46,10 @@ class WidthSearch:
             narrowing: What options cost where spaces are cut; it has a latency table where the cost is time.
         """
         self._spaces, self._sites, self._cost, self._others = spaces, sites, cost, others
-        self._narrowing, self._widths = narrowing, narrowing.widths
+        self._narrowing = narrowing
         self._near: dict[str, tuple[list[Site], list[Layer]]] = {}
         for space in spaces:
-            at = {layer.name for layer in self._widths.at(space.space)}
+            at = {layer.name for layer in narrowing.widths.at(space.space)}
             near = [site for site in sites if any(layer.name in at for layer in site.layers)]
             self._near[space.space.name] = near, [layer for layer in others if layer.name in at]
 
@@ -108,10 +108,11 @@ class WidthSearch:
         return self._rest(self._others, [site.space for site in self._spaces], kept)
 
     def _rest(self, layers: Sequence[Layer], spaces: Sequence[Space], kept: Kept) -> float:
-        widths, table = self._widths, self._narrowing.table
+        found = sum(self._narrowing.alone(layer, kept, self._cost) for layer in layers)
+        table = self._narrowing.table
         if self._cost is in_time and table is not None:
-            return 1e9 * rest_time(layers, spaces, widths, kept, table)
-        return sum(float(layer.times * widths.geometry(layer, kept).macs) for layer in layers if layer.sized)
+            found += 1e9 * self._narrowing.widths.node_time(spaces, kept, table)
+        return found
 
     def _filled(self, kept: dict[str, int], price: float, budget: float) -> dict[str, int]:
         """Widen spaces one level at a time while the budget lasts, those first that gain most for it."""
