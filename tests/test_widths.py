@@ -115,7 +115,9 @@ def test_a_map_cuts_spaces_without_data(tmp_path: Path) -> None:
     net, out = bottleneck(tmp_path / "net.onnx", copies=2), tmp_path / "out.onnx"
     (tmp_path / "map.toml").write_text('[[space]]\nname = "expand"\nratio = 0.5\n')
     report = compress(net, out, config=tmp_path / "map.toml")
-    assert [(space.name, space.kept) for space in report.spaces] == [("expand", 24)]
+    left = {space.name: (space.kept, space.units) for space in report.spaces}
+    assert left == {"expand": (24, HIDDEN), "project": (8, 8), "fc": (10, 10)}
+    assert any("output 'y'" in space.reason for space in report.spaces if space.name == "fc")
     assert run(out, feeds())[0].shape == (4, 10)
 
 

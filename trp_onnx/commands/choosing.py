@@ -76,7 +76,7 @@ def _planned(work: Workspace, known: Known) -> Choice:
     goal, network = work.job.goal, work.network
     planner = Planner(
         network.layers, rules=goal.rules, scheme=work.job.search.scheme, align=known.align, evidence=known.evidence,
-        spaces=known.spaces,
+        spaces=known.spaces, looked_at=known.looked_at,
         progress=lambda groups: track(groups, "spectra"), ask=shape_options(network.normal, network.input_shapes),
     )  # fmt: skip
     limit = None if work.judge is None else _limit(work, work.judge)

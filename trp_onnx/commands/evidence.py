@@ -49,6 +49,7 @@ class Known:
         samples: What factors are fitted to; None without data, and where training takes it.
         apart: Samples of the same that nothing is fitted to, where spaces may be cut.
         spaces: What may be cut, and what that does.
+        looked_at: All spaces of the network, where they were looked at.
     """
 
     evidence: Evidence
@@ -56,6 +57,7 @@ class Known:
     samples: Samples | None = None
     spaces: tuple[SpaceSite, ...] = ()
     apart: Samples | None = None
+    looked_at: tuple[Space, ...] = ()
 
 
 def gather(work: Workspace) -> Known:
@@ -66,7 +68,7 @@ def gather(work: Workspace) -> Known:
         DataError: The samples or the latency table do not fit it.
     """
     job = work.job
-    spaces = _spaces(work)
+    found, spaces = _spaces(work)
     table = work.table or (time_layers(work, spaces) if job.timed else None)
     align = resolve_alignment(job.search.align)
     if table is not None:
@@ -97,7 +99,7 @@ def gather(work: Workspace) -> Known:
         evidence = _with_damage(work, evidence, judged, apart or samples)
         sites = _with_space_damage(work, evidence, sites, apart)
         work.clock.lap("damage")
-    return Known(evidence, align, samples, tuple(sites), apart)
+    return Known(evidence, align, samples, tuple(sites), apart, tuple(found))
 
 
 def _check_precision(table: LatencyTable, device: Device) -> None:
@@ -112,16 +114,19 @@ def _check_precision(table: LatencyTable, device: Device) -> None:
         )
 
 
-def _spaces(work: Workspace) -> list[Space]:
-    """The spaces that may be cut: within a budget those of a network with data, else what the map speaks of."""
+def _spaces(work: Workspace) -> tuple[list[Space], list[Space]]:
+    """All spaces, where they are looked at, and those that may be cut.
+
+    Within a budget these are the open ones of a network with data, else those that the map speaks of.
+    """
     job, network = work.job, work.network
     asked = [rule for rule in job.goal.rules if isinstance(rule, SpaceRule)]
     free = job.search.cuts and job.data is not None and job.training is None and job.goal.budgeted
     if not asked and not free:
-        return []
+        return [], []
     found = find_spaces(network.normal, network.layers, network.input_shapes)
     check_all_match(asked, (), [space.name for space in found])
-    return [space for space in found if space_match(asked, space.name) or (free and space.closed is None)]
+    return found, [s for s in found if space_match(asked, s.name) or (free and s.closed is None)]
 
 
 def _with_space_damage(
