@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from _results import Results, markdown
+from _results import Results, Row, markdown
 
 import trp_onnx
 
@@ -49,7 +50,7 @@ def main() -> None:
                 baseline = baseline or trp_onnx.evaluate(model, dataset)
                 results.add(measure(model, name, scheme, target, dataset, baseline))
                 print(results.rows[-1], flush=True)
-    print(table(results))
+    print(table(results.rows))
 
 
 def measure(
@@ -78,9 +79,9 @@ def measure(
     }
 
 
-def table(results: Results) -> str:
+def table(measured: Sequence[Row]) -> str:
     """Networks and schemes down, targets across."""
-    cells = {(row["model"], row["scheme"], row["target"]): row for row in results.rows}
+    cells = {(row["model"], row["scheme"], row["target"]): row for row in measured}
     rows = []
     for name in NETWORKS:
         for scheme in SCHEMES:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _networks import resnet18
-from _results import Results, markdown
+from _results import Results, Row, by_network, markdown, name_of
 from without_training import NETS, split
 
 import trp_onnx
@@ -57,8 +58,7 @@ def main() -> None:
                 for row in measure(net, files, Path(folder), arguments):
                     results.add(row)
                     print(row, flush=True)
-    columns = ("net", "file", "bytes", "top1", "error", "speedup", "elsewhere", "back", "in_float", "seconds")
-    print(markdown(columns, [[row.get(column, "") for column in columns] for row in results.rows]))
+    print(table(results.rows))
 
 
 def measure(net: str, files: dict[str, Path], folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -129,6 +129,27 @@ def there_and_back(ort: Path, source: Path, feeds: dict[str, np.ndarray], folder
         for key, found in (("elsewhere", elsewhere), ("back", back))
     }
     return {key: float(f"{error:.2g}") for key, error in worst.items()}
+
+
+FILES = {"dense": "dense", "low rank": "low rank", "dense, int8": "int8", "low rank, int8": "low rank + int8"}
+
+
+def table(measured: Sequence[Row]) -> str:
+    """Networks and files down; `.onnx`, then `.ort`."""
+    found = {(row["net"], row["file"]): row for row in measured}
+    lines = []
+    for net in dict.fromkeys(row["net"] for row in by_network(measured)):
+        for file in (file for file in FILES if (net, file) in found):
+            row, ort = found[net, file], found.get((net, f"{file}, .ort"))
+            top1 = f"{row['top1']:.2%}" if "top1" in row else ""
+            last = ("", "", "") if ort is None else (*_size_and_speed(ort), f"{ort['error']:.0e}".replace("0e+00", "0"))
+            size, speed = _size_and_speed(row)
+            lines.append((name_of(net), FILES[file], size, top1, speed, *last))
+    return markdown(("network", "", "`.onnx`", "top-1", "speed-up", "`.ort`", "speed-up", "error of the `.ort`"), lines)
+
+
+def _size_and_speed(row: Row) -> tuple[str, str]:
+    return f"{row['bytes'] / 1e6:.2f} MB", f"{row['speedup']:.2f}x"
 
 
 if __name__ == "__main__":

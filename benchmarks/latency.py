@@ -23,12 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _networks import resnet18, resnet50
-from _results import Results, markdown
+from _results import Results, Row, by_network, markdown, name_of
 
 import trp_onnx
 from trp_onnx.graph.layers import find_layers
@@ -276,6 +277,55 @@ def trp(*words: str, environment: dict[str, str] | None = None) -> subprocess.Co
     """A command, in a process of its own."""
     command = [sys.executable, "-m", "trp_onnx", *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+LONG = {"crnn": "CRNN, 64 x 320", "ppocr_rec": "PP-OCR recogniser, 48 x 320"}
+
+
+def _nets(rows: Sequence[Row]) -> dict[str, str]:
+    """Networks and what tables call them, in order."""
+    return {row["net"]: LONG.get(row["net"], name_of(row["net"])) for row in by_network(rows)}
+
+
+def asked_table(measured: Sequence[Row], kind: str) -> str:
+    """Speed-ups that were asked for, and what `bench` says."""
+    rows = [row for row in measured if row["kind"] == kind]
+    found = {(row["net"], row["case"]): f"{row['measured']:.3f}" for row in rows if "measured" in row}
+    lines = [(name, *(found.get((net, f"{s:g}"), "") for s in ASKED)) for net, name in _nets(rows).items()]
+    return markdown(("network", f"asked {ASKED[0]:g}x", *(f"{s:g}x" for s in ASKED[1:])), lines)
+
+
+def predicted_table(measured: Sequence[Row]) -> str:
+    """Predicted and measured, at three budgets."""
+    rows = [row for row in measured if row["kind"] == "predicted"]
+    found = {(row["net"], row["case"]): f"{row['predicted']:.2f} / {row['measured']:.2f}" for row in rows}
+    lines = [(name, *(found[net, f"{part:g} of the way"] for part in PARTS)) for net, name in _nets(rows).items()]
+    return markdown(("network", *(f"{part:.0%} of the way" for part in PARTS)), lines)
+
+
+def realised_table(measured: Sequence[Row]) -> str:
+    """What a saved MAC is worth."""
+    found = {row["case"]: f"{row['measured']:.2f}x of {row['macs_saved']:.2f}x" for row in measured
+             if row["kind"] == "realised"}  # fmt: skip
+    layouts = {"cpu": "blocked layout", "cpu-im2col": "im2col"}
+    lines = [
+        (f"{layouts[provider]}, {scheme}", *(found[f"{provider} {scheme} {ratio:g}"] for ratio in RATIOS))
+        for provider in layouts for scheme in ("spatial", "auto")
+    ]  # fmt: skip
+    return markdown(("", *(f"MACs {ratio:.2f}" for ratio in RATIOS)), lines)
+
+
+def by_macs_table(measured: Sequence[Row]) -> str:
+    """Ranks by MACs and by time."""
+    rows = [row for row in measured if row["kind"] == "by-macs"]
+    found = {(row["net"], row["case"]): row for row in rows}
+    lines = []
+    for net, name in _nets(rows).items():
+        for ratio in (0.8, 0.6):
+            free, blocks = (found[net, f"MACs {ratio:g}, {label}"] for label in ("align 1", "align auto"))
+            timed = ", ".join(f"{row['plan_by_time']:.2f}x" for row in (free, blocks))
+            lines.append((name, ratio, f"{free['plan_by_macs']:.2f}x", f"{blocks['plan_by_macs']:.2f}x", timed))
+    return markdown(("network", "MACs", "by MACs, any rank", "by MACs, ranks in blocks", "by time"), lines)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import argparse
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from _results import Results, markdown
+from _results import Results, Row, markdown
 
 import trp_onnx
 
@@ -28,8 +29,7 @@ def main() -> None:
     for path in sorted(arguments.models.glob("*.onnx")):
         for align in (1, 16):
             results.add({"model": path.stem, "align": align} | measure(path, align))
-    header = ("model", "align", "MACs ratio", "parameters ratio", "output error", "layers", "schemes", "seconds")
-    print(markdown(header, [_row(row) for row in results.rows]))
+    print(table(results.rows))
 
 
 def measure(path: Path, align: int) -> dict[str, object]:
@@ -53,7 +53,13 @@ def measure(path: Path, align: int) -> dict[str, object]:
     }
 
 
-def _row(row: dict[str, object]) -> list[object]:
+def table(measured: Sequence[Row]) -> str:
+    """Models down."""
+    header = ("model", "align", "MACs ratio", "parameters ratio", "output error", "layers", "schemes", "seconds")
+    return markdown(header, [_row(row) for row in measured])
+
+
+def _row(row: Row) -> list[object]:
     if "unreachable" in row:
         return [row["model"], row["align"], row["unreachable"], "", "", "", "", ""]
     schemes = ", ".join(f"{count} {name}" for name, count in row["schemes"].items())

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from _networks import resnet18
-from _results import Results, markdown
+from _results import Results, Row, markdown, name_of
 
 import trp_onnx
 from trp_onnx.runners import open_runner
@@ -57,12 +58,21 @@ def main() -> None:
                     "low": round(speedup.low, 3), "high": round(speedup.high, 3), "rounds": found.rounds,
                 })  # fmt: skip
                 print(results.rows[-1], flush=True)
-    nets = list(dict.fromkeys(row["net"] for row in results.rows))
+    print(table(results.rows))
+
+
+KERNELS = {"cpu": "blocked layout", "cpu-im2col": "im2col"}
+
+
+def table(measured: Sequence[Row]) -> str:
+    """Runtimes and kernels down, networks across."""
+    nets = list(dict.fromkeys(row["net"] for row in measured))
     lines = []
-    for where, provider in dict.fromkeys((row["where"], row["provider"]) for row in results.rows):
-        found = {row["net"]: row for row in results.rows if (row["where"], row["provider"]) == (where, provider)}
-        lines.append((where, provider, *(f"{found[net]['speedup']:.2f}x" if net in found else "" for net in nets)))
-    print(markdown(("runtime", "provider", *nets), lines))
+    for where, provider in dict.fromkeys((row["where"], row["provider"]) for row in measured):
+        found = {row["net"]: row for row in measured if (row["where"], row["provider"]) == (where, provider)}
+        kernels = "WebAssembly SIMD" if where.startswith("onnxruntime-web") else KERNELS[provider]
+        lines.append((where, kernels, *(f"{found[net]['speedup']:.2f}x" if net in found else "" for net in nets)))
+    return markdown(("half the MACs, one thread: speed-up in", "kernels", *(name_of(net) for net in nets)), lines)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ import itertools
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from _results import Results, markdown
+from _results import Results, Row, markdown, name_of
 from onnx import TensorProto, helper, numpy_helper
 
 import trp_onnx
@@ -54,7 +55,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 results.add(measure(name, arguments, Path(folder)))
             print(results.rows[-1], flush=True)
-    print(table(results))
+    print(table(results.rows))
 
 
 def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -151,26 +152,21 @@ def matmul(path: Path) -> Path:
 MADE = {"conv1d": conv1d, "matmul": matmul}
 
 
-def table(results: Results) -> str:
+def table(measured: Sequence[Row]) -> str:
     """All lines."""
     lines = []
-    for row in results.rows:
+    for row in measured:
         top1 = (
             " / ".join(f"{row[f'top1_{k}']:.1%}" for k in ("dense", "direct", "trained")) if "top1_dense" in row else ""
         )
         lines.append((
-            row["net"], f"{row['macs']:.2f}", row["steps"], f"{row['distance_first_epoch']:.4g}",
-            f"{row['distance_last_epoch']:.4g}", top1, f"{row['images_per_second']:.0f}",
+            name_of(row["net"]), f"{row['macs']:.2f}", row["steps"], f"{row['distance_first_epoch']:#.3g}",
+            f"{row['distance_last_epoch']:#.3g}", top1, f"{row['images_per_second']:.0f}",
         ))  # fmt: skip
     header = (
-        "network",
-        "MACs",
-        "steps",
-        "distance after 1 epoch",
-        "at the end",
-        "top-1 dense / direct / trained",
-        "img/s",
-    )
+        "network", "MACs kept", "steps", "distance to the original, first epoch", "last epoch",
+        "top-1 dense / factorised / trained, then factorised", "images/s",
+    )  # fmt: skip
     return markdown(header, lines)
 
 

@@ -19,14 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _residual import CLASSES, NETS, as_onnx, as_torch
-from _results import Results, markdown
+from _results import Results, Row, markdown
 
 BATCHES = (64, 128)
 REWRITES = {
@@ -60,7 +60,7 @@ def main() -> None:
     if not results.has(what="shares", net="resnet20", batch=128):
         results.add(shares())
         print(results.rows[-1], flush=True)
-    print(table(results))
+    print(table(results.rows))
 
 
 def speed(net: str, batch: int, rounds: int) -> dict[str, Any]:
@@ -262,20 +262,30 @@ def our_step(order: dict[str, Any]) -> tuple[Callable[[], None], dict[str, float
     return step, trainer.spent, world.share, world.rank == 0
 
 
-def table(results: Results) -> str:
-    """Ratios to PyTorch's default layout."""
-    rows = [row for row in results.rows if row["what"] == "speed"]
-    if not rows:
-        return ""
-    names = list(rows[0]["ratio"])
-    lines = [
-        (
-            f"{row['net']}, batch {row['batch']}",
-            *(f"{row['ratio'][n]:.2f} ({row['images_per_second'][n]:.0f})" for n in names),
+CONTENDERS = {
+    "torch": "PyTorch, default layout",
+    "torch, channels last": "PyTorch, channels last",
+    "plain": "ours, graph as built",
+    "+ relu": "+ ReLU gradient",
+    "+ input gradient": "+ input gradient as convolution",
+    "+ blocked": "+ blocked convolutions",
+}
+TIMED = {"resnet20": "ResNet-20", "wide": "64-256 channels"}
+
+
+def table(measured: Sequence[Row]) -> str:
+    """Contenders down, networks and batches across."""
+    rows = [row for row in measured if row["what"] == "speed"]
+    names = dict.fromkeys(name for row in rows for name in row["ratio"])
+    lines = []
+    for name in names:
+        cells = (
+            f"{row['images_per_second'][name]:.0f} ({row['ratio'][name]:.2f}x)" if name in row["ratio"] else ""
+            for row in rows
         )
-        for row in rows
-    ]
-    return markdown(("net", *names), lines)
+        lines.append((CONTENDERS.get(name, name), *cells))
+    heads = (f"{TIMED.get(row['net'], row['net'])}, batch {row['batch']}" for row in rows)
+    return markdown(("images/s on one core (ratio to PyTorch)", *heads), lines)
 
 
 if __name__ == "__main__":

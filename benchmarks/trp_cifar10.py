@@ -19,11 +19,12 @@ import argparse
 import hashlib
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _results import Results, markdown
+from _results import NAMES, Results, markdown
 
 import trp_onnx
 from trp_onnx import Goal, NetworkOptions, SearchSpace, Training, TrainingOptions
@@ -112,7 +113,7 @@ def main() -> None:
             print(f"{name}: {'the same' if same else 'NOT the same'} as in the results")
         else:
             results.add(row)
-    print(table(results))
+    print(*(table(results.rows, net) for net in DENSE), sep="\n\n")
 
 
 def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -154,20 +155,57 @@ def measure(name: str, row: Row, arguments: argparse.Namespace) -> dict[str, Any
     return line
 
 
-def table(results: Results) -> str:
-    """All lines."""
-    header = ("row", "MACs", "test", "validation", "parameters", "latency", "epochs", "minutes")
+DENSE = {"resnet20": 0.9173, "resnet56": 0.9339}
+
+LABELS = {
+    "r20-ours-2.84": "the defaults: fixed ranks, 0.3 labels + 0.7 distillation",
+    "r20-best-2.84": "the defaults, with ResNet-56 for a teacher",
+    "r20-best-3.6": "the defaults, with ResNet-56 for a teacher",
+    "r20-trp1-1.97": "the paper's TRP1 (labels, its ratchet, e = 0.05)",
+    "r20-trp1-nu-2.17": "the paper's TRP1+Nu (labels, its ratchet, e = 0.05, lambda = 3e-4)",
+    "r20-trp2-2.66": "the paper's TRP2 (labels, its ratchet, e = 0.05)",
+    "r20-trp2-nu-2.84": "the paper's TRP2+Nu (labels, its ratchet, e = 0.05, lambda = 3e-4)",
+    "r20-labelled-2": "the defaults, with labels",
+    "r20-unlabelled-2": "the defaults, **no labels at all**",
+    "r56-best-2.5": "the defaults",
+    "r56-best-4.5": "the defaults",
+}
+LABELS |= {f"r56-trp2-nu-{ratio}": LABELS["r20-trp2-nu-2.84"] for ratio in (2.5, 4.5)}
+"""What rows are in words; the others' names say it."""
+
+PUBLISHED = {
+    "resnet20": ("*as published: TRP2+Nu*", "2.84x", "90.62%"),
+    "resnet56": ("*as published: TRP2*", "2.43x", "92.63%"),
+}
+"""Table 1 of the paper: 164 epochs, from scratch."""
+
+
+def label_of(name: str) -> str:
+    """A row in words."""
+    for kind, words in (("direct", "direct"), ("retrain", "direct, then its factors retrained (labels)")):
+        if f"-{kind}-" in name:
+            return words
+    return LABELS.get(name, name)
+
+
+def table(measured: Sequence[dict[str, Any]], net: str) -> str:
+    """The rows of one network, in the order of `ROWS`."""
+    header = (
+        f"{NAMES[net]}, {100 * DENSE[net]:.2f} %", "scheme", "MACs", "top-1, 10,000 test images", "held out",
+        "parameters", "latency, one core", "epochs", "minutes on two cores",
+    )  # fmt: skip
+    found = {row["row"]: row for row in measured if row["net"] == net}
     lines = []
-    for name in ROWS:
-        row = next((r for r in results.rows if r["row"] == name), None)
-        if row is not None:
-            validation = "" if row["validation"] is None else f"{row['validation']:.2%}"
-            lines.append((
-                name, f"{row['macs_ratio']:.2f}x", f"{row['test']:.2%}", validation,
-                f"{row['parameters'] / 1e3:.0f} k", f"{row['latency_ratio']:.2f}x", row["epochs"],
-                "" if row["train_seconds"] is None else f"{row['train_seconds'] / 60:.0f}",
-            ))  # fmt: skip
-    return markdown(header, lines)
+    for name in (*(name for name in ROWS if name in found), *(name for name in found if name not in ROWS)):
+        row = found[name]
+        lines.append((
+            label_of(name), row["scheme"], f"{row['macs_ratio']:.2f}x", f"{row['test']:.2%}",
+            "" if row["validation"] is None else f"{row['validation']:.2%}", f"{row['parameters'] / 1e3:.0f} k",
+            f"{row['latency_ratio']:.2f}x", row["epochs"],
+            "" if row["train_seconds"] is None else f"{row['train_seconds'] / 60:.0f}",
+        ))  # fmt: skip
+    label, macs, top1 = PUBLISHED[net]
+    return markdown(header, [*lines, (label, "", macs, top1, "", "", "", "164, from scratch", "")])
 
 
 if __name__ == "__main__":

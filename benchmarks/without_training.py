@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import Results, markdown
+from _results import NAMES, Results, Row, markdown
 
 import trp_onnx
 from trp_onnx import SearchSpace
@@ -81,7 +82,7 @@ def main() -> None:
                     if not results.has(net=name, method=method, speedup=speedup):
                         results.add(measure(name, method, speedup, arguments))
                         print(results.rows[-1], flush=True)
-    print(table(results))
+    print(table(results.rows))
 
 
 def split(net: Net, folder: Path) -> tuple[trp_onnx.Dataset, trp_onnx.Dataset]:
@@ -143,17 +144,24 @@ def put_times(results: Results, arguments: argparse.Namespace) -> None:
     results.path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def table(results: Results) -> str:
+COLUMNS = {
+    "weights": "by weights", "data": "with data", "data + planner": "with data, ranks by damage",
+    "in turn": "the same, `--asymmetric`", "ranks and widths": "the same, channels too",
+}  # fmt: skip
+
+
+def table(measured: Sequence[Row]) -> str:
     """Networks and speed-ups down, methods across."""
     lines = []
-    for name, net in NETS.items():
-        for speedup in net.speedups:
-            found = {r["method"]: r for r in results.rows if r["net"] == name and r["speedup"] == speedup}
+    methods = [method for method in METHODS if any(row["method"] == method for row in measured)]
+    for name in (name for name in NAMES if name in NETS):
+        for speedup in NETS[name].speedups:
+            found = {r["method"]: r for r in measured if r["net"] == name and r["speedup"] == speedup}
             if not found:
                 continue
             dense = next((f"{row['before']:.2%}" for row in found.values() if "before" in row), "")
-            lines.append((name, f"{speedup:g}x", dense, *(_cell(found.get(method)) for method in METHODS)))
-    return markdown(("network", "asked for", "dense", *METHODS), lines)
+            lines.append((NAMES[name], f"{speedup:g}x", dense, *(_cell(found.get(method)) for method in methods)))
+    return markdown(("network", "asked for", "dense", *(COLUMNS[method] for method in methods)), lines)
 
 
 def _cell(row: dict[str, Any] | None) -> str:
