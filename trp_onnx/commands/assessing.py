@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from trp_onnx.commands.choosing import Choice
 from trp_onnx.commands.evidence import Known
 from trp_onnx.commands.workspace import Workspace
@@ -12,7 +14,7 @@ from trp_onnx.errors import TargetError
 from trp_onnx.evaluation.metric import Scores
 from trp_onnx.evaluation.outputs import Told
 from trp_onnx.evaluation.verify import verify
-from trp_onnx.graph.model import count_parameters, external_files, file_bytes
+from trp_onnx.graph.model import count_parameters, file_bytes, weight_files
 from trp_onnx.latency.measured import Latency, realise
 from trp_onnx.planning import Plan
 from trp_onnx.planning.plan import notes_on_growth
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
 
 def assess(
     work: Workspace, known: Known, choice: Choice, spectra: dict[str, Spectrum], recovered: Recovered | None
-) -> Report:
+) -> tuple[Report, ir.Model]:
     """Measure the written file, before it is in its place.
+
+    Returns:
+        The report, and the file as it was opened again.
 
     Raises:
         VerificationError: It fails its check.
@@ -43,14 +48,14 @@ def assess(
     latency = _latency(work, known, choice)
     work.clock.lap("bench")
     trained = work.session.summary(path) if work.session is not None else None
-    sizes = Size(file_bytes(source), file_bytes(path))
+    sizes = Size(file_bytes(source, work.network.original), file_bytes(path, written))
     report = Report(
         model=work.names[0],
         output=work.names[1],
         macs=Size(plan.macs_before, plan.macs_after, plan.unknown),
         parameters=Size(count_parameters(work.network.original), count_parameters(written)),
         file_bytes=sizes,
-        files={} if work.in_memory else {file.name: file.stat().st_size for file in (path, *external_files(path))},
+        files={} if work.in_memory else {file.name: file.stat().st_size for file in (path, *weight_files(written))},
         outputs=tuple(errors),
         verified_on=work.verified_on,
         layers=plan.decisions,
@@ -74,7 +79,7 @@ def assess(
         ),
         seconds=work.clock.laps,
     )
-    return replace(report, warnings=alarms(report))
+    return replace(report, warnings=alarms(report)), written
 
 
 def _limited(work: Workspace, choice: Choice) -> Scores | None:
@@ -101,6 +106,7 @@ def _latency(work: Workspace, known: Known, choice: Choice) -> Latency:
         work.staging.path,
         work.network.input_shapes,
         work.job.device.threads,
+        original=work.network.original,
     ).on_the_way(work.job.goal.speedup, choice.trials)
     if work.job.searched and limit is not None and found.measured is not None and found.measured.high < LEAST:
         raise TargetError(

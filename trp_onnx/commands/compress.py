@@ -6,6 +6,8 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from trp_onnx._version import __version__
 from trp_onnx.commands.assessing import assess
 from trp_onnx.commands.choosing import Choice, choose
@@ -15,6 +17,7 @@ from trp_onnx.commands.workspace import Workspace, open_workspace
 from trp_onnx.data import Data
 from trp_onnx.files.made import opened
 from trp_onnx.files.paths import MADE_BY
+from trp_onnx.graph.fingerprint import file_hash
 from trp_onnx.graph.in_memory import ModelLike
 from trp_onnx.graph.model import file_bytes
 from trp_onnx.job import Device, Goal, NetworkOptions, SearchSpace, Training
@@ -90,7 +93,7 @@ def compress(
         choice = choose(work, known)
         spectra = spectra_of(work.network.layers, choice.plan.decisions, known.evidence)
         recovered = _write(work, known, choice)
-        report = _recorded(work, assess(work, known, choice, spectra, recovered))
+        report = _recorded(work, *assess(work, known, choice, spectra, recovered))
         work.staging.publish()
         if work.session is not None:
             work.session.remove()
@@ -126,13 +129,13 @@ def _write(work: Workspace, known: Known, choice: Choice) -> Recovered | None:
     return recovered
 
 
-def _recorded(work: Workspace, report: Report) -> Report:
+def _recorded(work: Workspace, report: Report, written: ir.Model) -> Report:
     """Write what was measured into the file's metadata; its size in the report is with that."""
     path, source = work.staging.path, work.network.source
     shapes = {name: tuple(shape) for name, shape in (work.network.input_shapes or {}).items()}
-    record = record_of(report, source, path, work.job.device.threads, shapes)
+    record = record_of(report, file_hash(source, work.network.original), written, work.job.device.threads, shapes)
     write_record(path, record)
-    sizes = replace(report.file_bytes, after=file_bytes(path))
+    sizes = replace(report.file_bytes, after=file_bytes(path, written))
     files = report.files | ({path.name: path.stat().st_size} if report.files else {})
     return replace(
         report, file_bytes=sizes, files=files, date=record.date, source_sha256=record.source_sha256,

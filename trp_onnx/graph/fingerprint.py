@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from trp_onnx.graph.model import external_files
+from trp_onnx.graph.model import open_model, weight_files
 
 
 def fingerprint(model: ir.Model) -> str:
@@ -26,10 +26,13 @@ def fingerprint(model: ir.Model) -> str:
     return digest.hexdigest()
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file; of several, of their hashes in order, where a model keeps its weights beside it."""
+def file_hash(path: Path, model: ir.Model | None = None) -> str:
+    """SHA-256 of a file; of several, of their hashes in order, where a model keeps its weights beside it.
+
+    `model` is what was opened of it, if it was.
+    """
     hashes = []
-    for each in (path, *external_files(path)):
+    for each in (path, *weight_files(open_model(path) if model is None else model)):
         with each.open("rb") as file:
             hashes.append(hashlib.file_digest(file, "sha256"))
     if len(hashes) == 1:

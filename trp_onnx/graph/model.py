@@ -252,13 +252,19 @@ def external_files(path: Path) -> list[Path]:
     Raises:
         ModelError: See `open_model`.
     """
-    external = (tensor for tensor in tensors(open_model(path)) if isinstance(tensor, ir.ExternalTensor))
+    return weight_files(open_model(path))
+
+
+def weight_files(model: ir.Model) -> list[Path]:
+    """The files in which an open model keeps its weights, beside its own; empty where there are none."""
+    external = (tensor for tensor in tensors(model) if isinstance(tensor, ir.ExternalTensor))
     return [Path(name) for name in sorted({os.fspath(tensor.path) for tensor in external})]
 
 
-def file_bytes(path: Path) -> int:
-    """Size of an ONNX file and the external data that belongs to it."""
-    return sum(file.stat().st_size for file in (path, *external_files(path)))
+def file_bytes(path: Path, model: ir.Model | None = None) -> int:
+    """Size of an ONNX file and the external data that belongs to it; `model` is what was opened of it, if it was."""
+    files = external_files(path) if model is None else weight_files(model)
+    return sum(file.stat().st_size for file in (path, *files))
 
 
 def first_cause(error: BaseException) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import feeds_for
@@ -72,6 +74,8 @@ def realise(
     after: Path,
     input_shapes: Mapping[str, Sequence[int]] | None,
     threads: int = 1,
+    *,
+    original: ir.Model | None = None,
 ) -> Latency:
     """Time both files on the machine at hand, unless the table was measured on another.
 
@@ -82,6 +86,7 @@ def realise(
         after: The written file.
         input_shapes: Sizes of dynamic inputs.
         threads: Intra-op threads, where there is no table.
+        original: What was opened of the original, if it was.
 
     Returns:
         The time; without a measured one where a file does not run in onnxruntime and nothing was planned by time.
@@ -94,7 +99,7 @@ def realise(
         target = table.target if table is not None else target_of(runner, "cpu", threads)
         if not target.is_here(runner):
             return Latency(str(target), predicted, None, None)
-        feeds = feeds_for(open_model(before), input_shapes)
+        feeds = feeds_for(original or open_model(before), input_shapes)
         before, after = (
             file_in_precision(file, after.parent / f"int8-{name}.onnx", target.precision, feeds, input_shapes)
             for name, file in (("before", before), ("after", after))

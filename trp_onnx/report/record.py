@@ -14,8 +14,7 @@ import onnx_ir as ir
 from trp_onnx._version import __version__
 from trp_onnx.errors import ModelError
 from trp_onnx.files.paths import cannot_write
-from trp_onnx.graph.fingerprint import file_hash, fingerprint
-from trp_onnx.graph.model import open_model
+from trp_onnx.graph.fingerprint import fingerprint
 from trp_onnx.planning.rules import plan_to_toml
 from trp_onnx.report.document import Report
 from trp_onnx.schema import Document, converted
@@ -104,16 +103,16 @@ class Record(Document):
 
 
 def record_of(
-    report: Report, source: Path, written: Path, threads: int, input_shapes: dict[str, tuple[int, ...]]
+    report: Report, source_sha256: str, written: ir.Model, threads: int, input_shapes: dict[str, tuple[int, ...]]
 ) -> Record:
-    """The record of a file that was measured."""
+    """The record of a file that was measured, and opened again."""
     score, latency = report.score, report.latency
     return Record(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"trp-onnx": __version__} | {n: metadata.version(n) for n in ("onnx", "onnxruntime", "numpy")},
         source=Path(report.model).name,
-        source_sha256=file_hash(source),
-        fingerprint=fingerprint(open_model(written)),
+        source_sha256=source_sha256,
+        fingerprint=fingerprint(written),
         plan=plan_to_toml(report.layers),
         macs=(report.macs.before, report.macs.after),
         parameters=(report.parameters.before, report.parameters.after),
