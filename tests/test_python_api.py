@@ -13,7 +13,7 @@ import pytest
 import trp_onnx
 from tests.graphs import conv_net
 from trp_onnx import Device, Goal, LayerRule, ModelError, NetworkOptions, SearchSpace, TargetError, UsageError
-from trp_onnx.graph.session import run_model
+from trp_onnx.graph.session import open_session, run_model
 
 HALF, EVERY_RANK = Goal(macs=0.6), SearchSpace(align=1)
 X = np.random.default_rng(0).standard_normal((300, 3, 12, 12)).astype(np.float32)
@@ -207,3 +207,12 @@ def _data(folder: Path) -> Path:
     if not path.exists():
         np.savez(path, x=X)
     return path
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("2,4", 2), ("", 0), ("many", 0), ("-1", 0)])
+def test_omp_num_threads_holds_for_onnxruntime(
+    net: Path, monkeypatch: pytest.MonkeyPatch, said: str, threads: int
+) -> None:
+    """0 is as many as the runtime likes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert open_session(net).get_session_options().intra_op_num_threads == threads

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from trp_onnx.errors import ModelError
 from trp_onnx.graph.generating import generate
 from trp_onnx.graph.lent import LendingSession, take_out
+from trp_onnx.process.parallel import allowed_threads
 
 if TYPE_CHECKING:
     import onnx
@@ -40,7 +41,7 @@ def feeds_for(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None 
 
 
 def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
-    """An InferenceSession on the CPU provider.
+    """An InferenceSession on the CPU provider, of as many threads as OMP_NUM_THREADS allows.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
@@ -50,6 +51,7 @@ def open_session(model: Path | onnx.ModelProto, *, mapped: bool = False) -> Any:
     ort.set_default_logger_severity(_QUIET)
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
+    options.intra_op_num_threads = allowed_threads()
     if mapped or many_nodes(model):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.enable_cpu_mem_arena = False

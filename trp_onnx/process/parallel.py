@@ -50,4 +50,11 @@ def each(work: Callable[[T], R], items: Sequence[T], *, bytes_each: int = 0) -> 
 
 def cores() -> int:
     """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, allowed_threads() or bound)
+
+
+def allowed_threads() -> int:
+    """As OMP_NUM_THREADS says, which BLAS reads and onnxruntime does not; 0 where it says nothing."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is one number for each level
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 10 else 0
