@@ -17,4 +17,5 @@ make 1.19.2 onnxruntime==1.19.2 onnx==1.17.0 'numpy<2.3'
 make openvino onnxruntime-openvino openvino numpy  # takes the place of onnxruntime: never in one environment with it
 make qnn onnxruntime-qnn numpy
 [ -x "$folder/arm64/python" ] || bash "$here/arm64_root.sh" "$folder/arm64" || rm -rf "$folder/arm64"
+make olive olive-ai==0.13.0 requests onnxruntime "$here/.."  # gigabytes: it wants torch
 exit 0

@@ -9,6 +9,12 @@
 importing the package costs nothing.
 """
 
+from pathlib import Path
+
 import lazy_loader
+
+_HERE = Path(__file__).parent
+if not (_HERE / "passes").is_dir():  # a checkout without links, as on Windows: the folder stands beside this one
+    __path__.append(str(_HERE.parent))
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

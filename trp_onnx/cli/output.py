@@ -73,7 +73,7 @@ class Commands(click.Group):
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if stream is None:  # closed by the caller, who wants nothing of it
-                setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end
+                setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  until the end
             elif isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
         try:
@@ -83,7 +83,7 @@ class Commands(click.Group):
             if error.filename is not None or error.errno not in _NO_ROOM:
                 raise
             click.echo(f"trp-onnx: error: cannot print the result: {error.strerror}", err=True)
-            with Path(os.devnull).open("w") as nowhere:
+            with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what is left in the buffer
             sys.exit(1)
         return result

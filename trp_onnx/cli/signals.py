@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import click
@@ -43,10 +44,12 @@ def answering() -> Iterator[None]:
         nonlocal interrupted
         if interrupted is not None and event.exc_type is KeyboardInterrupt:
             interrupted = None
-            threading.Timer(0.05, os.kill, (os.getpid(), sent)).start()  # not here: it would be dropped as well
+            threading.Timer(0.05, send, (sent,)).start()  # not here: it would be dropped as well
         else:
             hook(event)
 
+    # Windows has no harmless `kill`: it would end this process.
+    send = partial(os.kill, os.getpid()) if os.name == "posix" else signal.raise_signal
     hook, sys.unraisablehook = sys.unraisablehook, unheard
     # A hang-up that nohup has the process ignore stays ignored.
     numbers = [n for n in interrupts.SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]

@@ -9,6 +9,7 @@ The blocked layout of x86 is left out unless the target is amd64: a file that ha
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from trp_onnx.errors import ModelError
@@ -48,7 +49,7 @@ def convert_to_ort(model: Path, folder: Path, target: str = "any", style: str = 
         raise ModelError(f"onnxruntime cannot convert '{model}' to an .ort file: {runtimes_reason(error)}") from error
     made, config = (folder / name for name in names_of(model.stem, style))
     text = config.read_text(encoding="utf-8")
-    config.write_text(text.replace(f"{folder.resolve()}/", ""), encoding="utf-8")  # it names where it was made
+    config.write_text(text.replace(f"{folder.resolve()}{os.sep}", ""), encoding="utf-8")  # it names where it was made
     return made, config
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
 from trp_onnx.errors import RunnerError
 from trp_onnx.files.cache import cache_folder
+from trp_onnx.process import children
 from trp_onnx.progress import say
 
 NODE, WEB = "onnxruntime-node", "onnxruntime-web"
@@ -67,9 +65,7 @@ def _run(command: list[str], folder: Path) -> tuple[int, str]:
     try:
         _, stderr = process.communicate(timeout=_SECONDS)
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        children.end(process)
         raise
     return process.returncode, stderr
 

@@ -8,7 +8,6 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
 from trp_onnx.errors import ModelError, RunnerError
+from trp_onnx.process import children
 from trp_onnx.runners.worker import Refusal, Worker, pack, unpack
 
 _GOES = 2.0
@@ -124,9 +124,7 @@ class Process:
 
     def close(self) -> None:
         """End it and all that it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        children.end(self._process)
         self._listener.join(timeout=_GOES)  # longer where a daemon of it holds the pipe open
         for stream in (self._process.stdin, self._said):
             with contextlib.suppress(OSError):

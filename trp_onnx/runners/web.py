@@ -11,7 +11,6 @@ import mimetypes
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trp_onnx.errors import RunnerError
+from trp_onnx.process import children
 from trp_onnx.runners.packages import WEB
 from trp_onnx.runners.transport import decode, encode
 from trp_onnx.runners.worker import machine_name
@@ -222,9 +222,7 @@ class _Page:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=_GOES)
         finally:  # a second Ctrl-C may come while it goes
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            children.end(self._process)
             self._end_server()
 
     def _end_server(self) -> None:

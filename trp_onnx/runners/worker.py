@@ -145,7 +145,7 @@ _TICK, _TICKS = 0.01, 5
 def _busy_seconds() -> float | None:
     """Work of all cores since the machine started (proc(5): user, nice, system, irq and softirq)."""
     try:
-        with open("/proc/stat") as file:
+        with open("/proc/stat", encoding="ascii") as file:
             ticks = [int(word) for word in file.readline().split()[1:8]]
     except (OSError, ValueError):
         return None

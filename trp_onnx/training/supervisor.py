@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from typing import Any
 
 from trp_onnx import errors
 from trp_onnx.errors import TrainingError, TrpOnnxError
+from trp_onnx.process import children
 from trp_onnx.progress import watch
 from trp_onnx.training.checkpoint import load_checkpoint
 from trp_onnx.training.communicator import launched_rank
@@ -116,8 +115,7 @@ class Supervisor:
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)  # a launcher's children too
-            self._process.wait()
+            children.end(self._process)  # a launcher's children too
         self._process.stdout.close()
         self._log.close()
 
