@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from trp_onnx.commands.evidence import Known, time_layers
 from trp_onnx.commands.workspace import Workspace
 from trp_onnx.errors import TargetError
-from trp_onnx.evaluation.comparison import divergence_on
+from trp_onnx.evaluation.comparison import divergences_on
 from trp_onnx.evaluation.judging import Judge
 from trp_onnx.evaluation.outputs import Told
 from trp_onnx.graph.layers import find_layers
@@ -22,6 +22,7 @@ from trp_onnx.latency.predicted import forecast
 from trp_onnx.latency.trial import Trial, Trials
 from trp_onnx.lowrank.schemes import Rank
 from trp_onnx.passes import CleanUpPass
+from trp_onnx.passes.factorise import Keep, in_memory
 from trp_onnx.planning import Candidate, Plan, Planner, choose_schemes, fastest_within, plan_for_speedup
 from trp_onnx.planning.apply import carry_out
 from trp_onnx.planning.search import Limit
@@ -30,8 +31,22 @@ from trp_onnx.progress import note, track
 KEPT_AGREEMENT, KEPT_ERROR = 99.0, 2.0
 """Without a goal: per cent of answers that stay the original's, or where there is no data, of relative output error."""
 
-HOPELESS = 4.0
-"""A plan whose damage is predicted to be so many times that of another is not tried beside it."""
+HOPELESS, CLEAR = 4.0, 1.5
+"""A plan whose damage is predicted to be so many times that of another is not tried beside it, and one that moves the
+outputs so many times as far is not timed."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network that a plan was carried out on.
+
+    Attributes:
+        model: The network.
+        notes: What the owner should know of it.
+    """
+
+    model: ir.Model
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -43,12 +58,14 @@ class Choice:
         candidates: What was tried to find the fastest plan within the limit.
         trials: What was timed to meet a speed-up.
         limit: What the plan may lose, where that is limited.
+        made: What comes of the plan, where that was made to judge it.
     """
 
     plan: Plan
     candidates: tuple[Candidate, ...] = ()
     trials: tuple[Trial, ...] = ()
     limit: Limit | None = None
+    made: Made | None = None
 
 
 def choose(work: Workspace, known: Known) -> Choice:
@@ -84,7 +101,7 @@ def _planned(work: Workspace, known: Known) -> Choice:
         judged = limit
 
         def lost(plan: Plan) -> float:
-            with _file_of(plan, work, known) as path:
+            with _written(_made(plan, work, known, in_memory), work) as path:
                 return judged.lost(path)
 
         plan, candidates = fastest_within(planner, limit, lost)
@@ -92,7 +109,7 @@ def _planned(work: Workspace, known: Known) -> Choice:
     timing = Trials(network.source, network.normal, network.feeds(), work.staging.folder, network.input_shapes)
     found = _for_target(goal, planner, timing)
     if found.plan.kept and any(len(site.levels) > 1 for site in known.spaces):
-        found = _less_harm(work, known, found, lambda: _for_target(goal, planner.whole(), timing))
+        found = _less_harm(work, known, found, planner.whole(), timing)
     return replace(found, limit=limit)
 
 
@@ -103,28 +120,50 @@ def _for_target(goal: Goal, planner: Planner, timing: Trials) -> Choice:
     return Choice(plan, trials=trials)
 
 
-def _less_harm(work: Workspace, known: Known, cut: Choice, uncut: Callable[[], Choice]) -> Choice:
+def _less_harm(work: Workspace, known: Known, cut: Choice, planner: Planner, timing: Trials) -> Choice:
     """A plan that cuts spaces, or one for the same target that cuts none: what moves the outputs less, as measured.
 
     What layers in turn make up for is in no prediction, and that is more where they are factorised.
+
+    Args:
+        work: What is open.
+        known: What is known of the network.
+        cut: The plan that cuts spaces.
+        planner: Of plans that cut none.
+        timing: Times them.
     """
+    goal = work.job.goal
     try:
-        whole = uncut()
+        whole = Choice(planner.plan(goal))
+        if whole.plan.damage > HOPELESS * cut.plan.damage:
+            return cut
+        cut, whole = (
+            replace(choice, made=_made(choice.plan, work, known, work.staging.keep)) for choice in (cut, whole)
+        )
+        harm, other = _harm(work, known, cut, whole)
+        if goal.speedup is not None and other <= CLEAR * harm:
+            timed = _for_target(goal, planner, timing)
+            if timed.plan.chosen != whole.plan.chosen:
+                timed = replace(timed, made=_made(timed.plan, work, known, work.staging.keep))
+                (other,) = _harm(work, known, timed)
+            whole = replace(timed, made=timed.made or whole.made)
     except TargetError:
         return cut
-    if whole.plan.damage > HOPELESS * cut.plan.damage:
-        return cut
-    assert known.apart is not None
-    harm = []
-    for choice in (cut, whole):
-        with _file_of(choice.plan, work, known) as path:
-            harm.append(divergence_on(known.apart, work.network.source, path, work.network.original, Told(work.said)))
-    kept, moved = (cut, "less") if harm[0] <= harm[1] else (whole, "more")
+    kept, moved = (cut, "less") if harm <= other else (whole, "more")
     note(
-        f"cutting spaces moves the outputs {moved} than ranks alone, {harm[0]:.3g} against {harm[1]:.3g} on "
-        f"{len(known.apart)} samples set apart{'' if kept is cut else ', so none is cut'}"
+        f"cutting spaces moves the outputs {moved} than ranks alone, {harm:.3g} against {other:.3g} on "
+        f"{len(known.apart or ())} samples set apart{'' if kept is cut else ', so none is cut'}"
     )
     return kept
+
+
+def _harm(work: Workspace, known: Known, *choices: Choice) -> list[float]:
+    """How far what was made moves the outputs, on samples that nothing is fitted to."""
+    assert known.apart is not None
+    with ExitStack() as stack:
+        made = [choice.made for choice in choices if choice.made is not None]
+        paths = [stack.enter_context(_written(each, work, place)) for place, each in enumerate(made)]
+        return divergences_on(known.apart, work.network.source, paths, work.network.original, Told(work.said))
 
 
 def _trained(
@@ -160,17 +199,22 @@ def _limit(work: Workspace, judge: Judge) -> Limit:
     return Limit(allowed, judge.measure, judge.lost, refusal, advice)
 
 
-@contextmanager
-def _file_of(plan: Plan, work: Workspace, known: Known) -> Iterator[Path]:
-    """The file of a plan, made as the result would be."""
-    copy, path = work.network.normal.clone(), work.staging.folder / "candidate.onnx"
-    layers = find_layers(copy, work.network.input_shapes)
-    carry_out(
-        plan, copy, layers, known.evidence, known.samples,
+def _made(plan: Plan, work: Workspace, known: Known, keep: Keep) -> Made:
+    """What comes of a plan, as it would in the end; the network itself stays as it is."""
+    copy = work.network.normal.clone()
+    notes = carry_out(
+        plan, copy, find_layers(copy, work.network.input_shapes), known.evidence, known.samples, keep,
         input_shapes=work.network.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
     )  # fmt: skip
     CleanUpPass()(copy)
-    ir.save(copy, path, format="protobuf", external_data=f"{path.name}.data")  # its own: the input's is elsewhere
+    return Made(copy, notes)
+
+
+@contextmanager
+def _written(made: Made, work: Workspace, number: int = 0) -> Iterator[Path]:
+    """Its file, for as long as it is looked at."""
+    path = work.staging.folder / f"plan{number}.onnx"
+    ir.save(made.model, path, format="protobuf", external_data=f"{path.name}.data")  # its own: the input's is elsewhere
     try:
         yield path
     finally:

@@ -106,10 +106,14 @@ def compress(
 
 def _write(work: Workspace, known: Known, choice: Choice) -> Recovered | None:
     """Carry the plan out, let the network recover, and write the result where it is hidden still."""
-    work.notes += carry_out(
-        choice.plan, work.network.normal, work.network.layers, known.evidence, known.samples, work.staging.keep,
-        input_shapes=work.network.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
-    )  # fmt: skip
+    if choice.made is not None:
+        work.network.normal = choice.made.model
+        work.notes += choice.made.notes
+    else:
+        work.notes += carry_out(
+            choice.plan, work.network.normal, work.network.layers, known.evidence, known.samples, work.staging.keep,
+            input_shapes=work.network.input_shapes, asymmetric=work.job.search.asymmetric, untouched=work.untouched,
+        )  # fmt: skip
     if work.session is not None:
         work.session.finetune(work.network.normal)
         FoldBatchNormPass()(work.network.normal)

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from trp_onnx.errors import VerificationError
 from trp_onnx.evaluation.divergence import (
     FEW,
+    Divergence,
     channel_errors,
-    divergence,
     item_axis,
     items,
     items_agree,
@@ -179,16 +179,20 @@ def _note(name: str, before: Arrays, after: Arrays, kinds: Mapping[str, Output])
     )
 
 
-def divergence_on(samples: Samples, original: Path, candidate: Path, graph: ir.Model, told: Told) -> float:
-    """How far a candidate's outputs moved from the original's, see `divergence`: the mean over samples.
+def divergences_on(
+    samples: Samples, original: Path, candidates: Sequence[Path], graph: ir.Model, told: Told
+) -> list[float]:
+    """How far each candidate's outputs moved from the original's, see `divergence`: the mean over samples.
 
     Raises:
         ModelError: One of them does not run, or there is no output that can be measured.
     """
-    before, after = open_session(original), open_session(candidate)
-    kinds, total, count = None, 0.0, 0
+    before, after = open_session(original), [open_session(candidate) for candidate in candidates]
+    kinds, totals, count = None, np.zeros(len(after)), 0
     for run in find_batching(before, samples.longest, samples.inputs).split(samples.by_shape()):
-        expected, actual = (run.counted(run_session(session, run.feeds)) for session in (before, after))
+        expected = run.counted(run_session(before, run.feeds))
         kinds = output_kinds(graph, expected, told) if kinds is None else kinds
-        total, count = total + run.count * divergence(expected, actual, kinds), count + run.count
-    return total / max(1, count)
+        moved = Divergence(expected, kinds)
+        totals += [run.count * moved(run.counted(run_session(session, run.feeds))) for session in after]
+        count += run.count
+    return [float(total) / max(1, count) for total in totals]
