@@ -58,9 +58,14 @@ def _check_text(model: ModelProto) -> None:
     stack: list[Message] = [model]
     while stack:
         message = stack.pop()
+        texts: list[object]
         if isinstance(message, TensorProto):  # without its data
-            texts: list[object] = [message.name, message.doc_string]
+            texts = [message.name, message.doc_string]
             stack += [*message.external_data, *message.metadata_props]
+        elif isinstance(message, NodeProto):  # of which there are many
+            own = (message.name, message.op_type, message.domain, message.overload, message.doc_string)
+            texts = [*own, *message.input, *message.output]
+            stack += [*message.attribute, *message.metadata_props, *message.device_configurations]
         else:
             texts = []
             for field, value in message.ListFields():

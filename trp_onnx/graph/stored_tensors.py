@@ -28,6 +28,7 @@ _FIELDS: dict[int, str] = {
     TensorProto.STRING: "string_data",
 }
 _COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
+_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 
 
 def check_tensor(tensor: TensorProto) -> None:
@@ -38,7 +39,7 @@ def check_tensor(tensor: TensorProto) -> None:
     """
     name = f"tensor '{tensor.name}'"
     count = elements(tensor.dims, name)
-    if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
+    if tensor.data_type not in _TYPES:
         raise ModelError(f"{name} has type {tensor.data_type}, which ONNX does not have")
     text = tensor.data_type == TensorProto.STRING
     if tensor.data_location == TensorProto.EXTERNAL:

@@ -33,7 +33,7 @@ from trp_onnx.graph.session import Arrays
 from trp_onnx.latency.int8 import in_precision
 from trp_onnx.latency.probe import build_probe, layer_span, probe_feeds
 from trp_onnx.latency.timing import LEAST_ROUNDS, Timing, measure
-from trp_onnx.latency.width import Way, Width, cut
+from trp_onnx.latency.width import Way, Width, cut, width_of
 from trp_onnx.lowrank.schemes import Rank, Scheme
 from trp_onnx.runners import NodeTime, Profile, Runner
 
@@ -253,29 +253,33 @@ def time_cuts(place: Place, layer: Layer, wanted: Sequence[tuple[Width, Rank]], 
     Args:
         place: Where.
         layer: Whose geometry is meant.
-        wanted: What is left.
+        wanted: What is left; where nothing goes, that is the layer itself.
         allowed: The doubt that is good enough.
 
     Raises:
         ModelError: The provider has no kernel for its type.
         RunnerError: The runtime died or did not answer.
     """
-    left, feeds = [layer, *(cut(layer, way, rank) for way, rank in wanted)], _reference_feeds()
+    assert layer.geometry is not None
+    thinner = [(way, rank) for way, rank in wanted if rank != way.full_rank(layer.geometry)]
+    left, feeds = [layer, *(cut(layer, way, rank) for way, rank in thinner)], _reference_feeds()
     for one in left:
         feeds |= probe_feeds(one)
     probes = [place.probe(one) for one in left]
     probes += [probes[0], place.reference]
     clock, models = place.clock, range(len(probes))
     place.prepare(probes, feeds)
-    once = float(place.runner.profile(models, 1).plain.sum())
+    once = float(np.sum(place.runner.run(1, [1] * len(probes), False).seconds))
     wanted_rounds = max(LEAST_ROUNDS, min(ROUNDS, int(SECONDS / 2 / once)))
     found: list[Parts] = []
     for attempt in range(ATTEMPTS):
         profile = place.runner.profile(models, _WARM_UP + wanted_rounds * 2**attempt)
-        found.append(_cut_parts(layer, wanted, profile, clock))
+        found.append(_cut_parts(layer, thinner, profile, clock))
         if found[-1].doubt <= allowed:
             break
-    return min(found, key=lambda parts: parts.doubt)
+    best = min(found, key=lambda parts: parts.doubt)
+    parts = iter(best.parts)
+    return dataclasses.replace(best, parts=[next(parts) if point in thinner else 1.0 for point in wanted])
 
 
 def _cut_parts(layer: Layer, wanted: Sequence[tuple[Width, Rank]], profile: Profile, clock: float) -> Parts:
@@ -295,7 +299,9 @@ def _cut_parts(layer: Layer, wanted: Sequence[tuple[Width, Rank]], profile: Prof
     halves = seconds(slice(0, None, 2)) - seconds(slice(1, None, 2))
     noise = float(np.median(np.abs(halves[:-1]))) / 2 / dense
     pace = layer.geometry.macs / dense * reference / _REFERENCE_MACS
-    return Parts(parts, None, pace, max(abs(again / dense - 1), noise, _disorder(wanted, parts)))
+    way = width_of(layer.geometry)
+    disorder = _disorder([*wanted, (way, way.full_rank(layer.geometry))], [*parts, 1.0])
+    return Parts(parts, None, pace, max(abs(again / dense - 1), noise, disorder))
 
 
 def _disorder(wanted: Sequence[tuple[Way, Rank]], parts: Sequence[float]) -> float:

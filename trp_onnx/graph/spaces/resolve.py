@@ -159,8 +159,11 @@ def _spaces(
     signature = np.zeros(len(closed), np.uint64)
 
     def seen(ids: Ids) -> None:
-        here, times = np.unique(ids[ids != NONE], return_counts=True)  # of all units a place holds few
-        signature[here] += times.astype(np.uint64) * rng.integers(1, 2**63, dtype=np.uint64)
+        here, times = ids[ids != NONE], np.ones(1, np.uint64)  # of all units a place holds few
+        if (here[1:] <= here[:-1]).any():
+            here, counts = np.unique(here, return_counts=True)
+            times = counts.astype(np.uint64)
+        signature[here] += times * rng.integers(1, 2**63, dtype=np.uint64)
 
     for place in places:
         if place.place.apart:
@@ -219,6 +222,9 @@ def _gather(
     def shares(ids: Ids) -> Iterable[tuple[_Found, Ids]]:
         """The spaces that ids belong to, with the numbers of their units."""
         own = np.where(ids == NONE, NONE, space_of[ids])
+        if own.size and own.flat[0] != NONE and (own == own.flat[0]).all():  # as nearly always
+            yield found[int(own.flat[0])], number[ids]
+            return
         for space in np.unique(own[own != NONE]):
             yield found[int(space)], np.where(own == space, number[ids], NONE)
 
