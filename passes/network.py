@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import onnx_ir as ir
 
 from trp_onnx.data import Data
 from trp_onnx.data.feeding import read_inputs
-from trp_onnx.graph.layers import Layer, find_layers
+from trp_onnx.graph.layers import Layer, find_layers, shapes_of
 from trp_onnx.graph.model import open_model
 from trp_onnx.graph.session import Arrays, feeds_for
-from trp_onnx.graph.sizes import sizes_from
+from trp_onnx.graph.sizes import Shape, sizes_from
 from trp_onnx.job.network import Shapes
 from trp_onnx.passes.normalise import normalise
 from trp_onnx.process.memory import uncollected
@@ -29,6 +30,7 @@ class Network:
         normal: Normalised; whoever factorises it does so in place.
         layers: Of `normal`.
         input_shapes: Sizes of dynamic inputs: given, or those of samples.
+        shapes: Of the values of `normal`, see `shapes_of`.
         given: Inputs that it is to run on, where there are any.
     """
 
@@ -37,6 +39,7 @@ class Network:
     normal: ir.Model
     layers: list[Layer]
     input_shapes: Shapes | None
+    shapes: Mapping[ir.Value, Shape] = field(repr=False)
     given: Arrays | None = field(default=None, repr=False)
 
     @classmethod
@@ -63,7 +66,8 @@ class Network:
             ModelError: See `normalise`; or a weight holds NaN or infinity.
         """
         normal = normalise(original.clone(), input_shapes, simplify=simplify, fold_batch_norm=fold_batch_norm)
-        return cls(source, original, normal, find_layers(normal, input_shapes), input_shapes)
+        shapes = shapes_of(normal, input_shapes)
+        return cls(source, original, normal, find_layers(normal, input_shapes, shapes), input_shapes, shapes)
 
     @classmethod
     @uncollected()

@@ -124,7 +124,7 @@ def _spaces(work: Workspace) -> tuple[list[Space], list[Space]]:
     free = job.search.cuts and job.data is not None and job.training is None and job.goal.budgeted
     if not asked and not free:
         return [], []
-    found = find_spaces(network.normal, network.layers, network.input_shapes)
+    found = find_spaces(network.normal, network.layers, network.input_shapes, network.shapes)
     check_all_match(asked, (), [space.name for space in found])
     return found, [s for s in found if space_match(asked, s.name) or (free and s.closed is None)]
 

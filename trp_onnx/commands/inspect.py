@@ -153,7 +153,7 @@ def inspect(
             view = _spectrum(group)
             spectra.update(dict.fromkeys((layer.name for layer in group), view))
         views = tuple(_view(layer, 0 if unknown else total, spectra.get(layer.name)) for layer in layers)
-        spaces = tuple(map(_space, find_spaces(network.normal, layers, network.input_shapes)))
+        spaces = tuple(map(_space, find_spaces(network.normal, layers, network.input_shapes, network.shapes)))
         return Inspection(shown(model), total, views, (*heard, *notes_on(layers)), unknown, spaces)
 
 

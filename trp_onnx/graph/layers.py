@@ -212,19 +212,24 @@ class Layer:
         return weight
 
 
-def find_layers(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> list[Layer]:
+def find_layers(
+    model: ir.Model,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[ir.Value, Shape] | None = None,
+) -> list[Layer]:
     """Every layer of a model in graph order, those in subgraphs included.
 
     Args:
         model: A model whose local functions are inlined and whose nodes are sorted (see `normalise`).
         input_shapes: Shapes for inputs with dynamic sizes. A symbolic first dimension counts as 1. Sizes that are
             left open where these are known are read off a run on generated inputs.
+        shapes: What `shapes_of` found of it, where that is known.
 
     Raises:
         ModelError: `input_shapes` names an input that does not exist or contradicts its declared shape.
     """
     places = _multiplying(model)
-    shapes = _shapes(model, input_shapes, places)
+    shapes = _shapes(model, input_shapes, places) if shapes is None else shapes
     opset = model.opset_imports.get("", 0)
     stems, lasts = ends_of(model, {place.node for place in places if cost.understood(place.node)})
     layers = []
@@ -238,6 +243,14 @@ def find_layers(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | Non
         )  # fmt: skip
         layers.append(_read(layer, shapes, opset))
     return layers
+
+
+def shapes_of(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[ir.Value, Shape]:
+    """Shapes of the values of a model, as far as its layers need them; see `find_layers` for what is taken and raised.
+
+    Whoever looks for layers and for spaces needs them twice.
+    """
+    return _shapes(model, input_shapes, _multiplying(model))
 
 
 def named_nodes(model: ir.Model) -> dict[str, ir.Node]:

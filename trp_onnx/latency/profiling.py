@@ -94,7 +94,7 @@ def profile(
     with at_work() as heard, model_file(model) as (source, _):
         network = Network.open(source, input_shapes, inputs, simplify=simplify)
         with open_runner(runtime, timeout) as runner:
-            spaces = find_spaces(network.normal, network.layers, network.input_shapes)
+            spaces = find_spaces(network.normal, network.layers, network.input_shapes, network.shapes)
             table = measure_table(
                 network.normal, network.layers, network.feeds(), widths=at_spaces(spaces),
                 scheme=scheme, provider=provider, threads=threads, runner=runner, precision=precision,

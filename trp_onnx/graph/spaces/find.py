@@ -10,7 +10,7 @@ from trp_onnx.graph.cost import MICROSOFT
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.observed import observe_shapes
 from trp_onnx.graph.roles import bodies_of
-from trp_onnx.graph.shapes import infer_shapes
+from trp_onnx.graph.shapes import Shape, infer_shapes
 from trp_onnx.graph.spaces import elementwise, mixing, moving  # noqa: F401  their rules
 from trp_onnx.graph.spaces.linear import told_apart
 from trp_onnx.graph.spaces.resolve import resolve
@@ -21,7 +21,10 @@ from trp_onnx.graph.spaces.trace import Trace
 
 
 def find_spaces(
-    model: ir.Model, layers: Sequence[Layer], input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: ir.Model,
+    layers: Sequence[Layer],
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[ir.Value, Shape] | None = None,
 ) -> list[Space]:
     """The spaces of a model, in the order in which their units are made; closed ones too.
 
@@ -29,11 +32,12 @@ def find_spaces(
         model: A model whose local functions are inlined and whose nodes are sorted (see `normalise`).
         layers: Its layers, from `find_layers` or `layers_named`.
         input_shapes: Shapes for inputs with dynamic sizes.
+        shapes: What `shapes_of` found of it, where that is known.
 
     Raises:
         ModelError: `input_shapes` names an input that does not exist or contradicts its declared shape.
     """
-    shapes = infer_shapes(model, input_shapes)
+    shapes = infer_shapes(model, input_shapes) if shapes is None else shapes
     values = [value for node in model.graph for value in node.outputs]
     shapes = observe_shapes(model, input_shapes, shapes, values)
     trace = Trace(layers, shapes, model.opset_imports.get("", 1))
