@@ -1,9 +1,11 @@
-"""Processes that tests start: wait for what they do, and see what is left of them."""
+"""Processes that tests start: wait for what they do, and see what is left of them; and what a full disk does here."""
 
 from __future__ import annotations
 
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,14 @@ def children(pid: int) -> list[int]:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:  # it has ended
         return []
+
+
+@contextmanager
+def full_disk(size: int = 20_000) -> Iterator[None]:
+    """Writes that really fail: no file grows beyond so many bytes meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

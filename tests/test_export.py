@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import resource
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from onnx import helper
 import trp_onnx
 from tests.easy import compress
 from tests.graphs import conv_net, info, model, rng, run, save, weights
+from tests.processes import full_disk
 from trp_onnx.cli.main import main
 from trp_onnx.edge import exporting
 from trp_onnx.errors import ModelError, OutputError, UsageError, VerificationError
@@ -167,18 +165,15 @@ def test_what_cannot_be_exported(net: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["export", "quantize"])
-def test_a_disk_that_is_full(net: Path, tmp_path: Path, command: str) -> None:
-    """A real failing write: the process may not make files larger than 20 kB."""
+def test_a_disk_that_is_full(net: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((64, 12, 12, 3), np.float32))
     options = ["--data", tmp_path / "d.npz"] if command == "quantize" else []
     before = sorted(tmp_path.iterdir())
-    done = subprocess.run(
-        [sys.executable, "-m", "trp_onnx", command, net, "-o", tmp_path / "out", *options],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-        capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "error:" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with full_disk():
+        done = CliRunner().invoke(main, [command, str(net), "-o", str(tmp_path / "out"), *map(str, options)])
+    assert done.exit_code == 1 and done.stderr.count("error:") == 1, done.stderr
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != ".ses"] == before
 
 
