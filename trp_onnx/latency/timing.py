@@ -2,8 +2,8 @@
 
 Absolute times drift by half within minutes; ratios of neighbours do not. So contenders take turns, in an
 order that flips every round; each begins its turn with a call that is not timed, for the caches are still another's
-(two that are long do without: the flips do the same to both); each sample is at least 3 ms long; and what counts is
-the median over rounds of
+(long ones may do without where little hangs on it: the flips do the same to two); each sample is at least 3 ms long;
+and what counts is the median over rounds of
 
     ratio_i(round) = time_0(round) / time_i(round)
 
@@ -135,6 +135,7 @@ def measure(
     limit_seconds: float = math.inf,
     apart: float = 0.0,
     pace: float = math.inf,
+    warms: bool = True,
     on_round: Callable[[int], object] = lambda done: None,
 ) -> Timing:
     """Time what a runner has prepared, or anything else that takes turns.
@@ -149,6 +150,7 @@ def measure(
         apart: Seconds of a round, at least, for the sake of `APART`: there are more of them where they are short, and a
             few times as many where nearly all fall into a slow spell.
         pace: Seconds of one call of the base, if it is known how fast it is when nothing slows it down.
+        warms: Whether a call that is not timed begins each turn of long contenders, too; it takes as long as a round.
         on_round: Called now and then with the number of rounds so far.
     """
     first = np.array(turns(1, [1] * count, False).seconds[0])
@@ -160,7 +162,7 @@ def measure(
     began, span, ends = time.perf_counter(), apart * rounds, False
     while not ends:
         left = rounds - len(samples)
-        found = turns(min(_AT_ONCE, left) if left > 0 else _AT_ONCE, calls, True)
+        found = turns(min(_AT_ONCE, left) if left > 0 else _AT_ONCE, calls, warms or not long)
         samples += found.seconds
         disturbed += found.disturbed
         others.append(found.others)
