@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from trp_onnx.errors import UsageError
 from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.spaces import find_spaces
 from trp_onnx.latency.probe import signature
-from trp_onnx.latency.table import LatencyTable, Target
+from trp_onnx.latency.table import Knots, LatencyTable, Target
 from trp_onnx.passes.normalise import normalise
 from trp_onnx.planning import Evidence, Planner
 from trp_onnx.planning.rules import Rule
@@ -259,8 +260,10 @@ def test_spaces_keep_what_a_rank_of_the_map_needs(tmp_path: Path) -> None:
     assert report.macs.after == trp_onnx.inspect(out).macs
 
 
-def planner_of(path: Path, rules: tuple[Rule, ...] = (), others: float = 0.0) -> Planner:
-    """A planner of a network by its weights and a table where time is MACs, but for that part of Adds."""
+def planner_of(
+    path: Path, rules: tuple[Rule, ...] = (), others: float = 0.0, parts: dict[str, dict[str, Knots]] | None = None
+) -> Planner:
+    """A planner of a network by its weights and a table where time is MACs, but for that part of Adds, and `parts`."""
     network = normalise(ir.load(path))
     layers = find_layers(network)
     spaces = find_spaces(network, layers)
@@ -269,7 +272,7 @@ def planner_of(path: Path, rules: tuple[Rule, ...] = (), others: float = 0.0) ->
     table = LatencyTable(
         Target("a machine", "1.0", "CPUExecutionProvider", 1), 1, 1.0,
         {layer.name: signature(layer) for layer in layers},
-        {layer.name: (1 - others) * (layer.macs or 0) / total for layer in layers}, {},
+        {layer.name: (1 - others) * (layer.macs or 0) / total for layer in layers}, parts or {},
         {node.name or node.outputs[0].name or "": others / len(adds) for node in adds},
     )  # fmt: skip
     return Planner(
@@ -282,6 +285,18 @@ def test_the_speed_up_of_a_plan_counts_what_other_nodes_save(tmp_path: Path) -> 
     rules = (SpaceRule("a", ratio=0.5),)
     plan = planner_of(experts(tmp_path / "net.onnx"), rules, others=0.3).plan(Goal(rules=rules))
     assert plan.speedup == pytest.approx(2)  # half of the layers' time goes, and half of the Add's
+
+
+def test_a_plan_by_a_refined_table_is_that_of_a_planner_which_had_it_from_the_start(tmp_path: Path) -> None:
+    """What was looked up of layers of which both tables say the same goes along; nothing of the others does."""
+    net = softmax_net(tmp_path / "net.onnx", layers=4)
+    planner = planner_of(net)
+    before = planner.plan(Goal(speedup=1.5))
+    table = planner.evidence.table
+    assert table is not None
+    parts = {table.signatures["conv1"]: {"spatial": [((4,), 0.05), ((16,), 0.1)], "width": [((8, 8), 0.9)]}}
+    after = planner.retimed(replace(table, parts=parts)).plan(Goal(speedup=1.5))
+    assert after == planner_of(net, parts=parts).plan(Goal(speedup=1.5)) != before
 
 
 def test_a_plan_that_cuts_no_space_of_its_own_cuts_those_of_the_map(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ left is none any more.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,11 @@ class Narrowing:
         self._fronts: dict[tuple[object, ...], Front] = {}
         self._places: dict[Layer, list[str]] = {}
         self._alone: dict[tuple[object, ...], float] = {}
+
+    def take_over(self, other: Narrowing, sites: Set[Site]) -> None:
+        """What was looked up of some sites, by a table that says the same of them."""
+        self._fronts |= {key: front for key, front in other._fronts.items() if key[0] in sites}
+        self._groups |= {site: groups for site, groups in other._groups.items() if site in sites}
 
     def left(self, site: Site, kept: Kept) -> list[Geometry]:
         """The geometries that the layers of a site have left."""

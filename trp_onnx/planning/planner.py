@@ -139,7 +139,15 @@ class Planner:
             for site in self._sites
         ]
         other._settle()
+        other._take_over(self)
         return other
+
+    def _take_over(self, other: Planner) -> None:
+        """What was looked up of the sites that another planner of this network has as well."""
+        same = {i for i, (mine, its) in enumerate(zip(self._sites, other._sites, strict=True)) if mine is its}
+        self._thin = [other._thin[i] if i in same else site for i, site in enumerate(self._thin)]
+        self._known |= {key: site for key, site in other._known.items() if key[0] in same}
+        self._narrowing.take_over(other._narrowing, {site for key, site in self._known.items() if key[0] in same})
 
     def widths_of(self, plan: Plan) -> dict[str, tuple[int, int]]:
         """Inputs and outputs that are left of the layers that a plan makes thinner, by name."""
