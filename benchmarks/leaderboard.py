@@ -30,6 +30,7 @@ import tasks
 import training_generality
 import training_speed
 import trp_cifar10
+import verdicts
 import without_training
 from _results import Row, by_network, faster, markdown, name_of, rows_of
 
@@ -160,6 +161,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "planning/realised": lambda: latency.realised_table(rows_of("latency")),
     "planning/by-macs": lambda: latency.by_macs_table(rows_of("latency")),
     "real-models": lambda: real_models.table(rows_of("real_models")),
+    "verdicts": lambda: verdicts.table(rows_of("verdicts")),
     "training/speed": lambda: training_speed.table(rows_of("training_speed")),
     "training/other-networks": lambda: training_generality.table(rows_of("training_generality")),
 } | {f"training/{net}": partial(lambda net: trp_cifar10.table(rows_of("trp_cifar10"), net), net)

@@ -60,6 +60,7 @@ from .planning import Plan as Plan
 from .planning import SpaceDecision as SpaceDecision
 from .planning import SpaceRule as SpaceRule
 from .planning import read_rules as read_rules
+from .planning.outlook import Outlook as Outlook
 from .progress import on_progress as on_progress
 from .quantization import InFloat as InFloat
 from .quantization import Quantized as Quantized

@@ -151,22 +151,35 @@ def compress(
 
 @main.command()
 @click.argument("model", type=FILE)
+@data_options(required=False)
 @inputs_option("whose sizes count")
 @shapes_option()
 @no_simplify_option()
+@option("--latency-table", group=DEVICE, type=FILE, metavar="JSON",
+        help="From trp-onnx profile; what is in the cache of this network otherwise.")  # fmt: skip
 @json_option()
-@quiet_option("Print the notes, not the layers.")
-def inspect(model: Path, no_simplify: bool, json_to: str | None, quiet: bool, **options: Any) -> None:
-    """List the layers of MODEL: MACs, spectrum, and what they could become."""
+@quiet_option("Print the verdict and the notes, not the layers.")
+def inspect(
+    model: Path,
+    preprocessing: Callable[[], Preprocessing],
+    no_simplify: bool,
+    json_to: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """List the layers of MODEL: MACs, spectrum, and what they could become; then say what is to be won, and how.
+
+    With --data spectra are those of the layers' outputs.
+    """
     with answering():
         from trp_onnx.commands.inspect import inspect as run
 
-        result = run(model, simplify=not no_simplify, **options)
+        result = run(model, preprocessing=preprocessing(), simplify=not no_simplify, **options)
         write_json(result.to_dict(), json_to)
     if json_to != "-":
         from trp_onnx.report import inspection_tables
 
-        show(() if quiet else inspection_tables(result), result.notes)
+        show(inspection_tables(result, layers=not quiet), result.notes)
 
 
 @main.command()

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +33,7 @@ from trp_onnx.latency.entry import NOTHING, Entry, allowed_doubt
 from trp_onnx.latency.int8 import in_precision
 from trp_onnx.latency.parts import STEADY, Place, dissect, time_cuts, time_parts
 from trp_onnx.latency.probe import signature
-from trp_onnx.latency.table import NETWORK, LatencyTable, target_of
+from trp_onnx.latency.table import NETWORK, LatencyTable, Target, target_of
 from trp_onnx.latency.width import Way, Width, rank_of, width_of
 from trp_onnx.lowrank.schemes import SCHEMES, Geometry, Rank, Scheme, candidates
 from trp_onnx.passes.network import Network
@@ -42,6 +41,9 @@ from trp_onnx.progress import at_work, track
 from trp_onnx.runners import Runner, open_runner
 from trp_onnx.runners.open import TIMEOUT
 from trp_onnx.schema import Count, held, plain
+
+if TYPE_CHECKING:
+    import onnx
 
 KNOTS = 3
 """Ranks at which a pair is timed, and its full rank; Tucker-2 at twice as many pairs of ranks."""
@@ -153,21 +155,58 @@ def measure_table(
         step = _measure_step(place)
         store.put("step", step)
     network = _network(place, store, model, feeds, free)
-    signatures = {layer.name: signature(layer) for layer in free}
-    table = LatencyTable(
-        target, step, network["milliseconds"], signatures, network["shares"], {}, others=network["others"],
-        doubts={NETWORK: network["doubt"]},
-    )  # fmt: skip
-    wanted: dict[str, list[tuple[Way, Rank]]] = {}
-    for layer in free:
-        key = signatures[layer.name]
-        if key not in wanted:
-            schemes = candidates(scheme, _geometry(layer).kernel)
-            wanted[key] = [(s, rank) for s in schemes for rank in _knots(layer, s, step)]
-    for key, layer in {signatures[layer.name]: layer for layer in widths if layer.reason is None}.items():
+    table = _bare(target, step, network, free)
+    wanted = _wanted(table, free, scheme)
+    for key, layer in {table.signatures[layer.name]: layer for layer in widths if layer.reason is None}.items():
         way = width_of(_geometry(layer))
         wanted[key] += [(way, rank) for rank in _cuts(layer, way, step)]
     return _timed(place, store, table, free, wanted, renew=True)
+
+
+def known_table(
+    model: ir.Model, layers: Sequence[Layer], feeds: Callable[[], Arrays], threads: int = 1
+) -> LatencyTable | None:
+    """What the cache holds of this network on this machine; None where anything would have to be timed.
+
+    Args:
+        model: Normalised; not changed.
+        layers: Its layers.
+        feeds: Makes what it runs on; not called where nothing was ever timed here.
+        threads: Intra-op threads.
+    """
+    target = target_of(open_runner(), "cpu", threads)
+    store = Cache("latency", f"{_METHOD} {target}")
+    free = [layer for layer in layers if layer.reason is None]
+    step = store.get("step")
+    if not free or not isinstance(step, int):
+        return None
+    network = store.get(_mark(*take_out(to_proto(model, apart=True)), feeds()))
+    if not _is_of(network, free):
+        return None
+    table = _bare(target, step, network, free)
+    wanted = _wanted(table, free, "auto")
+    entries = {key: Entry.read(store.get(key)) or NOTHING for key in wanted}
+    if any(not entries[key].has(*point) for key, points in wanted.items() for point in points):
+        return None
+    return table.with_entries(entries)
+
+
+def _bare(target: Target, step: int, network: Mapping[str, Any], layers: Sequence[Layer]) -> LatencyTable:
+    """A table that knows what part of the network's time each layer takes, and nothing of their factors."""
+    signatures = {layer.name: signature(layer) for layer in layers}
+    return LatencyTable(
+        target, step, network["milliseconds"], signatures, network["shares"], {}, others=network["others"],
+        doubts={NETWORK: network["doubt"]},
+    )  # fmt: skip
+
+
+def _wanted(table: LatencyTable, layers: Sequence[Layer], scheme: str) -> dict[str, list[tuple[Way, Rank]]]:
+    """The ranks to time of each geometry."""
+    owners = {table.signatures[layer.name]: layer for layer in reversed(layers)}
+    return {
+        key: [(s, rank) for s in candidates(scheme, _geometry(layer).kernel) for rank in _knots(layer, s, table.step)]
+        for key, layer in owners.items()
+    }
 
 
 def measure_points(
@@ -277,18 +316,32 @@ def _geometry(layer: Layer) -> Geometry:
     return layer.geometry
 
 
-def _network(place: Place, store: Cache, model: ir.Model, feeds: Arrays, layers: Sequence[Layer]) -> dict[str, Any]:
-    """Time of a run in milliseconds, and the part of it of each layer and of each other node."""
-    described, weights = take_out(to_proto(model, apart=True))
+def _mark(described: onnx.ModelProto, weights: Mapping[str, np.ndarray], feeds: Arrays) -> str:
+    """The key of a network that runs on inputs of these sizes."""
     digest = hashlib.sha256(described.SerializeToString())
     for weight in weights.values():
         digest.update(weight.data)
     shape = json.dumps({name: list(np.shape(array)) for name, array in feeds.items()}, sort_keys=True)
-    mark = f"network {digest.hexdigest()} {shape}"
+    return f"network {digest.hexdigest()} {shape}"
+
+
+def _is_of(network: Any, layers: Sequence[Layer]) -> bool:
+    """Whether an entry of the cache is there, and of a network with these layers."""
+    fields = {"milliseconds", "shares", "others", "doubt"}
+    return (
+        isinstance(network, dict)
+        and network.keys() >= fields
+        and network["shares"].keys() == {layer.name for layer in layers}
+    )
+
+
+def _network(place: Place, store: Cache, model: ir.Model, feeds: Arrays, layers: Sequence[Layer]) -> dict[str, Any]:
+    """Time of a run in milliseconds, and the part of it of each layer and of each other node."""
+    described, weights = take_out(to_proto(model, apart=True))
+    mark = _mark(described, weights, feeds)
     known: dict[str, Any] = store.get(mark)
-    with suppress(KeyError, TypeError):  # not there, or damaged
-        if known["doubt"] <= STEADY and known["shares"].keys() == {layer.name for layer in layers}:
-            return known
+    if _is_of(known, layers) and known["doubt"] <= STEADY:
+        return known
     with TemporaryDirectory(prefix="trp-onnx-") as folder:  # for weights that stand in the protobuf as inputs
         path, runs = Path(folder) / "model.onnx", in_precision(model, place.target.precision, feeds)
         if weights:

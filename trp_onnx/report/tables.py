@@ -159,8 +159,14 @@ _SHORTEST = 12
 """Cells that a name keeps."""
 
 
-def inspection_tables(inspection: Inspection) -> list[Shown]:
-    """The layers of a model: cost, spectrum, schemes; a row for each."""
+def inspection_tables(inspection: Inspection, *, layers: bool = True) -> list[Shown]:
+    """The layers of a model, its spaces, and the verdict."""
+    shown = [*_layers_seen(inspection), *_spaces_seen(inspection)] if layers else []
+    return [*shown, Text(inspection.verdict)]
+
+
+def _layers_seen(inspection: Inspection) -> list[Shown]:
+    """Cost, spectrum, schemes; a row for each layer."""
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer")
     table.add_column("op", no_wrap=True)
@@ -190,12 +196,13 @@ def inspection_tables(inspection: Inspection) -> list[Shown]:
         f"{si(inspection.macs)} MACs in {len(inspection.layers)} layers{_others(inspection)}; 90 %, 95 %, 99 %: the "
         "rank that keeps so much of the energy, dim where that rank costs more than the dense layer; /g: groups"
     )
-    shown = [table, *below(*_more(len(inspection.layers)), *reasons.lines(), printable(about))]
-    return [*shown, *_spaces_seen(inspection)] if inspection.spaces else shown
+    return [table, *below(*_more(len(inspection.layers)), *reasons.lines(), printable(about))]
 
 
 def _spaces_seen(inspection: Inspection) -> list[Shown]:
-    """The spaces of a model; a row for each."""
+    """A row for each space."""
+    if not inspection.spaces:
+        return []
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("space")
     table.add_column("kind", no_wrap=True)
