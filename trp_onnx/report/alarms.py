@@ -46,4 +46,4 @@ def _moved(output: OutputDifference) -> str:
     return ""
 
 
-_ADVICE = "ask for less, give samples by --data, or train (--train)"
+_ADVICE = "ask for less, give more samples by --data, or train (--train)"
