@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from _results import NAMES, Results, Row, markdown, rows_of
 from without_training import NETS, split
 
@@ -39,12 +40,18 @@ def main() -> None:
 
 def measure(net: str, errors_of: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One verdict."""
+    shapes = None
     if net in NETS:
         model, data = arguments.models / NETS[net].file, split(NETS[net], arguments.data)[0]
     else:
         model, data = arguments.tasks / f"{net}.onnx", arguments.tasks / f"{net}_cal.npz"
+        with np.load(data) as arrays:
+            shapes = {name: (1, *arrays[name].shape[1:]) for name in arrays}
     start = time.process_time()
-    found = trp_onnx.inspect(model, data=data) if errors_of == "outputs" else trp_onnx.inspect(model)
+    if errors_of == "outputs":
+        found = trp_onnx.inspect(model, data=data)
+    else:
+        found = trp_onnx.inspect(model, input_shapes=shapes)
     assert found.outlook is not None
     fields = found.outlook
     return {

@@ -10,7 +10,7 @@ time where there is a latency table, else MACs. What a strain does to a network'
 training, int8 and minutes, are rules of thumb from `benchmarks/results`; docs/verdicts.md holds verdicts beside what
 came true. Their sources:
 
-    loss      without_training, tasks: `--speedup S --data --asymmetric --no-widths` on seven networks. The least strain
+    loss      without_training, tasks: `--speedup S --data --asymmetric --no-widths` on five networks. The least strain
               at which more than a point was lost was 0.018 by outputs and 0.072 by weights (SqueezeNet); MobileNetV2
               lost 24 points at 0.040 and 0.093, so half of that and less counts as little
     training  trp_cifar10: 2.5 to 2.84 times fewer MACs for 0.4 points on two ResNets of 3x3 convolutions, after 12 and
