@@ -58,7 +58,6 @@ def measure(net: str, errors_of: str, arguments: argparse.Namespace) -> dict[str
         "net": net, "errors_of": fields.errors_of, "judged_by": fields.judged_by, "means": list(fields.means),
         "fastest": fields.fastest, "by_rank": fields.by_rank, "at_a_loss": fields.at_a_loss,
         "by_training": fields.by_training, "cpu_seconds": round(time.process_time() - start, 1),
-        "verdict": found.verdict,
     }  # fmt: skip
 
 

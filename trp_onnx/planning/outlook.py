@@ -69,8 +69,8 @@ class Outlook:
         fastest: The largest speed-up of any ranks, whatever that loses.
         by_rank: Speed-up that ranks alone bring for a loss of about a point at most; None below 1.1.
         at_a_loss: Speed-up that ranks alone bring for a few points; None below 1.1.
-        by_training: Speed-up that is expected for about half a point after training; None below 1.1, and where no
-            network of this kind was trained long enough.
+        by_training: Speed-up at as many MACs as training left two ResNets for about half a point; None below 1.1, and
+            where most MACs lie in kernels of 1x1.
         open_spaces: Spaces of channels, hidden units and dimensions of heads of which some can be removed.
         macs_a_layer: Multiply-accumulates of a layer, on average.
         minutes: Of a command on two cores that trains nothing.
