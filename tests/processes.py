@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 
-def until(condition: Callable[[], bool], within: float = 120) -> None:
+def until(condition: Callable[[], bool], within: float = 600) -> None:
     """Wait for what must come, however busy the machine is."""
     end = time.monotonic() + within
     while not condition():

@@ -434,7 +434,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(net: Path, data: Path, tmp_path:
     partial = folder / "checkpoint.npz.partial"
     partial.unlink(missing_ok=True)  # the kill may have met a checkpoint being written
     partial.symlink_to("/dev/full")
-    done = subprocess.run(again, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(again, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 1
     assert "No space left" in done.stderr and "--resume" in done.stderr and "Traceback" not in done.stderr
     assert (folder / "checkpoint.npz").read_bytes() == good
@@ -454,7 +454,7 @@ def test_a_worker_that_dies_is_noticed(net: Path, data: Path, tmp_path: Path) ->
     until(lambda: steps_in_metrics(tmp_path / "out.onnx.trp-run") > 0)
     (worker,) = children(began.pid)
     os.kill(worker, signal.SIGKILL)
-    _, said = began.communicate(timeout=300)
+    _, said = began.communicate(timeout=900)
     assert began.returncode == 1
     assert "a training worker died" in said and "--resume" in said and "Traceback" not in said
 
@@ -467,7 +467,7 @@ def test_interrupting_keeps_the_run(net: Path, data: Path, tmp_path: Path) -> No
     until((folder / "checkpoint.npz").exists)
     (worker,) = children(began.pid)
     began.send_signal(signal.SIGINT)
-    _, said = began.communicate(timeout=300)
+    _, said = began.communicate(timeout=900)
     assert began.returncode == 130
     assert "--resume" in said
     assert (folder / "checkpoint.npz").exists() and not (tmp_path / "out.onnx").exists()
@@ -509,7 +509,7 @@ def test_under_mpirun(net: Path, data: Path, tmp_path: Path) -> None:
     alone = command(net, tmp_path / "one.onnx", data, "--epochs", "2")
     subprocess.run(alone, check=True, capture_output=True)
     both = command(net, tmp_path / "two.onnx", data, "--epochs", "2")
-    done = subprocess.run([launcher, "-n", "2", *both], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([launcher, "-n", "2", *both], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     x = {"x": np.load(data)["x"][:32].transpose(0, 3, 1, 2).copy()}
     one, two = (run(tmp_path / f"{name}.onnx", x)[0] for name in ("one", "two"))
@@ -526,7 +526,7 @@ def test_a_rank_that_dies_ends_the_run(net: Path, data: Path, tmp_path: Path) ->
     folder = tmp_path / "out.onnx.trp-run"
     until(lambda: steps_in_metrics(folder) > 0)
     os.kill(workers_below(began.pid)[-1], signal.SIGKILL)
-    said, _ = began.communicate(timeout=300)
+    said, _ = began.communicate(timeout=900)
     assert began.returncode != 0
     assert "Traceback" not in said
     assert steps_in(folder) > 0
