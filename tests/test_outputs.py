@@ -562,3 +562,19 @@ def test_boxes_in_pixels_do_not_drown_scores_in_the_report(samples: Path, tmp_pa
     assert output.worst_error is not None and output.worst_error > 2 * output.relative_error
     assert output.hidden_error is not None and output.hidden_error > 0.8
     assert any("small channels" in warning for warning in report.warnings)
+
+
+def test_labels_of_the_test_say_that_outputs_are_scores(tmp_path: Path) -> None:
+    """Logits beside no label are taken for numbers, and a note says how to say more."""
+    net = conv_net(tmp_path / "net.onnx")
+    x = rng(0).standard_normal((48, 12, 12, 3)).astype(np.float32)
+    np.savez(tmp_path / "plain.npz", x=x)
+    np.savez(tmp_path / "labelled.npz", x=x, y=np.arange(48) % 10)
+
+    def asks(**options: object) -> bool:
+        report = compress(net, None, macs=0.7, align=1, data=tmp_path / "plain.npz", **options)
+        return any("--output-kind logits:scores" in note for note in report.notes)
+
+    assert asks()
+    assert not asks(test=tmp_path / "labelled.npz")
+    assert not asks(output_kinds={"logits": "scores"})

@@ -5,24 +5,28 @@ With x what flows into the layer of the original, x' what flows into it now, and
     E |W x + b - W' x' - b'|^2 = tr([W -W'] C [W -W']^T) + |W E[x] + b - W' E[x'] - b'|^2
 
 The best weight is `W* = W E[x x'^T] S^-1` with S = E[x' x'^T], and the bias takes up the means (Zhang et al., arXiv
-1505.06798, section 3.3, "asymmetric reconstruction").
+1505.06798, section 3.3, "asymmetric reconstruction"). Whether it pays is told by samples that it was not fitted to:
+what a few hundred say of a large weight can be learnt by heart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from trp_onnx.calibration.moments import Moments, flow_of, patches_of, seen_by
+from trp_onnx.calibration.moments import Moments, Sums, flow_of, patches_of, pooled, seen_by
 from trp_onnx.graph.bias import bias_of, corrects_bias
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.partial_run import Walk
 from trp_onnx.lowrank.linalg import Array
+
+HELD_OUT, LEAST_RUNS = 4, 8
+"""One run of the samples in so many is held out; so many runs at least are made of them, where there are so many."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +88,19 @@ class Original:
 class SideBySide:
     """Samples on their way through both networks; the second may change behind and before them."""
 
-    def __init__(self, original: onnx.ModelProto, samples: Samples, *, most: int | None = None) -> None:
+    def __init__(self, original: onnx.ModelProto, samples: Samples) -> None:
         """Begin at the inputs.
 
         Args:
             original: The first network, and the second one as it is now.
             samples: As they take them.
-            most: Samples of a run at most.
 
         Raises:
             ModelError: It does not run on them.
         """
         self._original, self._count = original, len(samples)
-        self._before, self._after = (Walk(original, samples, most=most or len(samples)) for _ in range(2))
+        most = max(1, len(samples) // LEAST_RUNS)
+        self._before, self._after = (Walk(original, samples, most=most) for _ in range(2))
 
     def patches(self, layer: Layer, now: onnx.ModelProto, was: Was | None = None) -> Iterator[NDArray[np.float32]]:
         """Of each run the patches of a layer in both, side by side: (G, p, D + D').
@@ -116,6 +120,33 @@ class SideBySide:
             then = patches_of(was.layer, seen_by(was.layer, run, before[flow]), self._count, positions[0])[was.groups]
             here = patches_of(layer, seen_by(layer, again, after[flow]), self._count, positions[1], was.layer)
             yield np.concatenate([then, here], axis=2)
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Joint moments of two parts of the samples: one is fitted to, the other one is held out.
+
+    Attributes:
+        fitted: Those of the first.
+        held_out: Those of the second; None where there are too few runs for one.
+    """
+
+    fitted: Moments
+    held_out: Moments | None
+
+    @classmethod
+    def of(cls, runs: Iterable[NDArray[np.float32]]) -> Divided | None:
+        """Of the patches of each run; None where they are not finite, or there are none."""
+        fitted, held_out = Sums(), Sums()
+        for number, patches in enumerate(runs, start=1):
+            (fitted if number % HELD_OUT else held_out).add(patches)
+        if not (fitted.count and fitted.finite and held_out.finite):
+            return None
+        return cls(fitted.moments(), held_out.moments() if held_out.count else None)
+
+    def whole(self) -> Moments:
+        """Of both parts."""
+        return self.fitted if self.held_out is None else pooled(self.fitted, self.held_out)
 
 
 @dataclass(frozen=True)
@@ -180,11 +211,15 @@ class Joint:
         if not corrects_bias(self.layer):
             return None
         new, mean = weight.reshape(*weight.shape[:2], -1), self.moments.mean[:, :, None]
-        shift = np.asarray(self._original() @ mean[:, : self.size] - new @ mean[:, self.size :]).reshape(-1)
-        return shift if self.was is None else shift + self.was.left_of_bias() - Was.of(self.layer).left_of_bias()
+        moved = np.asarray(self._original() @ mean[:, : self.size] - new @ mean[:, self.size :]).reshape(-1)
+        return moved + self._off()
+
+    def _off(self) -> Array | float:
+        """By how much the bias of the original is above the one that the layer has now, (G N,)."""
+        return 0.0 if self.was is None else self.was.left_of_bias() - Was.of(self.layer).left_of_bias()
 
     def error(self, weight: Array, shift: Array | None) -> float:
         """Squared error of the outputs with another weight, and so much added to the bias."""
         both = np.concatenate([self._original(), -weight.reshape(*weight.shape[:2], -1)], axis=2)
-        apart = (both @ self.moments.mean[:, :, None]).reshape(-1) - (0.0 if shift is None else shift)
+        apart = (both @ self.moments.mean[:, :, None]).reshape(-1) + self._off() - (0.0 if shift is None else shift)
         return float(((both @ self.moments.covariance) * both).sum() + np.square(apart).sum())

@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trp_onnx.calibration.joint import Joint, SideBySide
-from trp_onnx.calibration.moments import LAYER_BYTES, Moments, Sums, mean_error, moment_bytes, observable, pooled
+from trp_onnx.calibration.joint import Divided, Joint, SideBySide
+from trp_onnx.calibration.moments import LAYER_BYTES, Moments, mean_error, moment_bytes, observable
 from trp_onnx.graph.bias import corrects_bias
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer, LayerKey
@@ -26,12 +26,6 @@ from trp_onnx.lowrank.linalg import Array
 from trp_onnx.lowrank.surgeon import NO_UNIT, Reader, refit
 from trp_onnx.passes import ReplaceWeightsPass
 from trp_onnx.passes.factorise import Keep, in_memory
-
-HELD_OUT = 4
-"""One run of the samples in so many is held out."""
-
-_LEAST_RUNS = 8
-"""So many runs at least are made of the samples, where there are so many."""
 
 Columns = NDArray[np.bool_]
 """Which columns of a weight go, (G, D)."""
@@ -106,17 +100,14 @@ def refit_in_turn(
     ]  # fmt: skip
     if not alone:
         return []
-    walk = SideBySide(original, samples, most=max(1, len(samples) // _LEAST_RUNS))
+    walk = SideBySide(original, samples)
     improved = []
     for layer in progress(alone):
-        sums = Sums(), Sums()
-        for run, patches in enumerate(walk.patches(layer, to_proto(model, apart=True)), start=1):
-            sums[run % HELD_OUT == 0].add(patches)
-        if not all(part.finite and part.count for part in sums):
+        moments_now = Divided.of(walk.patches(layer, to_proto(model, apart=True)))
+        if moments_now is None or moments_now.held_out is None:
             continue
         before = plain[layer.name]
-        fitted, held_out = (part.moments() for part in sums)
-        after = _fitted(layer, gone[layer.name], fitted, held_out, before)
+        after = _fitted(layer, gone[layer.name], moments_now, before)
         if after is not before:
             weight, shift = after
             more = shift if shift is None or before[1] is None else shift - before[1]
@@ -136,12 +127,13 @@ def _alone(layer: Layer, gone: Columns, moments: Moments | None) -> _Change:
     return found, mean_error(weight - found, moments) if centred else None
 
 
-def _fitted(layer: Layer, gone: Columns, fitted: Moments, held_out: Moments, before: _Change) -> _Change:
+def _fitted(layer: Layer, gone: Columns, moments: Divided, before: _Change) -> _Change:
     """What a layer becomes: of three ways to fit it the one that errs least on samples held out, then on all."""
-    judge = Joint(layer, held_out)
-    errors = [judge.error(*change) for change in _choices(Joint(layer, fitted), gone)]
+    assert moments.held_out is not None
+    judge = Joint(layer, moments.held_out)
+    errors = [judge.error(*change) for change in _choices(Joint(layer, moments.fitted), gone)]
     best = int(np.argmin(errors))
-    return _choices(Joint(layer, pooled(fitted, held_out)), gone, before)[best]
+    return _choices(Joint(layer, moments.whole()), gone, before)[best]
 
 
 def _choices(joint: Joint, gone: Columns, plain: _Change | None = None) -> list[_Change]:

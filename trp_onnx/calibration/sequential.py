@@ -3,7 +3,8 @@
 Factorised alone, a layer keeps its outputs on the inputs that it had; behind other factorised layers it gets others.
 So the layers are taken in running order, and each is fitted to give, on what flows into it *now*, what it gave before
 (`joint`), by the least of tr((W* - W') S (W* - W')^T). That goes for every layer behind the first factorised one: what
-stays dense can make up for an error as well, at no cost in time, W' = W* then.
+stays dense can make up for an error as well, at no cost in time, W' = W* then; it does where that errs less on samples
+held out than its own weight, and than that with a new bias.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 
-from trp_onnx.calibration.joint import Joint, Original, SideBySide, Was
-from trp_onnx.calibration.moments import LAYER_BYTES, Moments, Sums, moment_bytes, observable
+from trp_onnx.calibration.joint import Divided, Joint, Original, SideBySide, Was
+from trp_onnx.calibration.moments import LAYER_BYTES, Moments, moment_bytes, observable
 from trp_onnx.calibration.output_factors import by_outputs
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
@@ -25,11 +27,11 @@ from trp_onnx.lowrank.schemes import Rank, Scheme
 from trp_onnx.passes import FactorisePass, ReplaceWeightsPass
 from trp_onnx.passes.factorise import Keep, in_memory
 
-RIDGE = 1e-2
-"""W* is held to W by this part of the mean variance: what few samples say of the rarest directions is noise."""
-
 ENOUGH = 4
 """A layer that stays dense is refitted where there are so many patches for each of their entries."""
+
+RIDGE = 1e-2
+"""W* is held to W by this part of the mean variance: what few samples say of the rarest directions is noise."""
 
 
 def factorise_in_turn(
@@ -81,18 +83,17 @@ def factorise_in_turn(
     changed = {*chosen, *(layer.name for layer in layers if _narrower(layer, was.get(layer.name)))}
     first = next((i for i, layer in enumerate(layers) if layer.name in changed), len(layers))
     for layer in progress([layer for layer in layers[first:] if layer.name in alone and layer.name not in untouched]):
-        sums = Sums()
-        for patches in walk.patches(layer, to_proto(model, apart=True), was.get(layer.name)):
-            sums.add(patches)
-        if not sums.finite:  # by its weights, or as it is
-            factorise({name: chosen[name] for name in (layer.name,) if name in chosen})(model)
-            continue
-        joint = Joint(layer, sums.moments(), was.get(layer.name))
+        moments_now = Divided.of(walk.patches(layer, to_proto(model, apart=True), was.get(layer.name)))
         if layer.name in chosen:
-            factorise({layer.name: chosen[layer.name]}, _fitted_to(joint))(model)
-        elif joint.moments.patches >= ENOUGH * joint.size:
-            best = joint.best(layer.weight(), RIDGE)
-            ReplaceWeightsPass({layer.name: (best, joint.shift(best))}, keep)(model)
+            wanted = {layer.name: chosen[layer.name]}
+            if moments_now is None:
+                factorise(wanted)(model)
+            else:
+                factorise(wanted, _fitted_to(Joint(layer, moments_now.whole(), was.get(layer.name))))(model)
+            continue
+        change = None if moments_now is None else _refitted(layer, moments_now, was.get(layer.name))
+        if change is not None:
+            ReplaceWeightsPass({layer.name: change}, keep)(model)
             refitted.append(layer.name)
     return refitted
 
@@ -100,6 +101,23 @@ def factorise_in_turn(
 def _narrower(layer: Layer, was: Was | None) -> bool:
     """Whether a layer lost inputs."""
     return was is not None and (layer.shape or ())[2:] != (was.layer.shape or ())[2:]
+
+
+def _refitted(layer: Layer, moments: Divided, was: Was | None) -> tuple[Array, Array | None] | None:
+    """What a dense layer becomes, and what is added to its bias; None where it errs least as it is."""
+    whole = Joint(layer, moments.whole(), was)
+    if moments.held_out is None or whole.moments.patches < ENOUGH * whole.size:
+        return None
+    own = layer.weight()
+
+    def choices(joint: Joint) -> list[tuple[Array, Array | None]]:
+        best = joint.best(own, RIDGE)
+        return [(own, None), (own, joint.shift(own)), (best, joint.shift(best))]
+
+    judge = Joint(layer, moments.held_out, was)
+    errors = [judge.error(*change) for change in choices(Joint(layer, moments.fitted, was))]
+    best = int(np.argmin(errors))
+    return choices(whole)[best] if best else None
 
 
 def _fitted_to(joint: Joint) -> Callable[[Layer, Scheme, Rank], tuple[Sequence[Array], Array | None]]:

@@ -12,7 +12,6 @@ from trp_onnx.commands.evidence import Known
 from trp_onnx.commands.workspace import Workspace
 from trp_onnx.errors import TargetError
 from trp_onnx.evaluation.metric import Scores
-from trp_onnx.evaluation.outputs import Told
 from trp_onnx.evaluation.verify import verify
 from trp_onnx.graph.model import count_parameters, file_bytes, weight_files
 from trp_onnx.latency.measured import Latency, realise
@@ -40,7 +39,7 @@ def assess(
         ModelError: It does not run.
     """
     source, path, plan = work.network.source, work.staging.path, choice.plan
-    written, errors = verify(path, source, work.network.original, work.feeds, work.expected, Told(work.said))
+    written, errors = verify(path, source, work.network.original, work.feeds, work.expected, work.told)
     work.clock.lap("verify")
     score = None if work.evaluation is None else work.evaluation.scores(path)
     limit = _limited(work, choice)

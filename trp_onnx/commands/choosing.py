@@ -14,7 +14,6 @@ from trp_onnx.commands.workspace import Workspace
 from trp_onnx.errors import TargetError
 from trp_onnx.evaluation.comparison import divergences_on
 from trp_onnx.evaluation.judging import Judge
-from trp_onnx.evaluation.outputs import Told
 from trp_onnx.graph.layers import find_layers
 from trp_onnx.graph.sizes import shape_options
 from trp_onnx.job import Goal
@@ -163,7 +162,7 @@ def _harm(work: Workspace, known: Known, *choices: Choice) -> list[float]:
     with ExitStack() as stack:
         made = [choice.made for choice in choices if choice.made is not None]
         paths = [stack.enter_context(_written(each, work, place)) for place, each in enumerate(made)]
-        return divergences_on(known.apart, work.network.source, paths, work.network.original, Told(work.said))
+        return divergences_on(known.apart, work.network.source, paths, work.network.original, work.told)
 
 
 def _trained(

@@ -9,7 +9,7 @@ from trp_onnx.calibration.moments import collect_moments
 from trp_onnx.calibration.padding import without_padding
 from trp_onnx.commands.workspace import Workspace
 from trp_onnx.errors import UsageError
-from trp_onnx.evaluation.outputs import Told
+from trp_onnx.evaluation.outputs import OutputKind, output_kinds
 from trp_onnx.graph.inputs import Samples
 from trp_onnx.graph.layers import Layer
 from trp_onnx.graph.spaces import Space, find_spaces
@@ -27,7 +27,7 @@ from trp_onnx.planning import (
 from trp_onnx.planning.rules import check_all_match, space_match
 from trp_onnx.planning.spaces import SpaceSite, cuts_to_measure, survey_spaces
 from trp_onnx.planning.widths import Widths
-from trp_onnx.progress import track
+from trp_onnx.progress import note, track
 
 DAMAGE_SAMPLES = 64
 """Samples of those on which damage is measured."""
@@ -86,8 +86,11 @@ def gather(work: Workspace) -> Known:
     if work.samples is not None:
         whole = samples = without_padding(work.network.normal, work.samples.fitting())
         seen = [layer for layer in work.network.layers if layer.name not in left or layer.name in reading]
-        # What cutting does is told by samples that no refit has seen: a few hundred can be fitted by heart.
-        count = min(DAMAGE_SAMPLES, len(whole) // 4) if any(space.closed is None for space in spaces) else 0
+        # Damage is told by samples that nothing is fitted to: a few hundred can be learnt by heart. That of cuts always
+        # is, that of ranks where enough are left to fit them to.
+        cuts = any(space.closed is None for space in spaces)
+        told_apart = _by_damage(work) and (cuts or len(whole) >= 2 * DAMAGE_SAMPLES)
+        count = min(DAMAGE_SAMPLES, len(whole) // 4) if told_apart else 0
         apart, samples = (whole.first(count), whole.after(count)) if count else (None, whole)
         moments = collect_moments(
             work.network.normal, seen, samples, beside=apart, progress=lambda runs: track(runs, "moments")
@@ -96,10 +99,24 @@ def gather(work: Workspace) -> Known:
         work.clock.lap("moments")
     sites = survey_spaces(spaces, evidence.moments, align, job.goal.rules)
     if _by_damage(work):
+        _note_values(work)
         evidence = _with_damage(work, evidence, judged, apart or samples)
         sites = _with_space_damage(work, evidence, sites, apart)
         work.clock.lap("damage")
     return Known(evidence, align, samples, tuple(sites), apart, tuple(found))
+
+
+def _note_values(work: Workspace) -> None:
+    """Say which outputs may be scores of classes, and are taken for numbers."""
+    kinds = output_kinds(work.network.original, work.expected, work.told)
+    for name, output in kinds.items():
+        value = work.expected[name]
+        rows = not isinstance(value, list) and value.ndim == 2 and value.shape[1] > 1
+        if rows and output.kind is OutputKind.VALUES and name not in work.said:
+            note(
+                f"output '{name}' is taken for {value.shape[1]} numbers, each as important as the others; where they "
+                f"are scores of classes, say --output-kind {name}:scores: the plan then keeps the answers"
+            )
 
 
 def _check_precision(table: LatencyTable, device: Device) -> None:
@@ -140,7 +157,7 @@ def _with_space_damage(
         work.network.normal,
         {site.space.name: cuts_to_measure(site, evidence.moments) for site in choice},
         samples,
-        told=_told(work),
+        told=work.told,
         progress=lambda names: track(names, "damage of spaces"),
     )
     return [replace(site, damage=damage.get(site.space.name)) for site in sites]
@@ -180,11 +197,7 @@ def _with_damage(work: Workspace, evidence: Evidence, layers: Sequence[Layer], s
         seen.first(DAMAGE_SAMPLES),
         work.job.search.scheme,
         evidence,
-        told=_told(work),
+        told=work.told,
         progress=lambda groups: track(groups, "damage"),
     )
     return replace(evidence, damage=damage)
-
-
-def _told(work: Workspace) -> Told:
-    return Told(work.said, work.samples.labels if work.samples is not None else None)

@@ -20,7 +20,7 @@ from trp_onnx.data.feeding import read_inputs
 from trp_onnx.evaluation.built_in import AGREEMENT
 from trp_onnx.evaluation.evaluation import Evaluation
 from trp_onnx.evaluation.judging import Judge, judge, judge_by_error
-from trp_onnx.evaluation.outputs import Output, read_said
+from trp_onnx.evaluation.outputs import ClassLabels, Output, Told, read_said
 from trp_onnx.evaluation.verify import MAPPED_FROM, reference_outputs
 from trp_onnx.files.paths import guard
 from trp_onnx.files.staging import Staging, files_of
@@ -118,6 +118,13 @@ class Workspace:
     def in_memory(self) -> bool:
         """Whether the result stays in memory."""
         return self.names[1] == IN_MEMORY
+
+    @property
+    def told(self) -> Told:
+        """What is known of outputs beside their values; what labels name is the same in the test."""
+        sets = (self.samples.dataset if self.samples is not None else None, self.tested)
+        named = [ClassLabels.of(data.labels, data.preprocessing.label_offset) for data in sets if data is not None]
+        return Told(self.said, next((labels for labels in named if labels is not None), None))
 
     @property
     def untouched(self) -> set[str]:
