@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests import graphs
-from trp_onnx.training import isolated_runtime
 
 OPTIONAL = (
     "gmpy2", "sitecustomize", "usercustomize", "mpi4py", "yaml", "onnx", "onnxruntime", "onnxsim", "onnxscript", "PIL",
@@ -83,23 +82,16 @@ def test_nor_by_python_m(tmp_path: Path, files: None) -> None:
     assert command(tmp_path / "poisoned", "inspect", "../net.onnx", how=["-m", "trp_onnx"]).returncode == 0
 
 
-@pytest.fixture
-def runtime() -> None:
-    if sys.version_info[:2] not in isolated_runtime.PYTHONS:
-        pytest.skip("onnxruntime-training has no wheel for this Python")
-    isolated_runtime.ensure_runtime()
-
-
 TRAIN = ("compress", "../net.onnx", "-o", "../out.onnx", "--macs", "0.6", "--align", "1", "--train", "--epochs", "1",
          "--batch", "16", "--augment", "none", "--data")  # fmt: skip
 
 
-def test_nor_by_the_training_workers(poisoned: Path, files: None, runtime: None) -> None:
+def test_nor_by_the_training_workers(poisoned: Path, files: None, training_runtime: None) -> None:
     done = command(poisoned, *TRAIN, "../data.npz")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_data_function_in_the_current_folder_is_found(tmp_path: Path, files: None, runtime: None) -> None:
+def test_a_data_function_in_the_current_folder_is_found(tmp_path: Path, files: None, training_runtime: None) -> None:
     mine = tmp_path / "mine"
     (mine / "loading").mkdir(parents=True)
     (mine / "beside.py").write_text("SAMPLES = 32\n")
@@ -114,7 +106,7 @@ def test_a_data_function_in_the_current_folder_is_found(tmp_path: Path, files: N
     assert done.returncode == 0, done.stderr
 
 
-def test_a_data_function_whose_module_fails(tmp_path: Path, files: None, runtime: None) -> None:
+def test_a_data_function_whose_module_fails(tmp_path: Path, files: None, training_runtime: None) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     for text, said in (("import sys; sys.exit(7)", "SystemExit: 7"), ("1 / 0", "division by zero"), ("(", "Syntax")):

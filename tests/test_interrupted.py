@@ -24,7 +24,7 @@ from tests import graphs
 from tests.easy import compress
 from trp_onnx.cli.main import main
 from trp_onnx.errors import TrainingError, UsageError
-from trp_onnx.training import TrainingOptions, isolated_runtime
+from trp_onnx.training import TrainingOptions
 
 COMPRESS = ("compress", "net.onnx", "-o", "out.onnx", "--macs", "0.6", "--align", "1")
 
@@ -257,13 +257,6 @@ def test_a_damaged_cache_is_done_without(
     assert compressed().layers == right.layers
 
 
-@pytest.fixture
-def runtime() -> None:
-    if sys.version_info[:2] not in isolated_runtime.PYTHONS:
-        pytest.skip("onnxruntime-training has no wheel for this Python")
-    isolated_runtime.ensure_runtime()
-
-
 TRAIN = TrainingOptions(epochs=1, batch=16, augment=())
 
 
@@ -273,7 +266,7 @@ def train(net: Path, data: Path, **more: object) -> trp_onnx.Report:
 
 
 @pytest.mark.slow
-def test_damaged_checkpoints(net: Path, data: Path, runtime: None) -> None:
+def test_damaged_checkpoints(net: Path, data: Path, training_runtime: None) -> None:
     train(net, data, run="r")
     for name in ("result.npz", "checkpoint.npz"):
         path = Path("r") / name
@@ -318,7 +311,7 @@ def test_a_folder_that_is_not_ours_is_no_run_folder(net: Path, data: Path, tmp_p
         assert [path.name for path in Path(folder).iterdir()] == ["thesis.tex"]
 
 
-def test_only_our_files_are_removed(net: Path, data: Path, runtime: None) -> None:
+def test_only_our_files_are_removed(net: Path, data: Path, training_runtime: None) -> None:
     train(net, data, run="kept")
     shutil.copytree("kept", "out.onnx.trp-run")
     folder = Path("out.onnx.trp-run")
@@ -331,7 +324,7 @@ def test_only_our_files_are_removed(net: Path, data: Path, runtime: None) -> Non
     assert any("out.onnx.trp-run' stays: it holds 'finetune/mine.txt'" in note for note in report.notes)
 
 
-def test_a_run_that_is_killed_before_its_folder_has_a_marker(net: Path, data: Path, runtime: None) -> None:
+def test_a_run_that_is_killed_before_its_folder_has_a_marker(net: Path, data: Path, training_runtime: None) -> None:
     hangs = "import pathlib, time; pathlib.Path.replace = lambda *a: time.sleep(600)"
     command = (*COMPRESS, "--train", "--data", data, "--epochs", "1", "--augment", "none", "--resume")
     process = start(net.parent, *command, before=hangs)
