@@ -31,7 +31,7 @@ def olive() -> Path:
     """The folder of the programs of an environment with Olive."""
     folder = Path(os.environ.get("TRP_ONNX_RUNTIMES", "")) / "olive" / "bin"
     if not (folder / "olive").exists():
-        pytest.skip("Olive is absent: benchmarks/other_runtimes.sh DIR makes it, TRP_ONNX_RUNTIMES=DIR names it")
+        pytest.skip("Olive is absent: benchmarks/other_runtimes.sh DIR olive makes it, TRP_ONNX_RUNTIMES=DIR names it")
     return folder
 
 
