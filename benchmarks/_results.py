@@ -49,9 +49,14 @@ def faster(row: Row, key: str = "measured") -> str:
 
 
 def commit() -> str:
-    """Of this checkout; what is not committed shows as "-dirty"."""
-    command = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """Of this checkout; what is not committed, other than results, shows as "-dirty"."""
+    here = str(RESULTS.parent.parent)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return git("rev-parse", "--short", "HEAD") + "-dirty" * bool(changed)
 
 
 class Results:
