@@ -61,7 +61,7 @@ README = {
     ("crnn", "1.5x", "in turn"): "CRNN, a recurrent text reader",
     ("ppocr_rec", "1.3x", "ranks and widths"): "PP-OCR, a text reader of thin convolutions",
     ("minilm", "1.2x", "in turn"): "MiniLM, a transformer encoder",
-    ("mobilenet_v2", "1.15x", "in turn"): "MobileNetV2, depthwise and 1x1 convolutions",
+    ("mobilenet_v2", "1.15x", "ranks and widths"): "MobileNetV2, depthwise and 1x1 convolutions",
 }
 """Rows of the README, and what they say of the network."""
 
