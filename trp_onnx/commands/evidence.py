@@ -89,7 +89,7 @@ def gather(work: Workspace) -> Known:
         # Damage is told by samples that nothing is fitted to: a few hundred can be learnt by heart. That of cuts always
         # is, that of ranks where enough are left to fit them to.
         cuts = any(space.closed is None for space in spaces)
-        told_apart = _by_damage(work) and (cuts or len(whole) >= 2 * DAMAGE_SAMPLES)
+        told_apart = cuts or (work.sets_apart and len(whole) >= 2 * DAMAGE_SAMPLES)
         count = min(DAMAGE_SAMPLES, len(whole) // 4) if told_apart else 0
         apart, samples = (whole.first(count), whole.after(count)) if count else (None, whole)
         moments = collect_moments(
@@ -98,7 +98,7 @@ def gather(work: Workspace) -> Known:
         evidence = replace(evidence, moments=moments)
         work.clock.lap("moments")
     sites = survey_spaces(spaces, evidence.moments, align, job.goal.rules)
-    if _by_damage(work):
+    if job.by_outputs:
         _note_values(work)
         evidence = _with_damage(work, evidence, judged, apart or samples)
         sites = _with_space_damage(work, evidence, sites, apart)
@@ -172,12 +172,6 @@ def time_layers(work: Workspace, spaces: Sequence[Space] = ()) -> LatencyTable:
         widths=Widths(spaces).layers,
         precision=work.job.device.precision,
     )  # fmt: skip
-
-
-def _by_damage(work: Workspace) -> bool:
-    """Whether errors are weighed with what they do to the outputs."""
-    by = work.job.search.plan_by
-    return by == "outputs" or (by == "auto" and work.samples is not None and work.job.goal.budgeted)
 
 
 def _left(work: Workspace, table: LatencyTable | None, align: int) -> frozenset[str]:

@@ -69,6 +69,12 @@ class Job:
             check_type(self.training, Training, "training")
         held(self.recover, Minutes | None, "recover")
 
+    @property
+    def by_outputs(self) -> bool:
+        """Whether errors are weighed with what they do to the outputs."""
+        fitted = self.data is not None and self.training is None
+        return self.search.plan_by == "outputs" or (self.search.plan_by == "auto" and fitted and self.goal.budgeted)
+
     def folder(self, out: Path) -> Path | None:
         """The run folder of the training or the recovery, where there is one."""
         if self.training is None and self.recover is None:
