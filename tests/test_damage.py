@@ -86,7 +86,7 @@ def test_layers_that_no_budget_changes_are_not_measured(large_and_tiny: Path, tm
     assert left_by_budgets(found, rules=[LayerRule("large", keep=True)]) == {"large", "tiny"}
     assert left_by_budgets(found, rules=[LayerRule("tiny", rank=(1,))]) == set()
     np.savez(tmp_path / "x.npz", x=rng().standard_normal((64, 40, 128)).astype(np.float32))
-    options = {"align": 1, "data": tmp_path / "x.npz", "widths": False, "plan_by": "weights"}  # nothing is set apart
+    options = {"align": 1, "data": tmp_path / "x.npz", "widths": False}
     planned = compress(large_and_tiny, tmp_path / "a.onnx", macs=0.6, **options)
     (tiny,) = [layer for layer in planned.layers if layer.name == "tiny"]
     assert tiny.scheme is None and "next to nothing of the network" in tiny.reason

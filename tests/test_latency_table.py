@@ -57,7 +57,7 @@ def on_a_phone(measured: Path, tmp_path: Path, shares: dict[str, float], dense: 
         for key, by in document["parts"].items()
     }
     target = {"machine": "a phone", "runtime": "1.0", "provider": "cpu", "threads": 1}
-    return another(measured, tmp_path, shares=shares, parts=parts, target=target, step=16)
+    return another(measured, tmp_path, shares=shares, parts=parts, paces={}, target=target, step=16)
 
 
 def test_a_table_survives_its_file(measured: Path, tmp_path: Path) -> None:
@@ -76,7 +76,6 @@ def test_ranks_within_a_step_cost_the_same(net: Path, measured: Path, tmp_path: 
     assert times[0] == times[1] == times[2] < times[3]
 
 
-@pytest.mark.timing
 def test_time_is_saved_where_it_is_spent(net: Path, measured: Path, tmp_path: Path) -> None:
     """On the phone the classifier takes most of the time, though it has next to no MACs."""
     table = on_a_phone(measured, tmp_path, {"conv1": 0.01, "conv2": 0.3, "fc": 0.6}, dense=0.2)

@@ -86,11 +86,8 @@ def gather(work: Workspace) -> Known:
     if work.samples is not None:
         whole = samples = without_padding(work.network.normal, work.samples.fitting())
         seen = [layer for layer in work.network.layers if layer.name not in left or layer.name in reading]
-        # Damage is told by samples that nothing is fitted to: a few hundred can be learnt by heart. That of cuts always
-        # is, that of ranks where enough are left to fit them to.
-        cuts = any(space.closed is None for space in spaces)
-        told_apart = cuts or (work.sets_apart and len(whole) >= 2 * DAMAGE_SAMPLES)
-        count = min(DAMAGE_SAMPLES, len(whole) // 4) if told_apart else 0
+        # What cutting does is told by samples that no refit has seen: a few hundred can be fitted by heart.
+        count = min(DAMAGE_SAMPLES, len(whole) // 4) if any(space.closed is None for space in spaces) else 0
         apart, samples = (whole.first(count), whole.after(count)) if count else (None, whole)
         moments = collect_moments(
             work.network.normal, seen, samples, beside=apart, progress=lambda runs: track(runs, "moments")

@@ -92,7 +92,6 @@ class Workspace:
         session: The training.
         recovery: What the compressed network learns in afterwards.
         table: The latency table that was given.
-        sets_apart: Whether samples may be set apart for damage; of a recovery that goes on, whether they were.
         notes: What the owner should know.
         clock: Seconds of each phase.
     """
@@ -112,7 +111,6 @@ class Workspace:
     session: TrainingRun | None
     recovery: Recovery | None
     table: LatencyTable | None
-    sets_apart: bool
     notes: list[str]
     clock: Clock = field(default_factory=Clock)
 
@@ -158,7 +156,7 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
         _guard(job, source, place, folder)
         _check_training(job)
         table = _read_table(job.device.latency_table)
-        original, sets_apart = open_model(source), job.by_outputs
+        original = open_model(source)
         samples, tested = _open_samples(job, original)
         if job.training is not None:
             from trp_onnx.training.run import check_trainable
@@ -190,7 +188,7 @@ def open_workspace(job: Job, model: ModelLike, out: str | PathLike[str] | None) 
         names = shown(model), IN_MEMORY if out is None else str(out)
         yield Workspace(
             job, names, network, feeds, expected, verified_on, staging, samples,
-            tested, said, evaluation, judge, session, recovery, table, sets_apart, notes, clock,
+            tested, said, evaluation, judge, session, recovery, table, notes, clock,
         )  # fmt: skip
 
 
